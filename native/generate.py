@@ -1,0 +1,43 @@
+"""Prints the native kernels from the rules; the build runs it before it compiles."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "openadam"
+
+
+def flag(value: bool) -> str:
+    """A truth value in C++."""
+    return str(value).lower()
+
+
+def kernels() -> str:
+    """The generated header: a function per program, and tables of them with their digests."""
+    from openadam.language import cpp
+    from openadam.measures import MEASURES
+    from openadam.rules import FAMILY, PREPARE, update_program
+
+    updates = [update_program(rule.trace(**choice)) for rule in FAMILY for choice in rule.variants()]
+    parts = ["// Printed by native/generate.py from src/openadam/rules.py and measures.py; not to be edited."]
+    parts += [cpp.update(program) for program in [PREPARE, *updates]]
+    parts += [measure.cpp() for measure in MEASURES]
+    rows = [f'  X("{p.name}", "{p.digest}", {p.name}, {len(p.states)}, {len(p.scalars)})' for p in [PREPARE, *updates]]
+    parts.append("#define UPDATE_KERNELS(X) \\\n" + " \\\n".join(rows))
+    rows = [f'  X("{m.name}", "{m.digest}", {m.name}, {flag(m.reduction == "max")}, {flag(m.reads_parameter)})' for m in MEASURES]
+    parts.append("#define MEASURE_KERNELS(X) \\\n" + " \\\n".join(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Write the header to the path given."""
+    package = types.ModuleType("openadam")  # the rules need the standard library only; the package itself needs NumPy
+    package.__path__ = [str(SOURCE)]
+    sys.modules["openadam"] = package
+    Path(sys.argv[1]).write_text(kernels())
+
+
+if __name__ == "__main__":
+    main()

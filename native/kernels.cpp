@@ -1,0 +1,75 @@
+// The generated kernels, compiled once per instruction set (OPENADAM_ISA names it).
+//
+// Everything here has internal linkage and nothing from the standard library but <cstdint> is used, so that the linker
+// can never take a function compiled for a newer processor for one that runs on an older (a test reads the symbols).
+#include "kernels.hpp"
+
+#if defined(_MSC_VER)
+#include <cmath>
+#define RESTRICT __restrict
+#define SQRTF(x) sqrtf(x)
+#define SQRT(x) sqrt(x)
+#define FABSF(x) fabsf(x)
+#define FABS(x) fabs(x)
+#else
+#define RESTRICT __restrict__
+#define SQRTF(x) __builtin_sqrtf(x)
+#define SQRT(x) __builtin_sqrt(x)
+#define FABSF(x) __builtin_fabsf(x)
+#define FABS(x) __builtin_fabs(x)
+#endif
+
+#define JOIN_NAMES_(a, b) a##b
+#define JOIN_NAMES(a, b) JOIN_NAMES_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+
+namespace {
+
+inline float root(float x) { return SQRTF(x); }
+inline double root(double x) { return SQRT(x); }
+inline float absolute(float x) { return FABSF(x); }
+inline double absolute(double x) { return FABS(x); }
+template <class T>
+constexpr T smallest_normal = T(2.2250738585072014e-308);
+template <>
+constexpr float smallest_normal<float> = 1.17549435e-38F;
+
+inline double sum(double a, double b) { return a + b; }
+inline double largest(double a, double b) { return (a > b || a != a) ? a : b; }
+
+// Joins value(0) ... value(n - 1): element i goes to lane i % 16, then the lanes are folded in halves. The order is the
+// same whatever the width of the vectors, so the result is too.
+template <class Value, class Join>
+inline double over_lanes(Value value, std::int64_t n, Join join) {
+  constexpr int kLanes = 16;
+  double lanes[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = join(lanes[lane], value(i + lane));
+  for (int lane = 0; i < n; ++i, ++lane) lanes[lane] = join(lanes[lane], value(i));
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) lanes[lane] = join(lanes[lane], lanes[lane + width]);
+  return lanes[0];
+}
+
+#include "generated_kernels.hpp"
+
+#define UPDATE_ROW(name, digest, function, states, scalars) {name, digest, {function<float>, function<double>}, states, scalars},
+const openadam::UpdateKernel kUpdates[] = {UPDATE_KERNELS(UPDATE_ROW)};
+
+#define MEASURE_ROW(name, digest, function, is_max, reads_parameter) \
+  {name, digest, {function<float>, function<double>}, is_max, reads_parameter},
+const openadam::MeasureKernel kMeasures[] = {MEASURE_KERNELS(MEASURE_ROW)};
+
+const openadam::KernelSet kSet = {
+    TEXT(OPENADAM_ISA),
+    kUpdates,
+    sizeof(kUpdates) / sizeof(kUpdates[0]),
+    kMeasures,
+    sizeof(kMeasures) / sizeof(kMeasures[0]),
+};
+
+}  // namespace
+
+extern "C" const openadam::KernelSet* JOIN_NAMES(openadam_kernels_, OPENADAM_ISA)() { return &kSet; }

@@ -1,0 +1,36 @@
+// The kernels of one instruction set, as tables of plain function pointers: what a unit of kernels.cpp exports.
+#pragma once
+
+#include <cstdint>
+
+namespace openadam {
+
+enum Dtype : std::int64_t { kFloat32 = 0, kFloat64 = 1, kDtypes = 2 };
+
+// One update rule: tensors are the addresses of g, p and its states, scalars the values of the step in float64.
+struct UpdateKernel {
+  const char* name;
+  const char* digest;
+  void (*run[kDtypes])(void* const* tensors, const double* scalars, std::int64_t n);
+  std::int64_t states;
+  std::int64_t scalars;
+};
+
+// One measure: tensors are the addresses of g, p before the update and p after it.
+struct MeasureKernel {
+  const char* name;
+  const char* digest;
+  double (*run[kDtypes])(const void* const* tensors, std::int64_t n);
+  bool is_max;            // joined by the largest value, else by the sum
+  bool reads_parameter;   // p before or after; otherwise the gradient alone
+};
+
+struct KernelSet {
+  const char* isa;
+  const UpdateKernel* updates;  // the first one prepares gradients
+  std::int64_t update_count;
+  const MeasureKernel* measures;
+  std::int64_t measure_count;
+};
+
+}  // namespace openadam

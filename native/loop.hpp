@@ -1,0 +1,261 @@
+// One step over the table of all tensors: first everything is checked, then blocks are updated and measured.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "formats.hpp"
+#include "kernels.hpp"
+#include "threads.hpp"
+
+namespace openadam {
+
+constexpr std::int64_t kBlock = 1024;           // elements that stay in the L1 cache
+constexpr std::int64_t kChunk = 64 * kBlock;    // elements that one thread takes at a time
+constexpr std::int64_t kRowCost = 64;           // what a tensor costs beside its elements, in elements
+constexpr std::int64_t kPerThread = 2 * kChunk; // less work than this does not pay for starting a thread
+constexpr int kMaxStates = 4;
+
+// A row of the table, as Python fills it: addresses and numbers.
+struct Row {
+  std::int64_t parameter;  // address
+  std::int64_t gradient;   // address
+  std::int64_t length;     // elements
+  std::int64_t dtype;
+  std::int64_t kernel;
+  std::int64_t scalars;  // where this row's scalars start
+  std::int64_t prepare;  // where the scalars of the gradient's preparation start, or -1: the gradient is used as it is
+  std::int64_t layout;   // where this row's layout starts, or -1: both are dense
+  std::int64_t active;   // 0: no gradient, leave it alone
+  std::int64_t states[kMaxStates];  // addresses
+};
+constexpr std::int64_t kColumns = sizeof(Row) / sizeof(std::int64_t);
+
+template <class T>
+struct Span {
+  T* data = nullptr;
+  std::int64_t size = 0;
+};
+
+struct Request {
+  const KernelSet* kernels = nullptr;
+  Span<const Row> rows;
+  Span<const double> scalars;
+  Span<const std::int64_t> layouts;   // dimensions, p is strided, g is strided, shape, strides of p, strides of g
+  Span<const std::int64_t> measures;  // indices of those to take
+  bool update = false;                // otherwise the tensors are measured only
+  int threads = 1;
+  Span<double> tallies;  // rows x measures
+};
+
+inline std::int64_t bytes_of(std::int64_t dtype) { return dtype == kFloat32 ? 4 : 8; }
+
+// Refuses a table that would touch memory it should not; after this nothing can fail.
+inline void check(const Request& request) {
+  const auto refuse = [](std::int64_t row, const char* what) {
+    throw std::invalid_argument("row " + std::to_string(row) + " of the step's table: " + what);
+  };
+  for (std::int64_t i = 0; i < request.measures.size; ++i)
+    if (request.measures.data[i] < 0 || request.measures.data[i] >= request.kernels->measure_count)
+      throw std::invalid_argument("no such measure");
+  if (request.tallies.size != request.rows.size * request.measures.size)
+    throw std::invalid_argument("the tallies must hold rows x measures numbers");
+  const std::int64_t prepare_scalars = request.kernels->updates[0].scalars;
+  for (std::int64_t i = 0; i < request.rows.size; ++i) {
+    const Row& row = request.rows.data[i];
+    if (!row.active) continue;
+    if (row.dtype < 0 || row.dtype >= kDtypes) refuse(i, "unknown dtype");
+    if (row.kernel < 1 || row.kernel >= request.kernels->update_count) refuse(i, "unknown kernel");
+    if (row.length < 0) refuse(i, "negative length");
+    const UpdateKernel& kernel = request.kernels->updates[row.kernel];
+    if (kernel.states > kMaxStates) refuse(i, "too many states");
+    if (request.update) {
+      if (row.scalars < 0 || row.scalars + kernel.scalars > request.scalars.size) refuse(i, "scalars out of range");
+      if (row.prepare < -1 || (row.prepare >= 0 && row.prepare + prepare_scalars > request.scalars.size))
+        refuse(i, "scalars of the preparation out of range");
+    }
+    if (row.length == 0) continue;
+    const std::int64_t alignment = bytes_of(row.dtype) - 1;
+    bool p_strided = false;
+    bool g_strided = false;
+    if (row.layout != -1) {
+      if (row.layout < 0 || row.layout + 3 > request.layouts.size) refuse(i, "layout out of range");
+      const std::int64_t* layout = request.layouts.data + row.layout;
+      if (layout[0] < 0 || layout[0] > 64 || row.layout + 3 + 3 * layout[0] > request.layouts.size) refuse(i, "layout out of range");
+      std::int64_t elements = 1;
+      for (std::int64_t d = 0; d < layout[0]; ++d) elements *= layout[3 + d];
+      if (elements != row.length) refuse(i, "the layout's shape is not the row's length");
+      p_strided = layout[1] != 0;
+      g_strided = layout[2] != 0;
+    }
+    if (!row.parameter || !row.gradient) refuse(i, "null address");
+    if (!p_strided && (row.parameter & alignment)) refuse(i, "misaligned parameter");
+    if (!g_strided && (row.gradient & alignment)) refuse(i, "misaligned gradient");
+    for (std::int64_t s = 0; s < kernel.states; ++s)
+      if (!row.states[s] || (row.states[s] & alignment)) refuse(i, "null or misaligned state");
+  }
+}
+
+// Rows [first, last) whole, or elements [begin, end) of the one row first.
+struct Task {
+  std::int64_t first, last, begin, end;
+};
+
+class Loop {
+ public:
+  // Checks and allocates; run() then cannot fail.
+  explicit Loop(const Request& request) : request_(request) {
+    check(request);
+    partials_at_.reserve(static_cast<std::size_t>(request.rows.size) + 1);
+    std::int64_t chunks = 0;
+    std::int64_t first = 0;
+    std::int64_t cost = 0;
+    for (std::int64_t i = 0; i < request.rows.size; ++i) {
+      partials_at_.push_back(chunks);
+      const Row& row = request.rows.data[i];
+      const std::int64_t length = row.active ? row.length : 0;
+      work_ += length + kRowCost;
+      if (length > kChunk) {
+        if (first < i) tasks_.push_back({first, i, 0, 0});
+        for (std::int64_t begin = 0; begin < length; begin += kChunk) tasks_.push_back({i, i, begin, std::min(begin + kChunk, length)});
+        first = i + 1;
+        cost = 0;
+      } else {
+        cost += length + kRowCost;
+        if (cost >= kChunk) {
+          tasks_.push_back({first, i + 1, 0, 0});
+          first = i + 1;
+          cost = 0;
+        }
+      }
+      chunks += length > kChunk ? (length + kChunk - 1) / kChunk : 1;
+    }
+    partials_at_.push_back(chunks);
+    if (first < request.rows.size) tasks_.push_back({first, request.rows.size, 0, 0});
+    partials_.resize(static_cast<std::size_t>(chunks * request.measures.size));
+    for (std::int64_t m = 0; m < request.measures.size; ++m)
+      measure_parameter_ |= request.kernels->measures[request.measures.data[m]].reads_parameter;
+  }
+
+  void run() noexcept {
+    const std::int64_t useful = std::max<std::int64_t>(1, work_ / kPerThread);
+    const int threads = static_cast<int>(std::min<std::int64_t>({request_.threads, useful, static_cast<std::int64_t>(tasks_.size())}));
+    std::atomic<std::size_t> next{0};
+    fork_join(threads, [this, &next]() noexcept {
+      for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks_.size();) do_task(tasks_[i]);
+    });
+    join_partials();
+  }
+
+ private:
+  void do_task(const Task& task) noexcept {
+    if (task.first == task.last) return do_range(task.first, task.begin, task.end);
+    for (std::int64_t i = task.first; i < task.last; ++i)
+      if (request_.rows.data[i].active) do_range(i, 0, request_.rows.data[i].length);
+  }
+
+  void do_range(std::int64_t index, std::int64_t begin, std::int64_t end) noexcept {
+    const Row& row = request_.rows.data[index];
+    const UpdateKernel& kernel = request_.kernels->updates[row.kernel];
+    const bool prepared = request_.update && row.prepare >= 0;
+    if (request_.update && !prepared && row.layout < 0 && request_.measures.size == 0) {
+      void* tensors[2 + kMaxStates];
+      point(row, kernel, begin, address(row.gradient, row, begin), address(row.parameter, row, begin), tensors);
+      kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, end - begin);
+      return;
+    }
+    double* partials = partials_.data() + (partials_at_[static_cast<std::size_t>(index)] + begin / kChunk) * request_.measures.size;
+    for (std::int64_t at = begin; at < end; at += kBlock) do_block(row, kernel, prepared, at, std::min(kBlock, end - at), partials);
+  }
+
+  void do_block(const Row& row, const UpdateKernel& kernel, bool prepared, std::int64_t begin, std::int64_t n, double* partials) noexcept {
+    alignas(64) char fetched_gradient[kBlock * 8];
+    alignas(64) char fetched_parameter[kBlock * 8];
+    alignas(64) char prepared_gradient[kBlock * 8];
+    alignas(64) char parameter_before[kBlock * 8];
+    const std::int64_t bytes = bytes_of(row.dtype);
+    const std::size_t block_bytes = static_cast<std::size_t>(n * bytes);
+    char* gradient = address(row.gradient, row, begin);
+    char* parameter = address(row.parameter, row, begin);
+    Strided p_at{};
+    bool p_strided = false;
+    if (row.layout >= 0) {
+      const std::int64_t* layout = request_.layouts.data + row.layout;
+      const std::int64_t dimensions = layout[0];
+      p_at = {dimensions, layout + 3, layout + 3 + dimensions};
+      p_strided = layout[1] != 0;
+      if (layout[2]) {
+        const Strided g_at{dimensions, layout + 3, layout + 3 + 2 * dimensions};
+        copy_strided<true>(bytes, address(row.gradient, row, 0), g_at, begin, n, fetched_gradient);
+        gradient = fetched_gradient;
+      }
+      if (p_strided) {
+        copy_strided<true>(bytes, address(row.parameter, row, 0), p_at, begin, n, fetched_parameter);
+        parameter = fetched_parameter;
+      }
+    }
+    const void* measured[3] = {gradient, parameter, parameter};
+    if (request_.update) {
+      if (measure_parameter_) {
+        std::memcpy(parameter_before, parameter, block_bytes);
+        measured[1] = parameter_before;
+      }
+      void* tensors[2 + kMaxStates];
+      if (prepared) {
+        std::memcpy(prepared_gradient, gradient, block_bytes);
+        void* both[2] = {prepared_gradient, parameter};
+        request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
+        gradient = prepared_gradient;
+      }
+      point(row, kernel, begin, gradient, parameter, tensors);
+      kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
+      if (p_strided) copy_strided<false>(bytes, address(row.parameter, row, 0), p_at, begin, n, parameter);
+    }
+    for (std::int64_t m = 0; m < request_.measures.size; ++m) {
+      const MeasureKernel& measure = request_.kernels->measures[request_.measures.data[m]];
+      partials[m] = joined(measure, partials[m], measure.run[row.dtype](measured, n));
+    }
+  }
+
+  // Chunks in their order, so that the result does not depend on which thread took which.
+  void join_partials() noexcept {
+    const std::int64_t measures = request_.measures.size;
+    for (std::int64_t i = 0; i < request_.rows.size; ++i) {
+      for (std::int64_t m = 0; m < measures; ++m) {
+        double total = 0;
+        for (std::int64_t c = partials_at_[static_cast<std::size_t>(i)]; c < partials_at_[static_cast<std::size_t>(i) + 1]; ++c)
+          total = joined(request_.kernels->measures[request_.measures.data[m]], total, partials_[static_cast<std::size_t>(c * measures + m)]);
+        request_.tallies.data[i * measures + m] = total;
+      }
+    }
+  }
+
+  static double joined(const MeasureKernel& measure, double a, double b) noexcept {
+    if (!measure.is_max) return a + b;
+    return (a > b || a != a) ? a : b;
+  }
+
+  static char* address(std::int64_t base, const Row& row, std::int64_t element) noexcept {
+    return reinterpret_cast<char*>(static_cast<std::uintptr_t>(base)) + element * bytes_of(row.dtype);
+  }
+
+  static void point(const Row& row, const UpdateKernel& kernel, std::int64_t begin, char* gradient, char* parameter, void** tensors) noexcept {
+    tensors[0] = gradient;
+    tensors[1] = parameter;
+    for (std::int64_t s = 0; s < kernel.states; ++s) tensors[2 + s] = address(row.states[s], row, begin);
+  }
+
+  const Request& request_;
+  std::vector<Task> tasks_;
+  std::vector<std::int64_t> partials_at_;  // where each row's partial tallies start, in chunks
+  std::vector<double> partials_;
+  std::int64_t work_ = 0;
+  bool measure_parameter_ = false;
+};
+
+}  // namespace openadam

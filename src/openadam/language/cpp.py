@@ -1,0 +1,75 @@
+"""Printing a program as C++: an elementwise loop that the compiler vectorises, or a reduction over fixed lanes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .program import Program
+
+__all__ = ["reduction", "update"]
+
+TEMPLATES = {
+    "add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "negative": "-{}",
+    "absolute": "absolute({})", "sqrt": "root({})", "less": "{} < {}", "less_equal": "{} <= {}", "equal": "{} == {}",
+    "where": "{} ? {} : {}",
+}  # fmt: skip
+CONDITIONS = ("less", "less_equal", "equal")
+
+
+def _argument(pair: tuple[str, Any], condition: bool = False) -> str:
+    kind, which = pair
+    if kind == "constant":
+        return "smallest_normal<T>" if which == "smallest_normal" else f"T({which!r})"
+    printed = {"value": f"x{which}", "input": str(which), "scalar": f"c{which}"}[kind]
+    return f"{printed} != T(0)" if condition and kind == "scalar" else printed
+
+
+def _statements(program: Program) -> list[str]:
+    """One line per operation, in the program's order."""
+    lines = []
+    for position, instruction in enumerate(program.instructions):
+        kind = "bool" if instruction.operation in CONDITIONS else "T"
+        chosen = instruction.operation == "where"
+        operands = [_argument(pair, chosen and place == 0) for place, pair in enumerate(instruction.arguments)]
+        lines.append(f"const {kind} x{position} = {TEMPLATES[instruction.operation].format(*operands)};")
+    return lines
+
+
+def update(program: Program) -> str:
+    """A function template over the arithmetic's type: ``name(tensors, scalars, n)``.
+
+    ``tensors`` holds the addresses of g, p and the states in this order; what a program does not touch is not read.
+    """
+    places = {"g": 0, "p": 1, **{state: 2 + position for position, state in enumerate(program.states)}}
+    lines = [
+        f"// {program.name}",
+        "template <class T>",
+        f"void {program.name}(void* const* tensors, [[maybe_unused]] const double* scalars, std::int64_t n) {{",
+    ]
+    for name in dict.fromkeys([*program.inputs, *program.outputs]):
+        constness = "" if name in program.outputs else "const "
+        lines.append(f"  {constness}T* RESTRICT {name}_ = static_cast<{constness}T*>(tensors[{places[name]}]);")
+    lines += [f"  const T c{i} = static_cast<T>(scalars[{i}]);" for i in range(len(program.scalars))]
+    lines.append("  for (std::int64_t i = 0; i < n; ++i) {")
+    lines += [f"    const T {name} = {name}_[i];" for name in program.inputs]
+    lines += [f"    {line}" for line in _statements(program)]
+    lines += [f"    {name}_[i] = {_argument(pair)};" for name, pair in program.outputs.items()]
+    lines += ["  }", "}"]
+    return "\n".join(lines)
+
+
+def reduction(program: Program, join: str) -> str:
+    """A function template that joins the program's one output over n elements in LANES fixed lanes, in double.
+
+    Args:
+        program: Reads ``g``, ``p`` (before the update) and ``p_after``; writes ``value``.
+        join: How two values become one, in C++: ``sum`` or ``largest``.
+    """
+    places = {"g": 0, "p": 1, "p_after": 2}
+    lines = [f"// {program.name}", "template <class S>", f"double {program.name}(const void* const* tensors, std::int64_t n) {{", "  using T = double;"]
+    lines += [f"  const S* RESTRICT {name}_ = static_cast<const S*>(tensors[{places[name]}]);" for name in program.inputs]
+    lines.append("  const auto value = [=](std::int64_t i) {")
+    lines += [f"    const T {name} = static_cast<T>({name}_[i]);" for name in program.inputs]
+    lines += [f"    {line}" for line in _statements(program)]
+    lines += [f"    return {_argument(program.outputs['value'])};", "  };", f"  return over_lanes(value, n, [](T a, T b) {{ return {join}(a, b); }});", "}"]
+    return "\n".join(lines)

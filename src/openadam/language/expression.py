@@ -1,0 +1,438 @@
+"""Expressions: the nodes of a rule's graph, the operators that build them, and the tracing of a rule into them."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import linecache
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+__all__ = [
+    "Expression",
+    "Rule",
+    "RuleError",
+    "Step",
+    "Traced",
+    "exp",
+    "log",
+    "maximum",
+    "minimum",
+    "rule",
+    "sign",
+    "sqrt",
+    "where",
+]
+
+
+class RuleError(TypeError):
+    """A rule uses something that the language of update rules lacks; the message names the line."""
+
+
+# Operation -> number of arguments. "symbol" and "constant" are the leaves.
+ARITIES = {
+    "add": 2, "subtract": 2, "multiply": 2, "divide": 2, "power": 2, "negative": 1, "absolute": 1, "sqrt": 1,
+    "exp": 1, "expm1": 1, "log": 1, "sign": 1, "maximum": 2, "minimum": 2,
+    "less": 2, "less_equal": 2, "equal": 2, "where": 3,
+}  # fmt: skip
+CONDITIONS = frozenset({"less", "less_equal", "equal"})
+
+
+class Expression:
+    """One node: an operation and its arguments, or a leaf (a symbol with its space and name, or a constant).
+
+    Spaces of symbols: ``tensor`` (``g``, ``p`` and the direction), ``state`` (what a rule remembers), ``scalar``
+    (hyperparameters and the step number ``t``).
+    """
+
+    __slots__ = ("arguments", "operation", "value")
+    __array_ufunc__ = None  # np.sqrt(m) and array * m must reach our operators, which refuse them by name
+
+    def __init__(self, operation: str, arguments: tuple[Expression, ...] = (), value: Any = None) -> None:
+        self.operation = operation
+        self.arguments = arguments
+        self.value = value
+
+    @property
+    def is_condition(self) -> bool:
+        return self.operation in CONDITIONS
+
+    def key(self) -> tuple[str, Any]:
+        """What distinguishes a leaf from other leaves."""
+        return (self.operation, self.value)
+
+    def __add__(self, other: Any) -> Expression:
+        return node("add", self, other)
+
+    def __radd__(self, other: Any) -> Expression:
+        return node("add", other, self)
+
+    def __sub__(self, other: Any) -> Expression:
+        return node("subtract", self, other)
+
+    def __rsub__(self, other: Any) -> Expression:
+        return node("subtract", other, self)
+
+    def __mul__(self, other: Any) -> Expression:
+        return node("multiply", self, other)
+
+    def __rmul__(self, other: Any) -> Expression:
+        return node("multiply", other, self)
+
+    def __truediv__(self, other: Any) -> Expression:
+        return node("divide", self, other)
+
+    def __rtruediv__(self, other: Any) -> Expression:
+        return node("divide", other, self)
+
+    def __pow__(self, other: Any) -> Expression:
+        return node("power", self, other)
+
+    def __rpow__(self, other: Any) -> Expression:
+        return node("power", other, self)
+
+    def __neg__(self) -> Expression:
+        return node("negative", self)
+
+    def __abs__(self) -> Expression:
+        return node("absolute", self)
+
+    def __lt__(self, other: Any) -> Expression:
+        return node("less", self, other)
+
+    def __le__(self, other: Any) -> Expression:
+        return node("less_equal", self, other)
+
+    def __gt__(self, other: Any) -> Expression:
+        return node("less", other, self)
+
+    def __ge__(self, other: Any) -> Expression:
+        return node("less_equal", other, self)
+
+    def __eq__(self, other: object) -> Expression:  # type: ignore[override]
+        return node("equal", self, other)
+
+    def __ne__(self, other: object) -> NoReturn:
+        raise RuleError("`!=` is not in the language; swap the branches of where(a == b, …, …)")
+
+    __hash__ = None  # type: ignore[assignment]  # `==` builds a graph, so a set or dict of expressions would lie
+
+    def __bool__(self) -> NoReturn:
+        raise RuleError("a rule cannot branch on a value (`if`, `and`, `or`, `not`, `min`, `max`); use where, maximum, minimum")
+
+    def __float__(self) -> NoReturn:
+        raise RuleError("a rule cannot turn a symbol into a number (`float`, `math.…`); use sqrt, exp, log of openadam.language")
+
+    __int__ = __index__ = __complex__ = __float__
+
+    def __iter__(self) -> NoReturn:
+        raise RuleError("a rule is elementwise: a symbol has no items to iterate over or index")
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise RuleError("a rule is elementwise: a symbol has no items to iterate over or index")
+
+    def __matmul__(self, other: object) -> NoReturn:
+        raise RuleError("a rule is elementwise: there is no matrix product in the language")
+
+    __rmatmul__ = __matmul__
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise RuleError(f"a symbol has no attribute or method `{name}`; the language has operators and functions only")
+
+    def __repr__(self) -> str:
+        from .notation import text
+
+        return text(self)
+
+
+def as_expression(value: Any) -> Expression:
+    if isinstance(value, Expression):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise RuleError(f"the constant {value!r} is not finite")
+        return Expression("constant", (), float(value))
+    raise RuleError(f"{value!r} ({type(value).__name__}) cannot stand in a rule; use symbols and plain numbers")
+
+
+def symbol(space: str, name: str) -> Expression:
+    return Expression("symbol", (), (space, name))
+
+
+def node(operation: str, *arguments: Any) -> Expression:
+    expressions = tuple(as_expression(argument) for argument in arguments)
+    for position, expression in enumerate(expressions):
+        wants_condition = operation == "where" and position == 0
+        if expression.is_condition != wants_condition:
+            if wants_condition:
+                raise RuleError("the first argument of where must be a comparison")
+            raise RuleError("a comparison can only be the first argument of where(condition, a, b)")
+    return Expression(operation, expressions)
+
+
+def sqrt(x: Any) -> Expression:
+    """Square root; correctly rounded on every back end."""
+    return node("sqrt", x)
+
+
+def exp(x: Any) -> Expression:
+    """Exponential, of scalars only."""
+    return node("exp", x)
+
+
+def log(x: Any) -> Expression:
+    """Natural logarithm, of scalars only."""
+    return node("log", x)
+
+
+def sign(x: Any) -> Expression:
+    """-1, 0 or 1; NaN stays NaN."""
+    return node("sign", x)
+
+
+def maximum(a: Any, b: Any) -> Expression:
+    """The larger of two; NaN if either is NaN."""
+    return node("maximum", a, b)
+
+
+def minimum(a: Any, b: Any) -> Expression:
+    """The smaller of two; NaN if either is NaN."""
+    return node("minimum", a, b)
+
+
+def where(condition: Any, a: Any, b: Any) -> Expression:
+    """``a`` where the comparison holds, else ``b``."""
+    return node("where", condition, a, b)
+
+
+def postorder(*roots: Expression) -> Iterator[Expression]:
+    """Every node below the roots once, arguments before users, in a fixed order."""
+    seen: set[int] = set()
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        expression, expanded = stack.pop()
+        if id(expression) in seen:
+            continue
+        if expanded:
+            seen.add(id(expression))
+            yield expression
+        else:
+            stack.append((expression, True))
+            stack.extend((argument, False) for argument in reversed(expression.arguments))
+
+
+class Namespace:
+    """The ``s`` and ``h`` of a rule: reading any name gives its symbol, and is remembered."""
+
+    def __init__(self, space: str) -> None:
+        self._space = space
+        self._symbols: dict[str, Expression] = {}
+
+    def __getattr__(self, name: str) -> Expression:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._symbols.setdefault(name, symbol(self._space, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            raise RuleError(f"`{name}` cannot be assigned inside a rule; return the new state as Step(direction, {name}=…)")
+        super().__setattr__(name, value)
+
+
+class Step:
+    """What a rule returns: the direction, the new states, and any intermediate values worth seeing, by name."""
+
+    def __init__(self, direction: Any, **named: Any) -> None:
+        self.direction = as_expression(direction)
+        self.named = {name: as_expression(value) for name, value in named.items()}
+        for name, value in [("the direction", self.direction), *self.named.items()]:
+            if value.is_condition:
+                raise RuleError(f"{name} is a comparison; use where(condition, a, b)")
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A rule, traced with one choice of its options: the graph as its author wrote it."""
+
+    name: str
+    direction: Expression
+    named: Mapping[str, Expression]
+    states: tuple[str, ...]  # in the order in which the rule returns them
+    hyperparameters: tuple[str, ...]  # without t
+    element_states: frozenset[str]
+    initial: Mapping[str, float | str]  # a number, or the name of the hyperparameter that holds it
+
+    @property
+    def scalar_states(self) -> tuple[str, ...]:
+        return tuple(name for name in self.states if name not in self.element_states)
+
+
+def depends_on_tensors(root: Expression, element_states: frozenset[str]) -> bool:
+    """Whether a value differs from element to element; otherwise it is a scalar of the step."""
+    for expression in postorder(root):
+        if expression.operation == "symbol":
+            space, name = expression.value
+            if space == "tensor" or (space == "state" and name in element_states):
+                return True
+    return False
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """An update rule: a function of the gradient ``g``, the states ``s`` and the hyperparameters ``h``.
+
+    Options are keyword-only parameters of the function whose choices the decorator lists; the first is the default.
+    """
+
+    function: Callable[..., Step]
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    initial: Mapping[str, float | str] = field(default_factory=dict)
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    _traces: dict[tuple[str, ...], Traced] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.function.__doc__)
+        traces = [self.trace(**choice) for choice in self.variants()]  # so that a fault shows at definition, in every variant
+        for name in self.initial:
+            if not any(name in traced.states for traced in traces):
+                raise _located(RuleError(f"`initial` names the state {name!r}, which the rule does not read"), self.function)
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A decorated rule is found again under its own name, as a function is.
+        return _find_rule, (self.function.__module__, self.function.__qualname__)
+
+    def __deepcopy__(self, memo: object) -> Rule:
+        return self
+
+    def variants(self) -> Iterator[dict[str, str]]:
+        """Every combination of the options."""
+        for choice in itertools.product(*self.options.values()):
+            yield dict(zip(self.options, choice, strict=True))
+
+    def variant_name(self, **choice: str) -> str:
+        """The rule's name and the options that are not the default: ``amsgrad_corrected``."""
+        parts = [choice.get(option, choices[0]) for option, choices in self.options.items()]
+        return "_".join([self.name, *(part for part, choices in zip(parts, self.options.values(), strict=True) if part != choices[0])])
+
+    def trace(self, **choice: str) -> Traced:
+        """The graph of the rule with these options; raises RuleError or, for a wrong option, ValueError."""
+        for option, value in choice.items():
+            if option not in self.options:
+                raise TypeError(f"{self.name} has no option {option!r}; it has {', '.join(self.options) or 'none'}")
+            if value not in self.options[option]:
+                raise ValueError(f"{option}={value!r} is none of {', '.join(map(repr, self.options[option]))}")
+        key = tuple(choice.get(option, choices[0]) for option, choices in self.options.items())
+        if key not in self._traces:
+            self._traces[key] = self._trace(dict(zip(self.options, key, strict=True)))
+        return self._traces[key]
+
+    def _trace(self, choice: dict[str, str]) -> Traced:
+        states, hyper = Namespace("state"), Namespace("scalar")
+        try:
+            step = self.function(symbol("tensor", "g"), states, hyper, **choice)
+            if not isinstance(step, Step):
+                raise RuleError("a rule must return Step(direction, state=…)")
+            read = states._symbols
+            for name in read:
+                if name not in step.named:
+                    raise RuleError(f"the rule reads the state `{name}` but does not return it; add {name}=… to Step")
+            element_states: frozenset[str] = frozenset()
+            while True:  # a state is a scalar unless something that touches a tensor flows into it
+                grown = frozenset(name for name in read if depends_on_tensors(step.named[name], element_states))
+                if grown == element_states:
+                    break
+                element_states = grown
+            for name in read:
+                if name in ("g", "p"):
+                    raise RuleError(f"a state cannot be named `{name}`: that is the {'gradient' if name == 'g' else 'parameter'}")
+            check_elements(step, element_states)
+        except Exception as error:
+            raise _located(error, self.function) from error
+        return Traced(
+            name=self.variant_name(**choice),
+            direction=step.direction,
+            named=step.named,
+            states=tuple(name for name in step.named if name in read),
+            hyperparameters=tuple(name for name in hyper._symbols if name != "t"),
+            element_states=element_states,
+            initial={name: self.initial.get(name, 0.0) for name in read},
+        )
+
+
+def check_elements(step: Step, element_states: frozenset[str]) -> None:
+    """Refuse what exists for scalars only where it is applied to tensors."""
+    for expression in postorder(step.direction, *step.named.values()):
+        if expression.operation in ("exp", "log") and depends_on_tensors(expression, element_states):
+            raise RuleError(f"{expression.operation} of a tensor is not in the language (its bits differ between libraries)")
+        if expression.operation == "power" and depends_on_tensors(expression, element_states):
+            exponent = expression.arguments[1]
+            allowed = exponent.operation == "constant" and (exponent.value == 0.5 or exponent.value in range(1, 17))
+            if not allowed:
+                raise RuleError(f"a tensor can be raised to 0.5 or to a whole number from 1 to 16, not to {exponent!r}")
+
+
+def _located(error: Exception, function: Callable[..., Any]) -> RuleError:
+    """The same complaint, naming the line of the rule it comes from."""
+    code = function.__code__
+    line = code.co_firstlineno
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == code.co_filename:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    source = linecache.getline(code.co_filename, line).strip()
+    reason = str(error) if isinstance(error, RuleError) else f"{type(error).__name__}: {error}"
+    return RuleError(f"rule {function.__name__!r}, {code.co_filename}:{line}: `{source}`: {reason}")
+
+
+def _find_rule(module: str, qualified_name: str) -> Any:
+    import functools
+    import importlib
+
+    return functools.reduce(getattr, qualified_name.split("."), importlib.import_module(module))
+
+
+def rule(
+    function: Callable[..., Step] | None = None,
+    *,
+    initial: Mapping[str, float | str] | None = None,
+    options: Mapping[str, tuple[str, ...]] | None = None,
+    **defaults: float,
+) -> Any:
+    """Turn a function of ``(g, s, h)`` into an update rule.
+
+    Args:
+        function: Returns ``Step(direction, name=…)``; ``g`` is the gradient, ``s.name`` a state, ``h.name`` a
+            hyperparameter, ``h.t`` the number of the step, from 1.
+        initial: First values of states that do not start at 0: a number, or the name of a hyperparameter.
+        options: Keyword-only parameters of the function and the choices each has, the default first.
+        **defaults: Defaults of the hyperparameters; one without a default must be given to the optimizer.
+
+    Raises:
+        RuleError: The function uses what the language lacks; the message names the line.
+
+    >>> import numpy as np, openadam
+    >>> @openadam.rule(lr=0.1, beta1=0.9)
+    ... def signum(g, s, h):
+    ...     m = h.beta1 * s.m + (1 - h.beta1) * g
+    ...     return openadam.Step(openadam.sign(m), m=m)
+    >>> w = np.array([1.0, -1.0])
+    >>> _ = openadam.Optimizer(w, rule=signum).step(np.array([3.0, 0.0]))
+    >>> w
+    array([ 0.9, -1. ])
+    """
+
+    def decorate(function: Callable[..., Step]) -> Rule:
+        if not inspect.isfunction(function):
+            raise TypeError(f"@rule decorates a function, not {function!r}")
+        return Rule(function, dict(options or {}), dict(initial or {}), dict(defaults))
+
+    return decorate if function is None else decorate(function)
