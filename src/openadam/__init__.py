@@ -1,0 +1,46 @@
+"""openadam: the Adam optimizer family for Python, written once, fast and exact, and never a black box."""
+
+from . import errors, measures, rules, schedules
+from .errors import *  # noqa: F403
+from .errors import __all__ as _errors
+from .family import MEMBERS, SGD, Adagrad, Adam, AdaMax, AdamW, AMSGrad, Momentum, NAdam, NAdamW, RAdam, RAdamW, RMSProp
+from .language.expression import Step, exp, log, maximum, minimum, rule, sign, sqrt, where
+from .optimizer import Optimizer, StepReport
+from .schedules import Cosine, Linear, WarmUp
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MEMBERS",
+    "SGD",
+    "AMSGrad",
+    "AdaMax",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Cosine",
+    "Linear",
+    "Momentum",
+    "NAdam",
+    "NAdamW",
+    "Optimizer",
+    "RAdam",
+    "RAdamW",
+    "RMSProp",
+    "Step",
+    "StepReport",
+    "WarmUp",
+    "errors",
+    "exp",
+    "log",
+    "maximum",
+    "measures",
+    "minimum",
+    "rule",
+    "rules",
+    "schedules",
+    "sign",
+    "sqrt",
+    "where",
+    *_errors,
+]

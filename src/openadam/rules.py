@@ -52,8 +52,8 @@ def sgd(g: Expression, s: Namespace, h: Namespace) -> Step:
     return Step(g)
 
 
-@rule(options={"look_ahead": ("classical", "nesterov")})
-def momentum(g: Expression, s: Namespace, h: Namespace, *, look_ahead: str) -> Step:
+@rule(options={"form": ("classical", "nesterov")})
+def momentum(g: Expression, s: Namespace, h: Namespace, *, form: str) -> Step:
     """Momentum: classical (Polyak, 1964), dampened, or Nesterov's (Sutskever et al., 2013).
 
     As torch: the first gradient enters undampened, and the learning rate stands outside the buffer. Keras keeps
@@ -61,10 +61,10 @@ def momentum(g: Expression, s: Namespace, h: Namespace, *, look_ahead: str) -> S
     """
     entering = where(h.t == 1, 1, 1 - h.dampening)
     m = h.momentum * s.m + entering * g
-    return Step(g + h.momentum * m if look_ahead == "nesterov" else m, m=m)
+    return Step(g + h.momentum * m if form == "nesterov" else m, m=m)
 
 
-@rule(initial={"sum": "initial_accumulator_value"}, options={"epsilon": ("outside", "inside")})
+@rule(initial={"sum": "initial_accumulator_value"}, nonnegative=("sum",), options={"epsilon": ("outside", "inside")})
 def adagrad(g: Expression, s: Namespace, h: Namespace, *, epsilon: str) -> Step:
     """Adaptive subgradient method. Duchi, Hazan and Singer, 2011.
 
@@ -75,8 +75,8 @@ def adagrad(g: Expression, s: Namespace, h: Namespace, *, epsilon: str) -> Step:
     return Step(g / denominator(sum, h.eps, epsilon) / decayed, sum=sum)
 
 
-@rule(options={"centered": ("no", "centered"), "buffer": ("no", "momentum"), "epsilon": ("outside", "inside")})
-def rmsprop(g: Expression, s: Namespace, h: Namespace, *, centered: str, buffer: str, epsilon: str) -> Step:
+@rule(nonnegative=("v",), options={"variance": ("raw", "centered"), "buffer": ("none", "momentum"), "epsilon": ("outside", "inside")})
+def rmsprop(g: Expression, s: Namespace, h: Namespace, *, variance: str, buffer: str, epsilon: str) -> Step:
     """RMSProp: plain (Hinton, 2012), centered (Graves, 2013), with momentum.
 
     As torch: eps outside the root, the learning rate outside the momentum buffer. Keras and Optax default to eps inside
@@ -84,17 +84,17 @@ def rmsprop(g: Expression, s: Namespace, h: Namespace, *, centered: str, buffer:
     yields NaN.
     """
     states = {"v": h.rho * s.v + (1 - h.rho) * g**2}
-    variance = states["v"]
-    if centered == "centered":
+    spread = states["v"]
+    if variance == "centered":
         states["g_mean"] = h.rho * s.g_mean + (1 - h.rho) * g
-        variance = maximum(variance - states["g_mean"] ** 2, 0)
-    direction = g / denominator(variance, h.eps, epsilon)
+        spread = maximum(spread - states["g_mean"] ** 2, 0)
+    direction = g / denominator(spread, h.eps, epsilon)
     if buffer == "momentum":
         direction = states["m"] = h.momentum * s.m + direction
     return Step(direction, **states)
 
 
-@rule(options={"epsilon": EPSILON, "bias_correction": ("on", "off")})
+@rule(nonnegative=("v",), options={"epsilon": EPSILON, "bias_correction": ("on", "off")})
 def adam(g: Expression, s: Namespace, h: Namespace, *, epsilon: str, bias_correction: str) -> Step:
     """Adaptive moment estimation. Kingma and Ba, 2015, Algorithm 1.
 
@@ -111,7 +111,7 @@ def adam(g: Expression, s: Namespace, h: Namespace, *, epsilon: str, bias_correc
     return Step(m_hat / denominator(v, h.eps, epsilon, 1 - h.beta2**h.t), m=m, v=v, m_hat=m_hat, v_hat=v_hat)
 
 
-@rule(options={"maximum_of": ("raw", "corrected", "paper"), "epsilon": EPSILON})
+@rule(nonnegative=("v", "v_max"), options={"maximum_of": ("raw", "corrected", "paper"), "epsilon": EPSILON})
 def amsgrad(g: Expression, s: Namespace, h: Namespace, *, maximum_of: str, epsilon: str) -> Step:
     """Adam with the largest second moment so far. Reddi, Kale and Kumar, 2018, Algorithm 2.
 
@@ -132,7 +132,7 @@ def amsgrad(g: Expression, s: Namespace, h: Namespace, *, maximum_of: str, epsil
     return Step(m_hat / denominator(v_max, h.eps, epsilon, 1 - h.beta2**h.t), m=m, v=v, v_max=v_max, m_hat=m_hat, v_hat=v_hat)
 
 
-@rule(options={"epsilon": ("within", "added")})
+@rule(nonnegative=("u_max",), options={"epsilon": ("within", "added")})
 def adamax(g: Expression, s: Namespace, h: Namespace, *, epsilon: str) -> Step:
     """Adam with the infinity norm. Kingma and Ba, 2015, Algorithm 2.
 
@@ -146,18 +146,18 @@ def adamax(g: Expression, s: Namespace, h: Namespace, *, epsilon: str) -> Step:
     return Step(m_hat / (u_max if epsilon == "within" else u_max + h.eps), m=m, u_max=u_max, m_hat=m_hat)
 
 
-@rule(initial={"mu_product": 1.0}, options={"look_ahead": ("dozat", "optax"), "epsilon": EPSILON})
-def nadam(g: Expression, s: Namespace, h: Namespace, *, look_ahead: str, epsilon: str) -> Step:
+@rule(initial={"mu_product": 1.0}, nonnegative=("v", "mu_product"), options={"form": ("dozat", "optax"), "epsilon": EPSILON})
+def nadam(g: Expression, s: Namespace, h: Namespace, *, form: str, epsilon: str) -> Step:
     """Adam with Nesterov momentum. Dozat, 2016.
 
     As torch: the momentum follows Dozat's schedule, whose product is a state; Keras is the same with ``momentum_decay=1``.
-    Optax (``look_ahead="optax"``) has no schedule: it corrects the next momentum with ``1 - beta1**(t + 1)``.
+    Optax (``form="optax"``) has no schedule: it corrects the next momentum with ``1 - beta1**(t + 1)``.
     """
     m = first_moment(g, s, h)
     v = second_moment(g, s, h)
     v_hat = v / (1 - h.beta2**h.t)
     below = denominator(v, h.eps, epsilon, 1 - h.beta2**h.t)
-    if look_ahead == "optax":
+    if form == "optax":
         m_hat = (h.beta1 / (1 - h.beta1 ** (h.t + 1))) * m + ((1 - h.beta1) / (1 - h.beta1**h.t)) * g
         return Step(m_hat / below, m=m, v=v, m_hat=m_hat, v_hat=v_hat)
     mu = h.beta1 * (1 - 0.5 * 0.96 ** (h.t * h.momentum_decay))
@@ -167,7 +167,7 @@ def nadam(g: Expression, s: Namespace, h: Namespace, *, look_ahead: str, epsilon
     return Step(m_hat / below, m=m, v=v, mu_product=mu_product, m_hat=m_hat, v_hat=v_hat)
 
 
-@rule(options={"epsilon": ("hat", "outside", "inside")})
+@rule(nonnegative=("v",), options={"epsilon": ("hat", "outside", "inside")})
 def radam(g: Expression, s: Namespace, h: Namespace, *, epsilon: str) -> Step:
     """Rectified Adam. Liu et al., 2020, Algorithm 2.
 
@@ -202,7 +202,8 @@ def apply(p: Expression, direction: Expression, h: Namespace) -> Expression:
 
 def clip_factor(norm: float, clip_norm: float) -> float:
     """What the gradients are multiplied by so that their global norm is at most ``clip_norm``; as torch's clip_grad_norm_."""
-    return min(1.0, clip_norm / (norm + 1e-6))
+    factor = clip_norm / (norm + 1e-6)
+    return 1.0 if factor >= 1.0 else factor  # NaN stays NaN
 
 
 G, P = symbol("tensor", "g"), symbol("tensor", "p")

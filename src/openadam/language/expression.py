@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from ..errors import RuleError
+
 __all__ = [
     "Expression",
     "Rule",
-    "RuleError",
     "Step",
     "Traced",
     "exp",
@@ -25,10 +26,6 @@ __all__ = [
     "sqrt",
     "where",
 ]
-
-
-class RuleError(TypeError):
-    """A rule uses something that the language of update rules lacks; the message names the line."""
 
 
 # Operation -> number of arguments. "symbol" and "constant" are the leaves.
@@ -291,6 +288,7 @@ class Rule:
     function: Callable[..., Step]
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     initial: Mapping[str, float | str] = field(default_factory=dict)
+    nonnegative: tuple[str, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
     _traces: dict[tuple[str, ...], Traced] = field(default_factory=dict, repr=False)
 
@@ -404,6 +402,7 @@ def rule(
     function: Callable[..., Step] | None = None,
     *,
     initial: Mapping[str, float | str] | None = None,
+    nonnegative: tuple[str, ...] = (),
     options: Mapping[str, tuple[str, ...]] | None = None,
     **defaults: float,
 ) -> Any:
@@ -413,6 +412,7 @@ def rule(
         function: Returns ``Step(direction, name=…)``; ``g`` is the gradient, ``s.name`` a state, ``h.name`` a
             hyperparameter, ``h.t`` the number of the step, from 1.
         initial: First values of states that do not start at 0: a number, or the name of a hyperparameter.
+        nonnegative: States that are never below 0; a checkpoint in which one is, is refused.
         options: Keyword-only parameters of the function and the choices each has, the default first.
         **defaults: Defaults of the hyperparameters; one without a default must be given to the optimizer.
 
@@ -433,6 +433,6 @@ def rule(
     def decorate(function: Callable[..., Step]) -> Rule:
         if not inspect.isfunction(function):
             raise TypeError(f"@rule decorates a function, not {function!r}")
-        return Rule(function, dict(options or {}), dict(initial or {}), dict(defaults))
+        return Rule(function, dict(options or {}), dict(initial or {}), tuple(nonnegative), dict(defaults))
 
     return decorate if function is None else decorate(function)

@@ -1,0 +1,125 @@
+"""The named errors: each says which tensor or setting, what was found and what to do, and leaves everything as it was."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AliasError",
+    "CheckpointCorruptError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "CheckpointVersionError",
+    "ConcurrentStepError",
+    "GradientDtypeError",
+    "GradientError",
+    "GradientShapeError",
+    "HyperparameterError",
+    "HyperparameterWarning",
+    "NativeMissingWarning",
+    "NonFiniteGradientError",
+    "NonFiniteStateError",
+    "OpenAdamError",
+    "ParameterDtypeError",
+    "ParameterError",
+    "RuleError",
+    "SparseGradientError",
+    "UnknownHyperparameterError",
+]
+
+
+class OpenAdamError(Exception):
+    """The base of every error of this package."""
+
+
+class RuleError(OpenAdamError, TypeError):
+    """A rule uses something that the language of update rules lacks; the message names the line."""
+
+
+class HyperparameterError(OpenAdamError, ValueError):
+    """A hyperparameter is out of its range or not a number."""
+
+
+class UnknownHyperparameterError(OpenAdamError, TypeError):
+    """A keyword is no hyperparameter or option of this optimizer; the message suggests one that is."""
+
+
+class ParameterError(OpenAdamError, ValueError):
+    """The parameters cannot be optimized as they are: none, given twice, or not writeable."""
+
+
+class ParameterDtypeError(OpenAdamError, TypeError):
+    """A parameter is not an array of a supported dtype."""
+
+
+class AliasError(OpenAdamError, ValueError):
+    """Two tensors that must be apart share memory, or a tensor overlaps itself."""
+
+
+class GradientError(OpenAdamError, RuntimeError):
+    """The gradients cannot be used; nothing was changed."""
+
+
+class GradientShapeError(GradientError):
+    """A gradient's shape is not its parameter's; gradients are never broadcast."""
+
+
+class GradientDtypeError(GradientError, TypeError):
+    """A gradient's dtype cannot be turned into its parameter's without loss."""
+
+
+class SparseGradientError(GradientError):
+    """A gradient is sparse."""
+
+
+class NonFiniteGradientError(GradientError):
+    """A gradient holds NaN or infinity.
+
+    Attributes:
+        parameter: Name of the first tensor concerned.
+        index: Flat index (C order) of the first such element in it.
+        value: That element.
+        count: Non-finite elements in this tensor.
+        step: The step that was refused, from 1.
+    """
+
+    def __init__(self, parameter: str, index: int, value: float, count: int, step: int) -> None:
+        super().__init__(parameter, index, value, count, step)
+        self.parameter, self.index, self.value, self.count, self.step = parameter, index, value, count, step
+
+    def __str__(self) -> str:
+        return (
+            f"the gradient of parameter {self.parameter!r} is not finite at step {self.step}: {self.value} at flat index "
+            f"{self.index}, {self.count} non-finite in this tensor; nothing was changed "
+            "(nonfinite='skip' skips such steps, 'propagate' lets them through)"
+        )
+
+
+class NonFiniteStateError(GradientError):
+    """A finite gradient is so large that the optimizer's state would not be finite."""
+
+
+class ConcurrentStepError(OpenAdamError, RuntimeError):
+    """An optimizer was used while a step of its own was running."""
+
+
+class CheckpointError(OpenAdamError, ValueError):
+    """A state or file cannot be loaded; the optimizer is unchanged."""
+
+
+class CheckpointCorruptError(CheckpointError):
+    """The contents are damaged or impossible: truncated, a wrong checksum, a negative second moment."""
+
+
+class CheckpointVersionError(CheckpointError):
+    """The contents were written by a newer, incompatible version."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The contents belong to another optimizer, or to other parameters."""
+
+
+class HyperparameterWarning(UserWarning):
+    """A hyperparameter is allowed but hardly meant."""
+
+
+class NativeMissingWarning(UserWarning):
+    """There are no native kernels; steps run on the slower NumPy reference, with the same bits."""

@@ -1,0 +1,91 @@
+"""Hyperparameters: their names, meanings and ranges, and how a given value is checked."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import HyperparameterError, UnknownHyperparameterError
+
+__all__ = ["HYPERPARAMETERS", "Hyperparameter", "checked", "suggest"]
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """A name of the papers, what it means, and where it may lie: from ``low`` up to ``high``."""
+
+    meaning: str
+    low: float = 0.0
+    high: float = math.inf
+    high_allowed: bool = False
+
+    def describe_range(self) -> str:
+        """The range as people write it: ``0 <= x < 1``."""
+        if self.high == math.inf:
+            return "a finite number" if self.low == -math.inf else f"at least {self.low:g} and finite"
+        return f"from {self.low:g} {'to' if self.high_allowed else 'up to, but not,'} {self.high:g}"
+
+
+HYPERPARAMETERS: dict[str, Hyperparameter] = {
+    "lr": Hyperparameter("learning rate, alpha in the paper; the parameter moves by -lr * direction"),
+    "beta1": Hyperparameter("decay rate of the first moment", high=1.0),
+    "beta2": Hyperparameter("decay rate of the second moment", high=1.0),
+    "eps": Hyperparameter("keeps the denominator away from zero, in the units of the gradient"),
+    "momentum": Hyperparameter("decay rate of the velocity"),
+    "dampening": Hyperparameter("how much of a new gradient is held back from the velocity", high=1.0, high_allowed=True),
+    "rho": Hyperparameter("decay rate of the squared gradients (torch's alpha)", high=1.0),
+    "lr_decay": Hyperparameter("the direction is divided by 1 + (t - 1) * lr_decay"),
+    "initial_accumulator_value": Hyperparameter("where the sum of squared gradients starts"),
+    "momentum_decay": Hyperparameter("how fast Dozat's momentum schedule rises (psi)"),
+    "weight_decay": Hyperparameter("strength of weight decay, lambda; coupled it joins the gradient, decoupled it shrinks the parameter by lr * weight_decay"),
+    "clip_norm": Hyperparameter("largest global norm of the gradients; they are scaled down to it"),
+    "clip_value": Hyperparameter("largest magnitude of a gradient's element; applied after clip_norm"),
+}
+_ANY = Hyperparameter("of a rule of your own", low=-math.inf)
+
+
+def number(name: str, value: Any) -> float:
+    """The value as a Python float; refuses what is not one real number."""
+    if hasattr(value, "item") and getattr(value, "size", 0) == 1 and not isinstance(value, numbers.Number):
+        value = value.item()  # a 0-d or one-element array
+    elif hasattr(value, "item") and isinstance(value, numbers.Number):
+        value = value.item()  # a NumPy scalar
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        shown = f"{value!r} ({type(value).__name__})"
+        raise HyperparameterError(f"{name}={shown} is not a number; give an int or float, or a function of the step number t")
+    try:
+        return float(value)
+    except OverflowError:
+        raise HyperparameterError(f"{name}={value!r} is too large for a float") from None
+
+
+def checked(name: str, value: Any, *, where: str = "") -> float:
+    """The value as a float within its range; -0.0 is 0.0.
+
+    Raises:
+        HyperparameterError: It is not one real number, not finite, or out of range; ``where`` is added to the message.
+    """
+    result = number(name, value)
+    known = HYPERPARAMETERS.get(name, _ANY)
+    within = known.low <= result < known.high or (known.high_allowed and result == known.high)
+    if not within or not math.isfinite(result):
+        raise HyperparameterError(f"{name}={value!r}{where} is out of range: it must be {known.describe_range()}")
+    return result + 0.0
+
+
+def checked_or_schedule(name: str, value: Any, *, where: str = "") -> float | Callable[[int], float]:
+    """As `checked`, but a function of t is let through: its values are checked at every step."""
+    return value if callable(value) else checked(name, value, where=where)
+
+
+def suggest(what: str, unknown: str, allowed: Iterable[str]) -> UnknownHyperparameterError:
+    """The error for a keyword that nobody knows, with the nearest one that exists."""
+    allowed = sorted(allowed)
+    known_elsewhere = {"betas": "beta1=…, beta2=…", "alpha": "rho=…", "learning_rate": "lr=…", "b1": "beta1=…", "b2": "beta2=…", "nesterov": "form='nesterov'"}
+    near = difflib.get_close_matches(unknown, allowed, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"write {known_elsewhere[unknown]}." if unknown in known_elsewhere else ""
+    return UnknownHyperparameterError(f"{what} has no hyperparameter or option {unknown!r}; {hint} It takes {', '.join(allowed)}.".replace(";  It", ". It"))

@@ -1,0 +1,834 @@
+"""The optimizer over arrays: parameters and their groups, the step, and its state by name."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import engine as engines
+from . import rules
+from .errors import (
+    AliasError,
+    CheckpointCorruptError,
+    CheckpointMismatchError,
+    CheckpointVersionError,
+    ConcurrentStepError,
+    GradientError,
+    HyperparameterError,
+    HyperparameterWarning,
+    NonFiniteGradientError,
+    NonFiniteStateError,
+    ParameterError,
+)
+from .hyperparameters import checked, checked_or_schedule, suggest
+from .language.arrays import compile_scalars
+from .language.expression import Rule
+from .measures import MEASURES
+from .parameters import (
+    Entry,
+    as_gradient,
+    byte_bounds,
+    describe,
+    flatten,
+    overlaps,
+    protected_intervals,
+    read_entries,
+    read_group,
+    read_structure,
+    structured,
+)
+
+__all__ = ["Optimizer", "StepReport"]
+
+Array = npt.NDArray[Any]
+
+STATE_FORMAT = 1
+MAX_STEP = 2**53 - 1  # a float64 counts exactly up to here
+GRAD_SUM_SQUARES = next(i for i, measure in enumerate(MEASURES) if measure.name == "grad_sum_squares")
+ALL_MEASURES = tuple(range(len(MEASURES)))
+# Above these magnitudes a gradient's square might overflow; only then is it worth trying the step out first.
+SUSPICIOUS = {np.dtype(np.float32): 1e18, np.dtype(np.float64): 1e150}
+
+
+class StepReport(NamedTuple):
+    """What a trainer wants to log of one step."""
+
+    step: int
+    """Number of steps taken so far, this one included unless it was skipped."""
+    grad_norm: float
+    """Global Euclidean norm of the gradients as given, before clipping."""
+    clip_factor: float
+    """What the gradients were multiplied by to keep to ``clip_norm``; 1.0 if nothing was clipped."""
+    skipped: bool
+    """Whether the step was skipped because of a gradient that is not finite (``nonfinite="skip"``)."""
+    measures: dict[str, dict[str, float]] | None = None
+    """Per tensor, what `step(..., measure=True)` saw on the way; see `openadam.measures`."""
+
+
+@dataclass
+class _Class:
+    """Tensors that share their scalars while their step numbers agree: one group, decayed or not."""
+
+    group: int
+    decayed: bool
+
+
+class Optimizer:
+    """An optimizer of the family over NumPy arrays, updated in place.
+
+    Args:
+        params: What to optimize: one array, a sequence of arrays, a mapping of names to arrays, or a sequence of groups
+            (mappings with ``params`` and their own hyperparameters). Arrays are writeable float32 or float64 of any
+            shape and strides.
+        rule: The update rule; members of the family bring their own.
+        coupling: ``coupled`` weight decay joins the gradient (L2), ``decoupled`` shrinks the parameter by
+            ``lr * weight_decay``; members bring their own.
+        no_decay: What weight decay leaves alone: names, arrays, or a predicate of (name, array).
+        clip_norm: Largest global norm of all gradients together; None for no limit.
+        clip_value: Largest magnitude of each element, after ``clip_norm``; None for no limit.
+        nonfinite: What a NaN or infinite gradient does: ``raise`` (default) refuses the step, ``skip`` skips and counts it,
+            ``propagate`` lets it through as torch does.
+        maximize: Ascend instead of descend.
+        threads: Most threads of a step; default ``OPENADAM_NUM_THREADS``, else the processors this process may use.
+        engine: ``native`` or ``reference``; default ``OPENADAM_ENGINE``, else native where there is a kernel.
+        **hyperparameters: Those of the rule, plus ``lr`` and ``weight_decay``: numbers, or functions of the step number
+            t (from 1); and the options of the rule by name.
+
+    Raises:
+        HyperparameterError: A value is out of range.
+        UnknownHyperparameterError: A keyword that the rule does not have.
+        ParameterError, ParameterDtypeError, AliasError: The parameters cannot be optimized as they are.
+
+    >>> import numpy as np, openadam
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = openadam.Optimizer(w, rule=openadam.rules.adam, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8)
+    >>> opt.step(2 * w)
+    StepReport(step=1, grad_norm=4.47213595499958, clip_factor=1.0, skipped=False, measures=None)
+    >>> w.round(6)
+    array([ 0.9, -1.9])
+    """
+
+    rule: ClassVar[Rule | None] = None
+    coupling: ClassVar[str] = "coupled"
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    state_names: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        rule: Rule | None = None,
+        coupling: str | None = None,
+        no_decay: Any = (),
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite: str = "raise",
+        maximize: bool = False,
+        threads: int | None = None,
+        engine: str | None = None,
+        isa: str | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        chosen = rule if rule is not None else type(self).rule
+        if not isinstance(chosen, Rule):
+            raise TypeError("Optimizer needs rule=…: one of openadam.rules, or a function decorated with @openadam.rule")
+        if coupling not in (None, "coupled", "decoupled"):
+            raise HyperparameterError(f"coupling={coupling!r} is neither 'coupled' nor 'decoupled'")
+        if nonfinite not in ("raise", "skip", "propagate"):
+            raise HyperparameterError(f"nonfinite={nonfinite!r} is none of 'raise', 'skip', 'propagate'")
+        if not isinstance(maximize, (bool, np.bool_)):
+            raise HyperparameterError(f"maximize={maximize!r} is neither True nor False")
+        self._rule = chosen
+        self._coupling = coupling or type(self).coupling
+        self._maximize = bool(maximize)
+        self._nonfinite = nonfinite
+        self._no_decay = no_decay
+        self._clip_norm = None if clip_norm is None else checked("clip_norm", clip_norm)
+        self._clip_value = None if clip_value is None else checked("clip_value", clip_value)
+        self._threads = engines.resolve_threads(threads)
+        merged = {**chosen.defaults, **type(self).defaults, **hyperparameters}
+        options = {name: merged.pop(name) for name in list(merged) if name in chosen.options}
+        for name, value in options.items():
+            if value not in chosen.options[name]:
+                raise HyperparameterError(f"{name}={value!r} is none of {', '.join(map(repr, chosen.options[name]))}")
+        self._traced = chosen.trace(**options)
+        self._options = options
+        program = rules.update_program(self._traced)
+        self._engine = engines.choose_engine(program, engine, isa)
+        kernel = self._engine.kernel(program)
+        assert kernel is not None
+        self._kernel = kernel
+        self._table = engines.Table(program, np.zeros((0, engines.COLUMNS), np.int64))
+        memory = self._traced.scalar_states
+        self._scalars = compile_scalars([*program.scalars, *(self._traced.named[name] for name in memory)])
+        self._prepare_scalars = compile_scalars(rules.PREPARE.scalars)
+
+        initial = [value for value in self._traced.initial.values() if isinstance(value, str)]
+        self._names = tuple(dict.fromkeys(["lr", *self._traced.hyperparameters, *initial, "weight_decay"]))
+        self._base: dict[str, Any] = {"weight_decay": 0.0}
+        for name, value in merged.items():
+            if name not in self._names:
+                if name not in hyperparameters:
+                    continue  # a default that this variant of the rule has no use for
+                raise suggest(type(self).__name__, name, [*self._names, *chosen.options])
+            self._base[name] = checked_or_schedule(name, value)
+        missing = [name for name in self._names if name not in self._base]
+        if missing:
+            raise HyperparameterError(f"{type(self).__name__} needs {', '.join(f'{name}=…' for name in missing)}: the rule has no default for it")
+
+        self.groups: list[dict[str, Any]] = []
+        """The groups: the names of their parameters and their hyperparameters, which may be changed between steps."""
+        self.steps = 0
+        """Steps taken."""
+        self.skipped = 0
+        """Steps skipped because of gradients that are not finite."""
+        self._entries: list[Entry] = []
+        self._classes: list[_Class] = []
+        self._class_of: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._plain: list[Any] = []
+        self._protected: tuple[Array, Array] = (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+        self._layouts: dict[int, list[int]] = {}
+        self._checked_groups: list[Any] = []
+        self._lock = threading.Lock()
+        self._structure, groups = read_structure(params)
+        self._add([(entries, settings) for entries, settings in groups])
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        shared = [p for p in inspect.signature(Optimizer.__init__).parameters.values() if p.name not in ("self", "hyperparameters")]
+        own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in cls.defaults.items()]
+        first = [p for p in shared if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        rest = [p for p in shared if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "rule"]
+        cls.__signature__ = inspect.Signature([*first, *own, *rest])  # type: ignore[attr-defined]
+
+    # --- parameters and groups -------------------------------------------------------------------------------------
+
+    def add_group(self, group: Mapping[str, Any]) -> None:
+        """Add a group: a mapping with ``params`` and hyperparameters of its own. Its tensors start at step 1.
+
+        Gradients are then given as a list with one entry per group.
+        """
+        with self._exclusive():
+            entries, settings = read_group(group, len(self._entries))
+            self._add([(entries, settings)])
+            if self._structure != "groups":
+                self._structure = "groups"
+                self._group_structures = [self._single_structure]
+            self._group_structures.append(settings["structure"])
+
+    def _add(self, groups: list[tuple[list[tuple[str, Any]], dict[str, Any]]]) -> None:
+        """Check the groups whole, then take them in."""
+        added: list[Entry] = []
+        settings_of: list[dict[str, Any]] = []
+        for named, settings in groups:
+            index = len(self.groups) + len(settings_of)
+            values = dict(self._base)
+            for name, value in settings.items():
+                if name in ("params", "structure", "maximize"):
+                    continue
+                if name not in self._names:
+                    raise suggest(f"group {index}", name, [*self._names, "maximize"])
+                values[name] = checked_or_schedule(name, value, where=f" in group {index}")
+            values["maximize"] = settings.get("maximize", self._maximize)
+            entries = read_entries(named, index)
+            settings_of.append({"params": [entry.name for entry in entries], **values})
+            added += entries
+        existing = [*self._entries, *added]
+        if not existing:
+            raise ParameterError("there is nothing to optimize: empty parameter list")
+        overlaps(existing)
+        for entry in added:
+            entry.decayed = not _excluded(self._no_decay, entry)
+        self._check_groups([*self.groups, *settings_of], existing)
+
+        states = _allocate_states(added, self._traced, settings_of, len(self.groups))
+        memory = self._traced.scalar_states
+        first = np.array([self._initial(name, settings_of[entry.group - len(self.groups)]) for entry in added for name in memory])
+        self._group_structures = [settings["structure"] for _, settings in groups] if not self.groups else getattr(self, "_group_structures", [])
+        if not self.groups:
+            self._single_structure = self._group_structures[0]
+        self.groups += settings_of
+        self._entries = existing
+        table = self._table
+        table.states += states
+        table.parameters += [entry.view for entry in added]
+        table.counters = np.concatenate([table.counters, np.zeros(len(added), np.int64)])
+        table.memory = np.concatenate([table.memory, first])
+        self._rebuild_rows()
+
+    def _initial(self, state: str, values: Mapping[str, Any]) -> float:
+        start = self._traced.initial[state]
+        return _at(start, values[start], 1) if isinstance(start, str) else float(start)
+
+    def _rebuild_rows(self) -> None:
+        """The table's rows, from the entries and states as they are now."""
+        table = self._table
+        rows = np.zeros((len(self._entries), engines.COLUMNS), np.int64)
+        self._classes = [_Class(group, decayed) for group in range(len(self.groups)) for decayed in (True, False)]
+        self._class_of = np.array([2 * entry.group + (not entry.decayed) for entry in self._entries], np.int64)
+        for i, entry in enumerate(self._entries):
+            rows[i, engines.PARAMETER] = entry.address
+            rows[i, engines.LENGTH] = entry.view.size
+            rows[i, engines.DTYPE] = engines.DTYPES[entry.view.dtype]
+            for s, state in enumerate(table.states[i]):
+                rows[i, engines.STATES + s] = state.__array_interface__["data"][0]
+        rows[:, engines.KERNEL] = self._kernel
+        rows[:, engines.LAYOUT] = -1
+        table.rows = rows
+        self._plain = [entry.view if entry.is_plain else None for entry in self._entries]
+        self._layouts = {}
+        self._protected = protected_intervals(self._entries, table.states)
+
+    # --- the step --------------------------------------------------------------------------------------------------
+
+    def step(self, grads: Any, *, measure: bool = False) -> StepReport:
+        """Update the parameters in place from their gradients; all of it, or nothing.
+
+        Args:
+            grads: Gradients in the shape in which the parameters were given: one array, a sequence, a mapping of the same
+                names, or a list with one such entry per group. None leaves a parameter and its state alone. float32
+                gradients of float64 parameters are converted; nothing is ever broadcast or rounded.
+            measure: Also return what can be seen inside the step, per tensor.
+
+        Raises:
+            GradientError: A gradient cannot be used: wrong shape, dtype or structure, or (unless ``nonfinite`` says
+                otherwise) not finite. Parameters, states and counters are as they were.
+            AliasError: A gradient shares memory with a parameter or a state.
+            HyperparameterError: A group's setting, or what a schedule returned, is out of range.
+
+        >>> import numpy as np, openadam
+        >>> w = np.zeros(3)
+        >>> opt = openadam.Adam({"w": w}, lr=0.5, clip_norm=1.0)
+        >>> opt.step({"w": np.array([3.0, 0.0, 4.0])}).clip_factor
+        0.199999960000008
+        >>> opt.step({"w": np.array([3.0, np.nan, 4.0])})
+        Traceback (most recent call last):
+        ...
+        openadam.errors.NonFiniteGradientError: the gradient of parameter 'w' is not finite at step 2: nan at flat index 1, 1 non-finite in this tensor; nothing was changed (nonfinite='skip' skips such steps, 'propagate' lets them through)
+        """
+        with self._exclusive():
+            return self._step(self._flatten(grads), measure)
+
+    def _step(self, gradients: list[Any], measure: bool) -> StepReport:
+        table = self._table
+        values = self._values()
+        self._take_gradients(gradients)
+        active = table.rows[:, engines.ACTIVE]
+        if not active.any():
+            return StepReport(self.steps, 0.0, 1.0, False, {} if measure else None)
+        if int(table.counters.max()) >= MAX_STEP:
+            raise HyperparameterError(f"a parameter has taken {MAX_STEP} steps, more than can be counted exactly; start a new optimizer")
+        checks = self._nonfinite != "propagate"
+        factor, norm = 1.0, math.nan
+        if checks or self._clip_norm is not None:
+            squares = self._engine.measure(table, (GRAD_SUM_SQUARES,), self._threads)[:, 0]
+            norm = self._norm(squares)
+            if checks and not math.isfinite(norm):
+                bad = self._non_finite()
+                if bad is not None and self._nonfinite == "raise":
+                    raise bad
+                if bad is not None:
+                    self.skipped += 1
+                    return StepReport(self.steps, norm, 1.0, True, {} if measure else None)
+            if self._clip_norm is not None:
+                factor = rules.clip_factor(norm, self._clip_norm)
+        self._place_scalars(values, factor)
+        if checks:
+            self._try_out(squares)
+        taken = ALL_MEASURES if measure else () if checks or self._clip_norm is not None else (GRAD_SUM_SQUARES,)
+        tallies = self._engine.update(table, taken, self._threads)
+        self.steps += 1
+        if math.isnan(norm) and not checks and self._clip_norm is None:
+            norm = self._norm(tallies[:, taken.index(GRAD_SUM_SQUARES)])
+        seen = None
+        if measure:
+            names = [m.name for m in MEASURES]
+            seen = {e.name: dict(zip(names, row, strict=True)) for e, row, on in zip(self._entries, tallies.tolist(), active, strict=True) if on}
+        return StepReport(self.steps, norm, factor, False, seen)
+
+    def _flatten(self, grads: Any) -> list[Any]:
+        """Gradients in the order of the parameters; refuses another structure."""
+        if self._structure != "groups":
+            return flatten(self._structure, [entry.name for entry in self._entries], grads)
+        if not isinstance(grads, (list, tuple)) or len(grads) != len(self.groups):
+            raise GradientError(f"the parameters were given in {len(self.groups)} groups: give a list with the gradients of each, not {describe(grads)}")
+        return [
+            gradient
+            for group, structure, part in zip(self.groups, self._group_structures, grads, strict=True)
+            for gradient in flatten(structure, group["params"], part)
+        ]
+
+    def _take_gradients(self, gradients: list[Any]) -> None:
+        """Put the gradients into the table; refuse by name what cannot be used."""
+        table = self._table
+        changed, others = engines.read_gradients(gradients, self._plain, table.rows)
+        layouts_changed = bool(self._layouts) and changed
+        for i in others:
+            entry = self._entries[i]
+            row = table.rows[i]
+            if gradients[i] is None:
+                row[engines.ACTIVE] = 0
+                continue
+            gradient = gradients[i] = as_gradient(entry, gradients[i])
+            row[engines.ACTIVE] = 1
+            row[engines.GRADIENT] = gradient.__array_interface__["data"][0]
+            changed = True
+            layout = entry.layout(gradient)
+            if layout != self._layouts.get(i):
+                layouts_changed = True
+                if layout is None:
+                    self._layouts.pop(i, None)
+                else:
+                    self._layouts[i] = layout
+        if layouts_changed:
+            self._layouts = {i: layout for i, layout in self._layouts.items() if i in set(others)}
+            table.rows[:, engines.LAYOUT] = -1
+            numbers: list[int] = []
+            for i, layout in self._layouts.items():
+                table.rows[i, engines.LAYOUT] = len(numbers)
+                numbers += layout
+            table.layouts = np.array(numbers, np.int64)
+        table.gradients = gradients
+        if changed:
+            self._refuse_aliases(gradients)
+
+    def _refuse_aliases(self, gradients: list[Any]) -> None:
+        rows = self._table.rows
+        starts, ends = self._protected
+        low = rows[:, engines.GRADIENT].astype(np.uint64)
+        itemsize = np.where(rows[:, engines.DTYPE] == 0, 4, 8).astype(np.uint64)
+        high = low + rows[:, engines.LENGTH].astype(np.uint64) * itemsize
+        for i in self._layouts:
+            low[i], high[i] = byte_bounds(gradients[i])
+        nearest = np.searchsorted(starts, high, side="left") - 1
+        hit = (rows[:, engines.ACTIVE] != 0) & (high > low) & (nearest >= 0)
+        hit[hit] = ends[nearest[hit]] > low[hit]
+        for i in np.flatnonzero(hit).tolist():
+            for j, entry in enumerate(self._entries):
+                for other, what in [(entry.view, "parameter"), *((state, "state of parameter") for state in self._table.states[j])]:
+                    if np.may_share_memory(gradients[i], other) and np.shares_memory(gradients[i], other):
+                        raise AliasError(
+                            f"the gradient of parameter {self._entries[i].name!r} shares memory with the {what} {entry.name!r}, which the step writes; pass a copy"
+                        )
+
+    def _norm(self, squares: Array) -> float:
+        """The global norm from each tensor's sum of squares, added in order."""
+        total = float(np.add.accumulate(squares)[-1])
+        # In float64 itself the squares can leave the range though the norm does not.
+        doubles = self._table.rows[:, engines.DTYPE] == 1
+        if doubles.any() and not 1e-280 < total < math.inf:
+            largest = max((float(np.max(np.abs(g))) for g in self._table.gradients if g is not None and g.size), default=0.0)
+            if 0.0 < largest < math.inf:
+                scaled = [float(np.sum((np.asarray(g, np.float64) / largest) ** 2)) for g in self._table.gradients if g is not None]
+                return largest * math.sqrt(math.fsum(scaled))
+        return math.sqrt(total) if total >= 0 else math.nan
+
+    def _non_finite(self) -> NonFiniteGradientError | None:
+        """The error that names the first element that is not finite, if there is one."""
+        for entry, gradient in zip(self._entries, self._table.gradients, strict=True):
+            if gradient is None:
+                continue
+            bad = np.flatnonzero(~np.isfinite(entry.as_given(gradient)).reshape(-1))
+            if bad.size:
+                index = int(bad[0])
+                value = float(entry.as_given(gradient).reshape(-1)[index])
+                return NonFiniteGradientError(entry.name, index, value, int(bad.size), self.steps + 1)
+        return None
+
+    def _try_out(self, squares: Array) -> None:
+        """Refuse gradients so large that a state would not be finite."""
+        table = self._table
+        for i in np.flatnonzero(squares > 1e36).tolist():
+            entry = self._entries[i]
+            if math.sqrt(squares[i]) <= SUSPICIOUS[entry.view.dtype]:
+                continue
+            with np.errstate(all="ignore"):
+                outputs = engines.ReferenceEngine.outputs(table, i)
+            for name, before in zip(table.program.states, table.states[i], strict=True):
+                bad = np.flatnonzero(~np.isfinite(outputs[name]) & np.isfinite(before.reshape(-1)))
+                if bad.size:
+                    given = table.gradients[i]
+                    assert given is not None
+                    value = float(given.reshape(-1)[bad[0]])
+                    raise NonFiniteStateError(
+                        f"the gradient of parameter {entry.name!r} is so large ({value:g} at element {int(bad[0])}) that its state {self._public(name)!r} "
+                        f"would not be finite in {entry.view.dtype} at step {self.steps + 1}; nothing was changed (clip_norm or clip_value bounds gradients)"
+                    )
+
+    # --- hyperparameters and scalars -------------------------------------------------------------------------------
+
+    def _check_groups(self, groups: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> None:
+        """Refuse settings that are out of range, or that the parameters' dtype cannot hold."""
+        for index, group in enumerate(groups):
+            for name in self._names:
+                if name not in group:
+                    raise HyperparameterError(f"group {index} has lost its {name!r}")
+                checked_or_schedule(name, group[name], where=f" in group {index}")
+            if not isinstance(group["maximize"], (bool, np.bool_)):
+                raise HyperparameterError(f"maximize={group['maximize']!r} in group {index} is neither True nor False")
+            eps = group.get("eps", 0.0)
+            single = next((entry.name for entry in entries if entry.group == index and entry.view.dtype == np.float32), None)
+            if single is not None and not callable(eps) and eps > 0 and np.float32(eps) == 0:
+                raise HyperparameterError(f"eps={eps!r} in group {index} is 0 in float32, the dtype of parameter {single!r}; use at least 1e-44, or eps=0")
+            lr, decay = group["lr"], group["weight_decay"]
+            if self._coupling == "decoupled" and not callable(lr) and not callable(decay) and lr * decay > 1:
+                warnings.warn(f"lr * weight_decay = {lr * decay:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=4)
+
+    def _values(self) -> list[dict[str, Any]]:
+        """The hyperparameters of the coming step, checked; schedules are asked for step `self.steps` + 1."""
+        now = [tuple(group.get(name) for name in (*self._names, "maximize")) for group in self.groups]
+        if now != self._checked_groups:
+            self._check_groups(self.groups, self._entries)
+            self._checked_groups = now
+        t = self.steps + 1
+        return [{name: _at(name, group[name], t) for name in self._names} | {"maximize": bool(group["maximize"])} for group in self.groups]
+
+    def _place_scalars(self, values: list[dict[str, Any]], factor: float) -> None:
+        """Compute the scalars of the step, once for each set of tensors that share them, and the counters after it."""
+        table = self._table
+        active = table.rows[:, engines.ACTIVE] != 0
+        memory_names = self._traced.scalar_states
+        memory = table.memory.reshape(len(self._entries), len(memory_names))
+        table.counters_after = table.counters + active
+        after = memory.copy()
+        uniform = table.counters.min() == table.counters.max() and (memory == memory[0]).all()
+        if uniform:
+            _, sample, inverse = np.unique(self._class_of, return_index=True, return_inverse=True)
+        else:
+            columns = [self._class_of, table.counters, *memory.T.copy().view(np.int64)]
+            _, sample, inverse = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
+        inverse = inverse.reshape(-1)
+        scalars: list[float] = []
+        starts = np.zeros(len(sample), np.int64)
+        prepare_starts = np.zeros(len(sample), np.int64)
+        after_of = np.zeros((len(sample), len(memory_names)))
+        for k, i in enumerate(sample.tolist()):
+            place = self._classes[int(self._class_of[i])]
+            group = values[place.group]
+            decay = group["weight_decay"] if place.decayed else 0.0
+            decoupled = self._coupling == "decoupled"
+            h = {**group, **dict(zip(memory_names, memory[i].tolist(), strict=True))}
+            h["t"] = float(table.counters[i] + 1)
+            h["decoupled_decay"] = decay if decoupled else 0.0
+            computed = self._scalars(h)
+            split = len(computed) - len(memory_names)
+            starts[k] = len(scalars)
+            scalars += computed[:split]
+            after_of[k] = computed[split:]
+            h["gradient_scale"] = -factor if group["maximize"] else factor
+            h["clip_value"] = math.inf if self._clip_value is None else self._clip_value
+            h["coupled_decay"] = 0.0 if decoupled else decay
+            if h["gradient_scale"] == 1.0 and self._clip_value is None and h["coupled_decay"] == 0.0:
+                prepare_starts[k] = -1
+            else:
+                prepare_starts[k] = len(scalars)
+                scalars += self._prepare_scalars(h)
+        table.scalars = np.array(scalars)
+        table.rows[:, engines.SCALARS] = starts[inverse]
+        table.rows[:, engines.PREPARATION] = prepare_starts[inverse]
+        after[active] = after_of[inverse][active]
+        table.memory_after = after.reshape(-1)
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def _public(self, state: str) -> str:
+        return type(self).state_names.get(state, state)
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """The parameters by name: the arrays that were given."""
+        return {entry.name: entry.array for entry in self._entries}
+
+    @property
+    def state(self) -> dict[str, dict[str, Any]]:
+        """The state of each parameter by name: ``step`` and read-only views of what the rule remembers.
+
+        >>> import numpy as np, openadam
+        >>> opt = openadam.Adam({"w": np.zeros(2)}, beta1=0.9)
+        >>> _ = opt.step({"w": np.array([2.0, -4.0])})
+        >>> opt.state["w"]["step"], opt.state["w"]["exp_avg"]
+        (1, array([ 0.2, -0.4]))
+        """
+        result: dict[str, dict[str, Any]] = {}
+        memory = self._table.memory.reshape(len(self._entries), -1)
+        for i, entry in enumerate(self._entries):
+            state: dict[str, Any] = {"step": int(self._table.counters[i])}
+            for name, array in zip(self._table.program.states, self._table.states[i], strict=True):
+                view = entry.as_given(array).view()
+                view.flags.writeable = False
+                state[self._public(name)] = view
+            for k, name in enumerate(self._traced.scalar_states):
+                state[self._public(name)] = float(memory[i, k])
+            result[entry.name] = state
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the parameters, copied: plain numbers, strings, lists, dicts and arrays.
+
+        A hyperparameter that is a function of t is stored as ``{"schedule": its repr}``; loading keeps the function that the
+        optimizer has.
+        """
+        with self._exclusive():
+            state = {name: {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in s.items()} for name, s in self.state.items()}
+            groups = [{k: {"schedule": repr(v)} if callable(v) else list(v) if isinstance(v, list) else v for k, v in g.items()} for g in self.groups]
+            return {
+                "format": STATE_FORMAT,
+                "rule": self._traced.name,
+                "coupling": self._coupling,
+                "steps": self.steps,
+                "skipped": self.skipped,
+                "groups": groups,
+                "state": state,
+            }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a `state_dict`, matched by parameter names; all of it, or nothing.
+
+        Raises:
+            CheckpointVersionError: It was written by a newer, incompatible version.
+            CheckpointMismatchError: It belongs to another rule or to other parameters.
+            CheckpointCorruptError: A value is impossible: a negative step or second moment, a state that is not finite.
+        """
+        with self._exclusive():
+            self._commit_state(self._read_state(state_dict))
+
+    def _read_state(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The state dict, checked against this optimizer and turned into what `_commit_state` takes."""
+        if not isinstance(given, Mapping) or "format" not in given:
+            raise CheckpointMismatchError(f"not a state_dict of openadam: {describe(given)}")
+        version = given["format"]
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise CheckpointCorruptError(f"format={version!r} is not a version number")
+        if version > STATE_FORMAT:
+            raise CheckpointVersionError(f"the state has format {version}; this version of openadam reads up to {STATE_FORMAT}: upgrade openadam")
+        for key in ("rule", "coupling", "steps", "groups", "state"):
+            if key not in given:
+                raise CheckpointCorruptError(f"the state lacks {key!r}")
+        for key, own in (("rule", self._traced.name), ("coupling", self._coupling)):
+            if given[key] != own:
+                raise CheckpointMismatchError(f"the state is of {key} {given[key]!r}, this optimizer's is {own!r}")
+        states, groups = given["state"], given["groups"]
+        if not isinstance(states, Mapping) or not isinstance(groups, (list, tuple)):
+            raise CheckpointCorruptError("`state` must be a mapping of names and `groups` a list")
+        mine = [entry.name for entry in self._entries]
+        if set(states) != set(mine):
+            lacking, extra = sorted(set(mine) - set(states)), sorted(map(str, set(states) - set(mine)))
+            raise CheckpointMismatchError(f"the parameters differ: the state lacks {lacking}, and has {extra} that this optimizer does not")
+        if len(groups) != len(self.groups):
+            raise CheckpointMismatchError(f"the state has {len(groups)} groups, this optimizer {len(self.groups)}")
+        memory_names = self._traced.scalar_states
+        arrays: list[list[Array]] = []
+        counters, memory = [], []
+        for i, entry in enumerate(self._entries):
+            state = states[entry.name]
+            expected = {"step", *map(self._public, self._traced.states)}
+            if not isinstance(state, Mapping) or set(state) != expected:
+                found = sorted(map(str, state)) if isinstance(state, Mapping) else describe(state)
+                raise CheckpointMismatchError(f"the state of parameter {entry.name!r} must hold {sorted(expected)}, found {found}")
+            counters.append(_counter(state["step"], f"step of parameter {entry.name!r}"))
+            for name in memory_names:
+                value = state[self._public(name)]
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                    raise CheckpointCorruptError(f"{self._public(name)!r} of parameter {entry.name!r} is {value!r}")
+                memory.append(float(value))
+            arrays.append([])
+            for name, own_array in zip(self._table.program.states, self._table.states[i], strict=True):
+                arrays[-1].append(self._read_array(entry, name, state[self._public(name)], own_array))
+        return {
+            "arrays": arrays,
+            "counters": np.array(counters, np.int64),
+            "memory": np.array(memory, np.float64),
+            "groups": [self._read_settings(index, group) for index, group in enumerate(groups)],
+            "steps": _counter(given["steps"], "steps"),
+            "skipped": _counter(given.get("skipped", 0), "skipped"),
+        }
+
+    def _read_array(self, entry: Entry, name: str, value: Any, own: Array) -> Array:
+        where = f"{self._public(name)!r} of parameter {entry.name!r}"
+        if not isinstance(value, np.ndarray):
+            raise CheckpointMismatchError(f"{where} is {describe(value)}, not an array")
+        if value.dtype != own.dtype or value.shape != entry.array.shape:
+            raise CheckpointMismatchError(f"{where} is {value.dtype} {value.shape}, this optimizer's is {own.dtype} {entry.array.shape}")
+        if not np.isfinite(value).all():
+            raise CheckpointCorruptError(f"{where} holds values that are not finite")
+        if name in self._rule.nonnegative and (value < 0).any():
+            raise CheckpointCorruptError(f"{where} holds negative values, which it cannot have")
+        return entry.canonical(np.array(value))
+
+    def _read_settings(self, index: int, group: Any) -> dict[str, Any]:
+        if not isinstance(group, Mapping):
+            raise CheckpointCorruptError(f"group {index} is {describe(group)}, not a mapping")
+        own = self.groups[index]
+        if set(group.get("params", ())) != set(own["params"]):
+            raise CheckpointMismatchError(f"group {index} of the state holds {list(group.get('params', ()))}, this optimizer's {own['params']}")
+        result = dict(own)
+        for name, value in group.items():
+            if name == "params":
+                continue
+            if name not in own:
+                raise CheckpointMismatchError(f"group {index} of the state has {name!r}, which this optimizer does not")
+            if isinstance(value, Mapping) and "schedule" in value:
+                if not callable(own[name]):
+                    raise CheckpointMismatchError(f"{name} in group {index} followed the schedule {value['schedule']}; give this optimizer one too")
+                continue
+            if name == "maximize":
+                if not isinstance(value, bool):
+                    raise CheckpointCorruptError(f"maximize={value!r} in group {index} is neither True nor False")
+                result[name] = value
+                continue
+            try:
+                result[name] = checked(name, value, where=f" in group {index}")
+            except HyperparameterError as error:
+                raise CheckpointCorruptError(str(error)) from error
+        return result
+
+    def _commit_state(self, read: dict[str, Any]) -> None:
+        for own, arrays in zip(self._table.states, read["arrays"], strict=True):
+            for target, source in zip(own, arrays, strict=True):
+                target[...] = source
+        self._table.counters = read["counters"]
+        self._table.memory = read["memory"]
+        self.groups = read["groups"]
+        self.steps, self.skipped = read["steps"], read["skipped"]
+
+    def save(self, path: Any, *, parameters: bool = True) -> None:
+        """Write the state, and the parameters unless told not to, to one safetensors file, atomically.
+
+        Needs the ``files`` extra. An existing file is replaced only once the new one is complete and on disk.
+
+        Raises:
+            OSError: The file cannot be written; an existing one is untouched.
+        """
+        from . import checkpoint
+
+        tensors = {name: np.array(array) for name, array in self.params.items()} if parameters else {}
+        checkpoint.save(path, self.state_dict(), tensors)
+
+    def load(self, path: Any) -> None:
+        """Take over what `save` wrote: the state, and the parameters, in place, if the file has them.
+
+        Raises:
+            CheckpointError: The file is damaged, foreign, too new, or belongs to another optimizer; nothing has changed.
+            OSError: The file cannot be read.
+        """
+        from . import checkpoint
+
+        state, parameters = checkpoint.load(path)
+        with self._exclusive():
+            read = self._read_state(state)
+            own = self.params
+            if parameters and set(parameters) != set(own):
+                raise CheckpointMismatchError(f"the file holds the parameters {sorted(parameters)}, this optimizer has {sorted(own)}")
+            for name, value in parameters.items():
+                if value.dtype != own[name].dtype or value.shape != own[name].shape:
+                    raise CheckpointMismatchError(f"parameter {name!r} is {value.dtype} {value.shape} in the file, {own[name].dtype} {own[name].shape} here")
+            for name, value in parameters.items():
+                own[name][...] = value
+            self._commit_state(read)
+
+    # --- the object itself -----------------------------------------------------------------------------------------
+
+    def _exclusive(self) -> _Exclusive:
+        return _Exclusive(self._lock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = [
+            {"params": structured(structure, [(name, self.params[name]) for name in group["params"]]), **{k: v for k, v in group.items() if k != "params"}}
+            for group, structure in zip(self.groups, self._group_structures, strict=True)
+        ]
+        params = parts if self._structure == "groups" else parts[0]["params"]
+        no_decay = [entry.name for entry in self._entries if not entry.decayed]
+        settings: dict[str, Any] = {
+            "rule": self._rule, "coupling": self._coupling, "no_decay": no_decay, "clip_norm": self._clip_norm, "clip_value": self._clip_value,
+            "nonfinite": self._nonfinite, "maximize": self._maximize, "threads": self._threads,
+        }  # fmt: skip
+        settings |= {**self._base, **self._options, **{k: v for k, v in self.groups[0].items() if k != "params"}}
+        return _rebuild, (type(self), params, settings, self.state_dict())
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ({self._traced.name}, {self._coupling} decay, {self._engine.name} {self._engine.isa}), {self.steps} steps"]
+        for index, group in enumerate(self.groups):
+            numbers = ", ".join(f"{name}={group[name]!r}" for name in self._names)
+            elements = sum(entry.view.size for entry in self._entries if entry.group == index)
+            lines.append(f"  group {index}: {len(group['params'])} tensors, {elements:,} elements; {numbers}")
+        return "\n".join(lines)
+
+
+class _Exclusive:
+    """One use of an optimizer at a time: a second one is refused, not made to wait (a wait could hang after a fork)."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise ConcurrentStepError("this optimizer is in use by another thread, or by the call that led here; use one optimizer per thread")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def _at(name: str, value: Any, t: int) -> float:
+    """The value at step t: a number as it is, a schedule asked and checked."""
+    return checked(name, value(t), where=f" (from its schedule at t={t})") if callable(value) else float(value)
+
+
+def _counter(value: Any, what: str) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= MAX_STEP:
+        raise CheckpointCorruptError(f"{what} is {value!r}, not a whole number from 0 to {MAX_STEP}")
+    return int(value)
+
+
+def _excluded(no_decay: Any, entry: Entry) -> bool:
+    """Whether weight decay leaves this parameter alone."""
+    if callable(no_decay):
+        return bool(no_decay(entry.name, entry.array))
+    if isinstance(no_decay, str) or hasattr(no_decay, "dtype"):
+        no_decay = [no_decay]
+    return any(item == entry.name if isinstance(item, str) else item is entry.array for item in no_decay)
+
+
+def _allocate_states(entries: list[Entry], traced: Any, groups: list[dict[str, Any]], first_group: int) -> list[tuple[Array, ...]]:
+    """The states of new parameters, in one piece of memory; each starts on a cache line."""
+    names = [name for name in traced.states if name in traced.element_states]
+    places: list[int] = []
+    total = 0
+    for k in range(len(names)):
+        # Arrays at equal distances from a 4 KiB boundary get in each other's way in the cache; these start apart.
+        total += -total % 4096 + 1088 * (k + 1)
+        for entry in entries:
+            places.append(total)
+            total += entry.view.nbytes + -entry.view.nbytes % 64
+    memory = engines.zeros(total)
+    states: list[tuple[Array, ...]] = []
+    for i, entry in enumerate(entries):
+        own = []
+        for k, name in enumerate(names):
+            at = places[k * len(entries) + i]
+            array = memory[at : at + entry.view.nbytes].view(entry.view.dtype).reshape(entry.view.shape)
+            start = traced.initial[name]
+            value = _at(start, groups[entry.group - first_group][start], 1) if isinstance(start, str) else float(start)
+            if value:
+                array[...] = value
+            own.append(array)
+        states.append(tuple(own))
+    return states
+
+
+def _rebuild(cls: type[Optimizer], params: Any, settings: dict[str, Any], state: dict[str, Any]) -> Optimizer:
+    if cls.rule is not None:
+        settings = {k: v for k, v in settings.items() if k != "rule"}
+    settings = {k: v for k, v in settings.items()}
+    optimizer = cls(params, **settings)
+    optimizer.load_state_dict(state)
+    return optimizer

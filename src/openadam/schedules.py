@@ -1,0 +1,75 @@
+"""Hyperparameters that change over the run: functions of the step number t, from 1, that can be printed, compared and pickled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .errors import HyperparameterError
+
+__all__ = ["Cosine", "Linear", "WarmUp"]
+
+
+def _check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise HyperparameterError(f"steps={steps!r}: a schedule needs a whole number of steps, at least 1")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From ``start`` (before the first step) straight to ``end``, reached at step ``steps`` and kept.
+
+    >>> [Linear(1.0, 0.0, steps=4)(t) for t in range(1, 6)]
+    [0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
+    def __call__(self, t: int) -> float:
+        done = min(t / self.steps, 1.0)
+        return self.start + (self.end - self.start) * done
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From ``start`` along half a cosine to ``end``, reached at step ``steps`` and kept. Loshchilov and Hutter, 2017, eq. 5.
+
+    >>> [round(Cosine(1.0, 0.0, steps=4)(t), 4) for t in range(1, 6)]
+    [0.8536, 0.5, 0.1464, 0.0, 0.0]
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
+    def __call__(self, t: int) -> float:
+        done = min(t / self.steps, 1.0)
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Linear warm-up over ``steps`` to ``then``: a number, or a schedule that starts counting where the warm-up ends.
+
+    >>> [WarmUp(Linear(1.0, 0.0, steps=2), steps=2)(t) for t in range(1, 6)]
+    [0.5, 1.0, 0.5, 0.0, 0.0]
+    """
+
+    then: float | Callable[[int], float]
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
+    def __call__(self, t: int) -> float:
+        after = self.then if callable(self.then) else lambda _: float(self.then)  # type: ignore[arg-type]
+        return after(t - self.steps) if t > self.steps else after(0) * (t / self.steps)
