@@ -14,7 +14,7 @@ import itertools
 import operator
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,12 +27,13 @@ from .language.program import Program
 from .measures import MEASURES
 from .rules import PREPARE
 
+_native: Any
 try:
-    from . import _native
+    from openadam import _native
 except ImportError:  # a source install without a compiler
-    _native = None  # type: ignore[assignment]
+    _native = None
 
-__all__ = ["Engine", "Table", "choose_engine", "native_isas", "resolve_threads", "zeros"]
+__all__ = ["Engine", "Table", "choose_engine", "native_isas", "assign_all", "read_gradients", "resolve_threads", "zeros"]
 
 Array = npt.NDArray[Any]
 
@@ -145,8 +146,7 @@ class ReferenceEngine:
                     values.append(np.broadcast_to(outputs[name], p.shape).reshape(target.shape))
         targets += [table.counters, table.memory]
         values += [table.counters_after, table.memory_after]
-        # One call into C for all of them: no Python code runs in between, so no signal handler does.
-        collections.deque(map(operator.setitem, targets, itertools.repeat(...), values), maxlen=0)
+        assign_all(targets, values)
         return tallies
 
     @staticmethod
@@ -200,6 +200,12 @@ def join(values: Array, reduction: str) -> float:
     for block in range(CHUNK // BLOCK):
         partial = joined(partial, blocks[:, block])
     return float(functools.reduce(joined, partial, np.float64(0.0)))
+
+
+def assign_all(targets: Sequence[Array], values: Sequence[Array]) -> None:
+    """``target[...] = value`` for all pairs in one call into C: no Python code runs in between, so no signal handler does."""
+    assign: Callable[[Any, Any, Any], None] = operator.setitem
+    collections.deque(map(assign, targets, itertools.repeat(...), values), maxlen=0)
 
 
 def native_isas() -> list[str]:

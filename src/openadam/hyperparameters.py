@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,9 @@ HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "lr_decay": Hyperparameter("the direction is divided by 1 + (t - 1) * lr_decay"),
     "initial_accumulator_value": Hyperparameter("where the sum of squared gradients starts"),
     "momentum_decay": Hyperparameter("how fast Dozat's momentum schedule rises (psi)"),
-    "weight_decay": Hyperparameter("strength of weight decay, lambda; coupled it joins the gradient, decoupled it shrinks the parameter by lr * weight_decay"),
+    "weight_decay": Hyperparameter(
+        "strength of weight decay, lambda; coupled it joins the gradient, decoupled it shrinks the parameter by lr * weight_decay"
+    ),
     "clip_norm": Hyperparameter("largest global norm of the gradients; they are scaled down to it"),
     "clip_value": Hyperparameter("largest magnitude of a gradient's element; applied after clip_norm"),
 }
@@ -50,10 +51,8 @@ _ANY = Hyperparameter("of a rule of your own", low=-math.inf)
 
 def number(name: str, value: Any) -> float:
     """The value as a Python float; refuses what is not one real number."""
-    if hasattr(value, "item") and getattr(value, "size", 0) == 1 and not isinstance(value, numbers.Number):
-        value = value.item()  # a 0-d or one-element array
-    elif hasattr(value, "item") and isinstance(value, numbers.Number):
-        value = value.item()  # a NumPy scalar
+    if hasattr(value, "item") and getattr(value, "size", 0) == 1:
+        value = value.item()  # a NumPy scalar, or an array of one element
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         shown = f"{value!r} ({type(value).__name__})"
         raise HyperparameterError(f"{name}={shown} is not a number; give an int or float, or a function of the step number t")
@@ -85,7 +84,16 @@ def checked_or_schedule(name: str, value: Any, *, where: str = "") -> float | Ca
 def suggest(what: str, unknown: str, allowed: Iterable[str]) -> UnknownHyperparameterError:
     """The error for a keyword that nobody knows, with the nearest one that exists."""
     allowed = sorted(allowed)
-    known_elsewhere = {"betas": "beta1=…, beta2=…", "alpha": "rho=…", "learning_rate": "lr=…", "b1": "beta1=…", "b2": "beta2=…", "nesterov": "form='nesterov'"}
+    known_elsewhere = {
+        "betas": "beta1=…, beta2=…",
+        "alpha": "rho=…",
+        "learning_rate": "lr=…",
+        "b1": "beta1=…",
+        "b2": "beta2=…",
+        "nesterov": "form='nesterov'",
+    }
     near = difflib.get_close_matches(unknown, allowed, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"write {known_elsewhere[unknown]}." if unknown in known_elsewhere else ""
-    return UnknownHyperparameterError(f"{what} has no hyperparameter or option {unknown!r}; {hint} It takes {', '.join(allowed)}.".replace(";  It", ". It"))
+    return UnknownHyperparameterError(
+        f"{what} has no hyperparameter or option {unknown!r}; {hint} It takes {', '.join(allowed)}.".replace(";  It", ". It")
+    )

@@ -6,20 +6,18 @@ import inspect
 import math
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from . import engine as engines
-from . import rules
+from . import rules, states
 from .errors import (
     AliasError,
-    CheckpointCorruptError,
     CheckpointMismatchError,
-    CheckpointVersionError,
     ConcurrentStepError,
     GradientError,
     HyperparameterError,
@@ -50,8 +48,6 @@ __all__ = ["Optimizer", "StepReport"]
 
 Array = npt.NDArray[Any]
 
-STATE_FORMAT = 1
-MAX_STEP = 2**53 - 1  # a float64 counts exactly up to here
 GRAD_SUM_SQUARES = next(i for i, measure in enumerate(MEASURES) if measure.name == "grad_sum_squares")
 ALL_MEASURES = tuple(range(len(MEASURES)))
 # Above these magnitudes a gradient's square might overflow; only then is it worth trying the step out first.
@@ -71,14 +67,6 @@ class StepReport(NamedTuple):
     """Whether the step was skipped because of a gradient that is not finite (``nonfinite="skip"``)."""
     measures: dict[str, dict[str, float]] | None = None
     """Per tensor, what `step(..., measure=True)` saw on the way; see `openadam.measures`."""
-
-
-@dataclass
-class _Class:
-    """Tensors that share their scalars while their step numbers agree: one group, decayed or not."""
-
-    group: int
-    decayed: bool
 
 
 class Optimizer:
@@ -186,20 +174,22 @@ class Optimizer:
 
         self.groups: list[dict[str, Any]] = []
         """The groups: the names of their parameters and their hyperparameters, which may be changed between steps."""
-        self.steps = 0
-        """Steps taken."""
         self.skipped = 0
         """Steps skipped because of gradients that are not finite."""
         self._entries: list[Entry] = []
-        self._classes: list[_Class] = []
+        # Tensors of one class (a group, decayed or not) share their scalars while their step numbers agree.
         self._class_of: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._classes: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] = (self._class_of, self._class_of)
         self._plain: list[Any] = []
         self._protected: tuple[Array, Array] = (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
-        self._layouts: dict[int, list[int]] = {}
-        self._checked_groups: list[Any] = []
+        self._doubtful = True
+        self._names_of: list[list[str]] = []
+        self._checked: list[Any] = []
         self._lock = threading.Lock()
-        self._structure, groups = read_structure(params)
-        self._add([(entries, settings) for entries, settings in groups])
+        structure, groups = read_structure(params)
+        self._grouped = structure == "groups"
+        self._structures: list[str] = []  # of each group: single, sequence or mapping
+        self._add(groups)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -217,12 +207,8 @@ class Optimizer:
         Gradients are then given as a list with one entry per group.
         """
         with self._exclusive():
-            entries, settings = read_group(group, len(self._entries))
-            self._add([(entries, settings)])
-            if self._structure != "groups":
-                self._structure = "groups"
-                self._group_structures = [self._single_structure]
-            self._group_structures.append(settings["structure"])
+            self._add([read_group(group, len(self._entries))])
+            self._grouped = True
 
     def _add(self, groups: list[tuple[list[tuple[str, Any]], dict[str, Any]]]) -> None:
         """Check the groups whole, then take them in."""
@@ -252,15 +238,14 @@ class Optimizer:
         states = _allocate_states(added, self._traced, settings_of, len(self.groups))
         memory = self._traced.scalar_states
         first = np.array([self._initial(name, settings_of[entry.group - len(self.groups)]) for entry in added for name in memory])
-        self._group_structures = [settings["structure"] for _, settings in groups] if not self.groups else getattr(self, "_group_structures", [])
-        if not self.groups:
-            self._single_structure = self._group_structures[0]
         self.groups += settings_of
+        self._structures += [settings["structure"] for _, settings in groups]
         self._entries = existing
         table = self._table
         table.states += states
         table.parameters += [entry.view for entry in added]
-        table.counters = np.concatenate([table.counters, np.zeros(len(added), np.int64)])
+        # One number per tensor, then the optimizer's own: the engine commits them together.
+        table.counters = np.concatenate([table.counters[:-1], np.zeros(len(added), np.int64), [self.steps]])
         table.memory = np.concatenate([table.memory, first])
         self._rebuild_rows()
 
@@ -272,8 +257,9 @@ class Optimizer:
         """The table's rows, from the entries and states as they are now."""
         table = self._table
         rows = np.zeros((len(self._entries), engines.COLUMNS), np.int64)
-        self._classes = [_Class(group, decayed) for group in range(len(self.groups)) for decayed in (True, False)]
         self._class_of = np.array([2 * entry.group + (not entry.decayed) for entry in self._entries], np.int64)
+        _, sample, inverse = np.unique(self._class_of, return_index=True, return_inverse=True)
+        self._classes = (sample, inverse)
         for i, entry in enumerate(self._entries):
             rows[i, engines.PARAMETER] = entry.address
             rows[i, engines.LENGTH] = entry.view.size
@@ -284,7 +270,8 @@ class Optimizer:
         rows[:, engines.LAYOUT] = -1
         table.rows = rows
         self._plain = [entry.view if entry.is_plain else None for entry in self._entries]
-        self._layouts = {}
+        self._doubtful = True
+        self._names_of = [[entry.name for entry in self._entries if entry.group == index] for index in range(len(self.groups))]
         self._protected = protected_intervals(self._entries, table.states)
 
     # --- the step --------------------------------------------------------------------------------------------------
@@ -309,13 +296,16 @@ class Optimizer:
         >>> opt = openadam.Adam({"w": w}, lr=0.5, clip_norm=1.0)
         >>> opt.step({"w": np.array([3.0, 0.0, 4.0])}).clip_factor
         0.199999960000008
-        >>> opt.step({"w": np.array([3.0, np.nan, 4.0])})
+        >>> opt.step({"w": np.array([3.0, np.nan, 4.0])})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        openadam.errors.NonFiniteGradientError: the gradient of parameter 'w' is not finite at step 2: nan at flat index 1, 1 non-finite in this tensor; nothing was changed (nonfinite='skip' skips such steps, 'propagate' lets them through)
+        openadam.errors.NonFiniteGradientError: the gradient of parameter 'w' is not finite at step 2: nan at flat index 1, ...
         """
         with self._exclusive():
-            return self._step(self._flatten(grads), measure)
+            try:
+                return self._step(self._flatten(grads), measure)
+            finally:
+                self._table.gradients = []  # they are the caller's; keep none alive
 
     def _step(self, gradients: list[Any], measure: bool) -> StepReport:
         table = self._table
@@ -324,8 +314,8 @@ class Optimizer:
         active = table.rows[:, engines.ACTIVE]
         if not active.any():
             return StepReport(self.steps, 0.0, 1.0, False, {} if measure else None)
-        if int(table.counters.max()) >= MAX_STEP:
-            raise HyperparameterError(f"a parameter has taken {MAX_STEP} steps, more than can be counted exactly; start a new optimizer")
+        if int(table.counters.max()) >= states.MAX_STEP:
+            raise HyperparameterError(f"a parameter has taken {states.MAX_STEP} steps, more than can be counted exactly; start a new optimizer")
         checks = self._nonfinite != "propagate"
         factor, norm = 1.0, math.nan
         if checks or self._clip_norm is not None:
@@ -345,7 +335,6 @@ class Optimizer:
             self._try_out(squares)
         taken = ALL_MEASURES if measure else () if checks or self._clip_norm is not None else (GRAD_SUM_SQUARES,)
         tallies = self._engine.update(table, taken, self._threads)
-        self.steps += 1
         if math.isnan(norm) and not checks and self._clip_norm is None:
             norm = self._norm(tallies[:, taken.index(GRAD_SUM_SQUARES)])
         seen = None
@@ -356,57 +345,52 @@ class Optimizer:
 
     def _flatten(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters; refuses another structure."""
-        if self._structure != "groups":
-            return flatten(self._structure, [entry.name for entry in self._entries], grads)
-        if not isinstance(grads, (list, tuple)) or len(grads) != len(self.groups):
-            raise GradientError(f"the parameters were given in {len(self.groups)} groups: give a list with the gradients of each, not {describe(grads)}")
-        return [
-            gradient
-            for group, structure, part in zip(self.groups, self._group_structures, grads, strict=True)
-            for gradient in flatten(structure, group["params"], part)
-        ]
+        parts = [grads]
+        if self._grouped:
+            count = len(self.groups)
+            if not isinstance(grads, (list, tuple)) or len(grads) != count:
+                raise GradientError(f"the parameters were given in {count} groups: give a list with the gradients of each, not {describe(grads)}")
+            parts = list(grads)
+        gradients: list[Any] = []
+        for structure, names, part in zip(self._structures, self._names_of, parts, strict=True):
+            gradients += flatten(structure, names, part)
+        return gradients
 
     def _take_gradients(self, gradients: list[Any]) -> None:
         """Put the gradients into the table; refuse by name what cannot be used."""
         table = self._table
         changed, others = engines.read_gradients(gradients, self._plain, table.rows)
-        layouts_changed = bool(self._layouts) and changed
+        changed |= self._doubtful or bool(others)
+        self._doubtful = True  # until everything below has been checked
+        layouts: dict[int, list[int]] = {}
         for i in others:
             entry = self._entries[i]
             row = table.rows[i]
-            if gradients[i] is None:
-                row[engines.ACTIVE] = 0
-                continue
-            gradient = gradients[i] = as_gradient(entry, gradients[i])
-            row[engines.ACTIVE] = 1
-            row[engines.GRADIENT] = gradient.__array_interface__["data"][0]
-            changed = True
-            layout = entry.layout(gradient)
-            if layout != self._layouts.get(i):
-                layouts_changed = True
-                if layout is None:
-                    self._layouts.pop(i, None)
-                else:
-                    self._layouts[i] = layout
-        if layouts_changed:
-            self._layouts = {i: layout for i, layout in self._layouts.items() if i in set(others)}
+            row[engines.ACTIVE] = gradients[i] is not None
+            if gradients[i] is not None:
+                gradient = gradients[i] = as_gradient(entry, gradients[i])
+                row[engines.GRADIENT] = gradient.__array_interface__["data"][0]
+                layout = entry.layout(gradient)
+                if layout is not None:
+                    layouts[i] = layout
+        if changed:
             table.rows[:, engines.LAYOUT] = -1
             numbers: list[int] = []
-            for i, layout in self._layouts.items():
+            for i, layout in layouts.items():
                 table.rows[i, engines.LAYOUT] = len(numbers)
                 numbers += layout
             table.layouts = np.array(numbers, np.int64)
+            self._refuse_aliases(gradients, layouts)
         table.gradients = gradients
-        if changed:
-            self._refuse_aliases(gradients)
+        self._doubtful = False
 
-    def _refuse_aliases(self, gradients: list[Any]) -> None:
+    def _refuse_aliases(self, gradients: list[Any], strided: Iterable[int]) -> None:
         rows = self._table.rows
         starts, ends = self._protected
         low = rows[:, engines.GRADIENT].astype(np.uint64)
         itemsize = np.where(rows[:, engines.DTYPE] == 0, 4, 8).astype(np.uint64)
         high = low + rows[:, engines.LENGTH].astype(np.uint64) * itemsize
-        for i in self._layouts:
+        for i in strided:
             low[i], high[i] = byte_bounds(gradients[i])
         nearest = np.searchsorted(starts, high, side="left") - 1
         hit = (rows[:, engines.ACTIVE] != 0) & (high > low) & (nearest >= 0)
@@ -415,8 +399,9 @@ class Optimizer:
             for j, entry in enumerate(self._entries):
                 for other, what in [(entry.view, "parameter"), *((state, "state of parameter") for state in self._table.states[j])]:
                     if np.may_share_memory(gradients[i], other) and np.shares_memory(gradients[i], other):
+                        name = self._entries[i].name
                         raise AliasError(
-                            f"the gradient of parameter {self._entries[i].name!r} shares memory with the {what} {entry.name!r}, which the step writes; pass a copy"
+                            f"the gradient of parameter {name!r} shares memory with the {what} {entry.name!r}, which the step writes; pass a copy"
                         )
 
     def _norm(self, squares: Array) -> float:
@@ -452,42 +437,44 @@ class Optimizer:
                 continue
             with np.errstate(all="ignore"):
                 outputs = engines.ReferenceEngine.outputs(table, i)
-            for name, before in zip(table.program.states, table.states[i], strict=True):
+            for name, before in zip((*table.program.states, "p"), (*table.states[i], table.parameters[i]), strict=True):
                 bad = np.flatnonzero(~np.isfinite(outputs[name]) & np.isfinite(before.reshape(-1)))
                 if bad.size:
                     given = table.gradients[i]
                     assert given is not None
                     value = float(given.reshape(-1)[bad[0]])
+                    what = "it" if name == "p" else f"its state {self._public(name)!r}"
                     raise NonFiniteStateError(
-                        f"the gradient of parameter {entry.name!r} is so large ({value:g} at element {int(bad[0])}) that its state {self._public(name)!r} "
-                        f"would not be finite in {entry.view.dtype} at step {self.steps + 1}; nothing was changed (clip_norm or clip_value bounds gradients)"
+                        f"the gradient of parameter {entry.name!r} is so large ({value:g} at element {int(bad[0])}) that {what} would not be finite "
+                        f"in {entry.view.dtype} at step {self.steps + 1}; nothing was changed (clip_norm or clip_value bounds gradients)"
                     )
 
     # --- hyperparameters and scalars -------------------------------------------------------------------------------
 
-    def _check_groups(self, groups: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> None:
-        """Refuse settings that are out of range, or that the parameters' dtype cannot hold."""
+    def _check_groups(self, groups: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> None:
+        """Refuse settings that are out of range, or that the parameters' dtype cannot hold; keep numbers as Python floats."""
         for index, group in enumerate(groups):
-            for name in self._names:
+            for name in (*self._names, "maximize"):
                 if name not in group:
                     raise HyperparameterError(f"group {index} has lost its {name!r}")
-                checked_or_schedule(name, group[name], where=f" in group {index}")
+            numbers = {name: checked_or_schedule(name, group[name], where=f" in group {index}") for name in self._names}
             if not isinstance(group["maximize"], (bool, np.bool_)):
                 raise HyperparameterError(f"maximize={group['maximize']!r} in group {index} is neither True nor False")
-            eps = group.get("eps", 0.0)
+            eps, lr, decay = numbers.get("eps", 0.0), numbers["lr"], numbers["weight_decay"]
             single = next((entry.name for entry in entries if entry.group == index and entry.view.dtype == np.float32), None)
             if single is not None and not callable(eps) and eps > 0 and np.float32(eps) == 0:
-                raise HyperparameterError(f"eps={eps!r} in group {index} is 0 in float32, the dtype of parameter {single!r}; use at least 1e-44, or eps=0")
-            lr, decay = group["lr"], group["weight_decay"]
+                hint = "use at least 1e-44, or eps=0"
+                raise HyperparameterError(f"eps={eps!r} in group {index} is 0 in float32, the dtype of parameter {single!r}; {hint}")
             if self._coupling == "decoupled" and not callable(lr) and not callable(decay) and lr * decay > 1:
                 warnings.warn(f"lr * weight_decay = {lr * decay:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=4)
+            group.update(numbers)
 
     def _values(self) -> list[dict[str, Any]]:
         """The hyperparameters of the coming step, checked; schedules are asked for step `self.steps` + 1."""
-        now = [tuple(group.get(name) for name in (*self._names, "maximize")) for group in self.groups]
-        if now != self._checked_groups:
+        now = [group.get(name) for group in self.groups for name in (*self._names, "maximize")]
+        if len(now) != len(self._checked) or any(a is not b for a, b in zip(now, self._checked, strict=True)):
             self._check_groups(self.groups, self._entries)
-            self._checked_groups = now
+            self._checked = [group[name] for group in self.groups for name in (*self._names, "maximize")]
         t = self.steps + 1
         return [{name: _at(name, group[name], t) for name in self._names} | {"maximize": bool(group["maximize"])} for group in self.groups]
 
@@ -495,52 +482,54 @@ class Optimizer:
         """Compute the scalars of the step, once for each set of tensors that share them, and the counters after it."""
         table = self._table
         active = table.rows[:, engines.ACTIVE] != 0
+        steps = table.counters[:-1]
         memory_names = self._traced.scalar_states
         memory = table.memory.reshape(len(self._entries), len(memory_names))
-        table.counters_after = table.counters + active
+        table.counters_after = table.counters + 1
+        table.counters_after[:-1] -= ~active
         after = memory.copy()
-        uniform = table.counters.min() == table.counters.max() and (memory == memory[0]).all()
-        if uniform:
-            _, sample, inverse = np.unique(self._class_of, return_index=True, return_inverse=True)
+        if steps.min() == steps.max() and (memory == memory[0]).all():
+            sample, inverse = self._classes
         else:
-            columns = [self._class_of, table.counters, *memory.T.copy().view(np.int64)]
+            columns = [self._class_of, steps, *memory.T.copy().view(np.int64)]
             _, sample, inverse = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
-        inverse = inverse.reshape(-1)
+            inverse = inverse.reshape(-1)
         scalars: list[float] = []
-        starts = np.zeros(len(sample), np.int64)
-        prepare_starts = np.zeros(len(sample), np.int64)
-        after_of = np.zeros((len(sample), len(memory_names)))
+        starts = np.zeros((2, len(sample)), np.int64)
         for k, i in enumerate(sample.tolist()):
-            place = self._classes[int(self._class_of[i])]
-            group = values[place.group]
-            decay = group["weight_decay"] if place.decayed else 0.0
+            group = values[self._entries[i].group]
+            decay = group["weight_decay"] if self._entries[i].decayed else 0.0
             decoupled = self._coupling == "decoupled"
             h = {**group, **dict(zip(memory_names, memory[i].tolist(), strict=True))}
-            h["t"] = float(table.counters[i] + 1)
+            h["t"] = float(steps[i] + 1)
             h["decoupled_decay"] = decay if decoupled else 0.0
-            computed = self._scalars(h)
-            split = len(computed) - len(memory_names)
-            starts[k] = len(scalars)
-            scalars += computed[:split]
-            after_of[k] = computed[split:]
+            h["coupled_decay"] = 0.0 if decoupled else decay
             h["gradient_scale"] = -factor if group["maximize"] else factor
             h["clip_value"] = math.inf if self._clip_value is None else self._clip_value
-            h["coupled_decay"] = 0.0 if decoupled else decay
-            if h["gradient_scale"] == 1.0 and self._clip_value is None and h["coupled_decay"] == 0.0:
-                prepare_starts[k] = -1
-            else:
-                prepare_starts[k] = len(scalars)
+            computed = self._scalars(h)
+            split = len(computed) - len(memory_names)
+            starts[0, k] = len(scalars)
+            scalars += computed[:split]
+            if memory_names:
+                after[(inverse == k) & active] = computed[split:]
+            as_it_is = h["gradient_scale"] == 1.0 and h["clip_value"] == math.inf and h["coupled_decay"] == 0.0
+            starts[1, k] = -1 if as_it_is else len(scalars)
+            if not as_it_is:
                 scalars += self._prepare_scalars(h)
         table.scalars = np.array(scalars)
-        table.rows[:, engines.SCALARS] = starts[inverse]
-        table.rows[:, engines.PREPARATION] = prepare_starts[inverse]
-        after[active] = after_of[inverse][active]
+        table.rows[:, engines.SCALARS] = starts[0, inverse]
+        table.rows[:, engines.PREPARATION] = starts[1, inverse]
         table.memory_after = after.reshape(-1)
 
     # --- state -----------------------------------------------------------------------------------------------------
 
     def _public(self, state: str) -> str:
         return type(self).state_names.get(state, state)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return int(self._table.counters[-1]) if self._table.counters.size else 0
 
     @property
     def params(self) -> dict[str, Array]:
@@ -577,17 +566,7 @@ class Optimizer:
         optimizer has.
         """
         with self._exclusive():
-            state = {name: {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in s.items()} for name, s in self.state.items()}
-            groups = [{k: {"schedule": repr(v)} if callable(v) else list(v) if isinstance(v, list) else v for k, v in g.items()} for g in self.groups]
-            return {
-                "format": STATE_FORMAT,
-                "rule": self._traced.name,
-                "coupling": self._coupling,
-                "steps": self.steps,
-                "skipped": self.skipped,
-                "groups": groups,
-                "state": state,
-            }
+            return states.write(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a `state_dict`, matched by parameter names; all of it, or nothing.
@@ -598,106 +577,15 @@ class Optimizer:
             CheckpointCorruptError: A value is impossible: a negative step or second moment, a state that is not finite.
         """
         with self._exclusive():
-            self._commit_state(self._read_state(state_dict))
+            self._take_over(states.read(self, state_dict))
 
-    def _read_state(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The state dict, checked against this optimizer and turned into what `_commit_state` takes."""
-        if not isinstance(given, Mapping) or "format" not in given:
-            raise CheckpointMismatchError(f"not a state_dict of openadam: {describe(given)}")
-        version = given["format"]
-        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-            raise CheckpointCorruptError(f"format={version!r} is not a version number")
-        if version > STATE_FORMAT:
-            raise CheckpointVersionError(f"the state has format {version}; this version of openadam reads up to {STATE_FORMAT}: upgrade openadam")
-        for key in ("rule", "coupling", "steps", "groups", "state"):
-            if key not in given:
-                raise CheckpointCorruptError(f"the state lacks {key!r}")
-        for key, own in (("rule", self._traced.name), ("coupling", self._coupling)):
-            if given[key] != own:
-                raise CheckpointMismatchError(f"the state is of {key} {given[key]!r}, this optimizer's is {own!r}")
-        states, groups = given["state"], given["groups"]
-        if not isinstance(states, Mapping) or not isinstance(groups, (list, tuple)):
-            raise CheckpointCorruptError("`state` must be a mapping of names and `groups` a list")
-        mine = [entry.name for entry in self._entries]
-        if set(states) != set(mine):
-            lacking, extra = sorted(set(mine) - set(states)), sorted(map(str, set(states) - set(mine)))
-            raise CheckpointMismatchError(f"the parameters differ: the state lacks {lacking}, and has {extra} that this optimizer does not")
-        if len(groups) != len(self.groups):
-            raise CheckpointMismatchError(f"the state has {len(groups)} groups, this optimizer {len(self.groups)}")
-        memory_names = self._traced.scalar_states
-        arrays: list[list[Array]] = []
-        counters, memory = [], []
-        for i, entry in enumerate(self._entries):
-            state = states[entry.name]
-            expected = {"step", *map(self._public, self._traced.states)}
-            if not isinstance(state, Mapping) or set(state) != expected:
-                found = sorted(map(str, state)) if isinstance(state, Mapping) else describe(state)
-                raise CheckpointMismatchError(f"the state of parameter {entry.name!r} must hold {sorted(expected)}, found {found}")
-            counters.append(_counter(state["step"], f"step of parameter {entry.name!r}"))
-            for name in memory_names:
-                value = state[self._public(name)]
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-                    raise CheckpointCorruptError(f"{self._public(name)!r} of parameter {entry.name!r} is {value!r}")
-                memory.append(float(value))
-            arrays.append([])
-            for name, own_array in zip(self._table.program.states, self._table.states[i], strict=True):
-                arrays[-1].append(self._read_array(entry, name, state[self._public(name)], own_array))
-        return {
-            "arrays": arrays,
-            "counters": np.array(counters, np.int64),
-            "memory": np.array(memory, np.float64),
-            "groups": [self._read_settings(index, group) for index, group in enumerate(groups)],
-            "steps": _counter(given["steps"], "steps"),
-            "skipped": _counter(given.get("skipped", 0), "skipped"),
-        }
-
-    def _read_array(self, entry: Entry, name: str, value: Any, own: Array) -> Array:
-        where = f"{self._public(name)!r} of parameter {entry.name!r}"
-        if not isinstance(value, np.ndarray):
-            raise CheckpointMismatchError(f"{where} is {describe(value)}, not an array")
-        if value.dtype != own.dtype or value.shape != entry.array.shape:
-            raise CheckpointMismatchError(f"{where} is {value.dtype} {value.shape}, this optimizer's is {own.dtype} {entry.array.shape}")
-        if not np.isfinite(value).all():
-            raise CheckpointCorruptError(f"{where} holds values that are not finite")
-        if name in self._rule.nonnegative and (value < 0).any():
-            raise CheckpointCorruptError(f"{where} holds negative values, which it cannot have")
-        return entry.canonical(np.array(value))
-
-    def _read_settings(self, index: int, group: Any) -> dict[str, Any]:
-        if not isinstance(group, Mapping):
-            raise CheckpointCorruptError(f"group {index} is {describe(group)}, not a mapping")
-        own = self.groups[index]
-        if set(group.get("params", ())) != set(own["params"]):
-            raise CheckpointMismatchError(f"group {index} of the state holds {list(group.get('params', ()))}, this optimizer's {own['params']}")
-        result = dict(own)
-        for name, value in group.items():
-            if name == "params":
-                continue
-            if name not in own:
-                raise CheckpointMismatchError(f"group {index} of the state has {name!r}, which this optimizer does not")
-            if isinstance(value, Mapping) and "schedule" in value:
-                if not callable(own[name]):
-                    raise CheckpointMismatchError(f"{name} in group {index} followed the schedule {value['schedule']}; give this optimizer one too")
-                continue
-            if name == "maximize":
-                if not isinstance(value, bool):
-                    raise CheckpointCorruptError(f"maximize={value!r} in group {index} is neither True nor False")
-                result[name] = value
-                continue
-            try:
-                result[name] = checked(name, value, where=f" in group {index}")
-            except HyperparameterError as error:
-                raise CheckpointCorruptError(str(error)) from error
-        return result
-
-    def _commit_state(self, read: dict[str, Any]) -> None:
-        for own, arrays in zip(self._table.states, read["arrays"], strict=True):
-            for target, source in zip(own, arrays, strict=True):
-                target[...] = source
-        self._table.counters = read["counters"]
-        self._table.memory = read["memory"]
-        self.groups = read["groups"]
-        self.steps, self.skipped = read["steps"], read["skipped"]
+    def _take_over(self, loaded: states.Loaded, parameters: Mapping[str, Array] = MappingProxyType({})) -> None:
+        """Commit what has been checked."""
+        table, own = self._table, self.params
+        targets = [own[name] for name in parameters] + [array for arrays in table.states for array in arrays] + [table.counters, table.memory]
+        values = [*parameters.values(), *(array for arrays in loaded.arrays for array in arrays), loaded.counters, loaded.memory]
+        self.groups, self.skipped = loaded.groups, loaded.skipped
+        engines.assign_all(targets, values)
 
     def save(self, path: Any, *, parameters: bool = True) -> None:
         """Write the state, and the parameters unless told not to, to one safetensors file, atomically.
@@ -723,16 +611,16 @@ class Optimizer:
 
         state, parameters = checkpoint.load(path)
         with self._exclusive():
-            read = self._read_state(state)
+            read = states.read(self, state)
             own = self.params
             if parameters and set(parameters) != set(own):
                 raise CheckpointMismatchError(f"the file holds the parameters {sorted(parameters)}, this optimizer has {sorted(own)}")
             for name, value in parameters.items():
                 if value.dtype != own[name].dtype or value.shape != own[name].shape:
-                    raise CheckpointMismatchError(f"parameter {name!r} is {value.dtype} {value.shape} in the file, {own[name].dtype} {own[name].shape} here")
-            for name, value in parameters.items():
-                own[name][...] = value
-            self._commit_state(read)
+                    raise CheckpointMismatchError(
+                        f"parameter {name!r} is {value.dtype} {value.shape} in the file, {own[name].dtype} {own[name].shape} here"
+                    )
+            self._take_over(read, parameters)
 
     # --- the object itself -----------------------------------------------------------------------------------------
 
@@ -741,10 +629,13 @@ class Optimizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = [
-            {"params": structured(structure, [(name, self.params[name]) for name in group["params"]]), **{k: v for k, v in group.items() if k != "params"}}
-            for group, structure in zip(self.groups, self._group_structures, strict=True)
+            {
+                "params": structured(structure, [(name, self.params[name]) for name in group["params"]]),
+                **{k: v for k, v in group.items() if k != "params"},
+            }
+            for group, structure in zip(self.groups, self._structures, strict=True)
         ]
-        params = parts if self._structure == "groups" else parts[0]["params"]
+        params = parts if self._grouped else parts[0]["params"]
         no_decay = [entry.name for entry in self._entries if not entry.decayed]
         settings: dict[str, Any] = {
             "rule": self._rule, "coupling": self._coupling, "no_decay": no_decay, "clip_norm": self._clip_norm, "clip_value": self._clip_value,
@@ -779,14 +670,6 @@ class _Exclusive:
 def _at(name: str, value: Any, t: int) -> float:
     """The value at step t: a number as it is, a schedule asked and checked."""
     return checked(name, value(t), where=f" (from its schedule at t={t})") if callable(value) else float(value)
-
-
-def _counter(value: Any, what: str) -> int:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= MAX_STEP:
-        raise CheckpointCorruptError(f"{what} is {value!r}, not a whole number from 0 to {MAX_STEP}")
-    return int(value)
 
 
 def _excluded(no_decay: Any, entry: Entry) -> bool:
@@ -828,7 +711,6 @@ def _allocate_states(entries: list[Entry], traced: Any, groups: list[dict[str, A
 def _rebuild(cls: type[Optimizer], params: Any, settings: dict[str, Any], state: dict[str, Any]) -> Optimizer:
     if cls.rule is not None:
         settings = {k: v for k, v in settings.items() if k != "rule"}
-    settings = {k: v for k, v in settings.items()}
     optimizer = cls(params, **settings)
     optimizer.load_state_dict(state)
     return optimizer

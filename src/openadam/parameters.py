@@ -11,7 +11,18 @@ import numpy.typing as npt
 
 from .errors import AliasError, GradientDtypeError, GradientError, GradientShapeError, ParameterDtypeError, ParameterError, SparseGradientError
 
-__all__ = ["Entry", "as_gradient", "describe", "flatten", "overlaps", "protected_intervals", "read_entries", "read_group", "read_structure", "structured"]
+__all__ = [
+    "Entry",
+    "as_gradient",
+    "describe",
+    "flatten",
+    "overlaps",
+    "protected_intervals",
+    "read_entries",
+    "read_group",
+    "read_structure",
+    "structured",
+]
 
 Array = npt.NDArray[Any]
 SUPPORTED = (np.dtype(np.float32), np.dtype(np.float64))
@@ -69,11 +80,15 @@ def _entry(name: str, value: Any, group: int) -> Entry:
     if isinstance(value, np.ma.MaskedArray):
         raise ParameterDtypeError(f"parameter {name!r} is a masked array, whose mask a step would ignore; give its data (.filled(…))")
     if value.dtype not in SUPPORTED:
-        raise ParameterDtypeError(f"parameter {name!r} has dtype {value.dtype.str} ({value.dtype}); supported are float32 and float64 in native byte order")
+        raise ParameterDtypeError(
+            f"parameter {name!r} has dtype {value.dtype.str} ({value.dtype}); supported are float32 and float64 in native byte order"
+        )
     if not value.flags.writeable:
         raise ParameterError(f"parameter {name!r} is not writeable (a read-only array, a broadcast or a memory map opened for reading)")
     if _overlaps_itself(value):
-        raise AliasError(f"parameter {name!r} of shape {value.shape} and strides {value.strides} overlaps itself: elements share memory; copy it first")
+        raise AliasError(
+            f"parameter {name!r} of shape {value.shape} and strides {value.strides} overlaps itself: elements share memory; copy it first"
+        )
     view = value.view(np.ndarray)
     axes = None
     if not view.flags.c_contiguous and view.ndim > 1:
@@ -126,7 +141,11 @@ def overlaps(entries: Sequence[Entry]) -> None:
         open_ones = [(end, j) for end, j in open_ones if end > low]
         for _, j in open_ones:
             first, second = entries[min(i, j)], entries[max(i, j)]
-            if first.array is second.array or (first.address, first.view.shape, first.view.strides) == (second.address, second.view.shape, second.view.strides):
+            if first.array is second.array or (first.address, first.view.shape, first.view.strides) == (
+                second.address,
+                second.view.shape,
+                second.view.strides,
+            ):
                 raise ParameterError(f"parameters {first.name!r} and {second.name!r} are the same array; give it once")
             if np.shares_memory(first.view, second.view):
                 raise AliasError(f"parameters {first.name!r} and {second.name!r} share memory; each step would move it twice")
@@ -222,7 +241,9 @@ def flatten(structure: str, names: Sequence[str], grads: Any) -> list[Any]:
             raise GradientError(f"the parameters were given by name: give a mapping of the same names, not {describe(grads)}")
         if len(grads) != len(names) or any(name not in grads for name in names):
             missing, unexpected = [n for n in names if n not in grads], [n for n in grads if n not in set(names)]
-            raise GradientError(f"the gradients' names are not the parameters': missing {missing}, unexpected {unexpected} (None stands for no gradient)")
+            raise GradientError(
+                f"the gradients' names are not the parameters': missing {missing}, unexpected {unexpected} (None stands for no gradient)"
+            )
         return [grads[name] for name in names]
     if hasattr(grads, "dtype") or isinstance(grads, (Mapping, set, frozenset, str, bytes)) or not isinstance(grads, Iterable):
         raise GradientError(f"the parameters were given as a sequence: give a list of {len(names)} gradients, not {describe(grads)}")
@@ -244,9 +265,13 @@ def as_gradient(entry: Entry, value: Any) -> Array:
             raise GradientDtypeError(f"the gradient of parameter {name!r} is {value!r:.80} ({type(value).__name__}), not an array of {own}")
     array = np.asarray(value)
     if array.shape != entry.array.shape:
-        raise GradientShapeError(f"the gradient of parameter {name!r} has shape {array.shape}, the parameter {entry.array.shape}; gradients are never broadcast")
+        raise GradientShapeError(
+            f"the gradient of parameter {name!r} has shape {array.shape}, the parameter {entry.array.shape}; gradients are never broadcast"
+        )
     if array.dtype != own:  # byte order counts
         if not (array.dtype == np.float32 and own == np.float64):
-            raise GradientDtypeError(f"the gradient of parameter {name!r} is {array.dtype.str} ({array.dtype}), the parameter {own}; convert it with .astype({own})")
+            raise GradientDtypeError(
+                f"the gradient of parameter {name!r} is {array.dtype.str} ({array.dtype}), the parameter {own}; convert it with .astype({own})"
+            )
         array = array.astype(own)
     return entry.canonical(array)

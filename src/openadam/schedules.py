@@ -71,5 +71,5 @@ class WarmUp:
         _check_steps(self.steps)
 
     def __call__(self, t: int) -> float:
-        after = self.then if callable(self.then) else lambda _: float(self.then)  # type: ignore[arg-type]
-        return after(t - self.steps) if t > self.steps else after(0) * (t / self.steps)
+        after = self.then(max(t - self.steps, 0)) if callable(self.then) else self.then
+        return after * min(t / self.steps, 1.0)

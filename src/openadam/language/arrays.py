@@ -60,9 +60,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {
 """The operations on Python floats, with IEEE answers (NaN, infinity) where Python would raise."""
 
 
-def evaluate(
-    roots: Sequence[Expression], values: Mapping[tuple[str, str], Any], functions: Mapping[str, Callable[..., Any]] = NUMBERS
-) -> list[Any]:
+def evaluate(roots: Sequence[Expression], values: Mapping[tuple[str, str], Any], functions: Mapping[str, Callable[..., Any]] = NUMBERS) -> list[Any]:
     """The values of expressions; ``values`` maps a symbol's (space, name), ``functions`` each operation.
 
     With mpmath's functions this is the oracle of the tests.

@@ -66,10 +66,20 @@ def reduction(program: Program, join: str) -> str:
         join: How two values become one, in C++: ``sum`` or ``largest``.
     """
     places = {"g": 0, "p": 1, "p_after": 2}
-    lines = [f"// {program.name}", "template <class S>", f"double {program.name}(const void* const* tensors, std::int64_t n) {{", "  using T = double;"]
+    lines = [
+        f"// {program.name}",
+        "template <class S>",
+        f"double {program.name}(const void* const* tensors, std::int64_t n) {{",
+        "  using T = double;",
+    ]
     lines += [f"  const S* RESTRICT {name}_ = static_cast<const S*>(tensors[{places[name]}]);" for name in program.inputs]
     lines.append("  const auto value = [=](std::int64_t i) {")
     lines += [f"    const T {name} = static_cast<T>({name}_[i]);" for name in program.inputs]
     lines += [f"    {line}" for line in _statements(program)]
-    lines += [f"    return {_argument(program.outputs['value'])};", "  };", f"  return over_lanes(value, n, [](T a, T b) {{ return {join}(a, b); }});", "}"]
+    lines += [
+        f"    return {_argument(program.outputs['value'])};",
+        "  };",
+        f"  return over_lanes(value, n, [](T a, T b) {{ return {join}(a, b); }});",
+        "}",
+    ]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import linecache
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 from ..errors import RuleError
 
@@ -398,8 +398,23 @@ def _find_rule(module: str, qualified_name: str) -> Any:
     return functools.reduce(getattr, qualified_name.split("."), importlib.import_module(module))
 
 
+@overload
+def rule(function: Callable[..., Step], /) -> Rule: ...
+
+
+@overload
+def rule(
+    *,
+    initial: Mapping[str, float | str] | None = None,
+    nonnegative: tuple[str, ...] = (),
+    options: Mapping[str, tuple[str, ...]] | None = None,
+    **defaults: float,
+) -> Callable[[Callable[..., Step]], Rule]: ...
+
+
 def rule(
     function: Callable[..., Step] | None = None,
+    /,
     *,
     initial: Mapping[str, float | str] | None = None,
     nonnegative: tuple[str, ...] = (),
