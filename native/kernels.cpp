@@ -58,16 +58,11 @@ inline double over_lanes(Value value, std::int64_t n, Join join) {
 #define UPDATE_ROW(name, digest, function, states, scalars) {name, digest, {function<float>, function<double>}, states, scalars},
 const openadam::UpdateKernel kUpdates[] = {UPDATE_KERNELS(UPDATE_ROW)};
 
-#define MEASURE_ROW(name, digest, function, is_max, reads_parameter) \
-  {name, digest, {function<float>, function<double>}, is_max, reads_parameter},
+#define MEASURE_ROW(name, digest, function, is_max, reads_parameter) {name, digest, {function<float>, function<double>}, is_max, reads_parameter},
 const openadam::MeasureKernel kMeasures[] = {MEASURE_KERNELS(MEASURE_ROW)};
 
 const openadam::KernelSet kSet = {
-    TEXT(OPENADAM_ISA),
-    kUpdates,
-    sizeof(kUpdates) / sizeof(kUpdates[0]),
-    kMeasures,
-    sizeof(kMeasures) / sizeof(kMeasures[0]),
+    TEXT(OPENADAM_ISA), kUpdates, sizeof(kUpdates) / sizeof(kUpdates[0]), kMeasures, sizeof(kMeasures) / sizeof(kMeasures[0]),
 };
 
 }  // namespace

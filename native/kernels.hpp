@@ -21,8 +21,8 @@ struct MeasureKernel {
   const char* name;
   const char* digest;
   double (*run[kDtypes])(const void* const* tensors, std::int64_t n);
-  bool is_max;            // joined by the largest value, else by the sum
-  bool reads_parameter;   // p before or after; otherwise the gradient alone
+  bool is_max;           // joined by the largest value, else by the sum
+  bool reads_parameter;  // p before or after; otherwise the gradient alone
 };
 
 struct KernelSet {

@@ -15,10 +15,10 @@
 
 namespace openadam {
 
-constexpr std::int64_t kBlock = 1024;           // elements that stay in the L1 cache
-constexpr std::int64_t kChunk = 64 * kBlock;    // elements that one thread takes at a time
-constexpr std::int64_t kRowCost = 64;           // what a tensor costs beside its elements, in elements
-constexpr std::int64_t kPerThread = 2 * kChunk; // less work than this does not pay for starting a thread
+constexpr std::int64_t kBlock = 1024;            // elements that stay in the L1 cache
+constexpr std::int64_t kChunk = 64 * kBlock;     // elements that one thread takes at a time
+constexpr std::int64_t kRowCost = 64;            // what a tensor costs beside its elements, in elements
+constexpr std::int64_t kPerThread = 2 * kChunk;  // less work than this does not pay for starting a thread
 constexpr int kMaxStates = 4;
 
 // A row of the table, as Python fills it: addresses and numbers.
@@ -28,10 +28,10 @@ struct Row {
   std::int64_t length;     // elements
   std::int64_t dtype;
   std::int64_t kernel;
-  std::int64_t scalars;  // where this row's scalars start
-  std::int64_t prepare;  // where the scalars of the gradient's preparation start, or -1: the gradient is used as it is
-  std::int64_t layout;   // where this row's layout starts, or -1: both are dense
-  std::int64_t active;   // 0: no gradient, leave it alone
+  std::int64_t scalars;             // where this row's scalars start
+  std::int64_t prepare;             // where the scalars of the gradient's preparation start, or -1: the gradient is used as it is
+  std::int64_t layout;              // where this row's layout starts, or -1: both are dense
+  std::int64_t active;              // 0: no gradient, leave it alone
   std::int64_t states[kMaxStates];  // addresses
 };
 constexpr std::int64_t kColumns = sizeof(Row) / sizeof(std::int64_t);
@@ -61,10 +61,8 @@ inline void check(const Request& request) {
     throw std::invalid_argument("row " + std::to_string(row) + " of the step's table: " + what);
   };
   for (std::int64_t i = 0; i < request.measures.size; ++i)
-    if (request.measures.data[i] < 0 || request.measures.data[i] >= request.kernels->measure_count)
-      throw std::invalid_argument("no such measure");
-  if (request.tallies.size != request.rows.size * request.measures.size)
-    throw std::invalid_argument("the tallies must hold rows x measures numbers");
+    if (request.measures.data[i] < 0 || request.measures.data[i] >= request.kernels->measure_count) throw std::invalid_argument("no such measure");
+  if (request.tallies.size != request.rows.size * request.measures.size) throw std::invalid_argument("the tallies must hold rows x measures numbers");
   const std::int64_t prepare_scalars = request.kernels->updates[0].scalars;
   for (std::int64_t i = 0; i < request.rows.size; ++i) {
     const Row& row = request.rows.data[i];

@@ -59,8 +59,8 @@ openadam::Span<T> span(const A& array) {
 }
 
 void run(std::size_t isa, const Table& table, const Doubles& scalars, const Integers& layouts, const Integers& which, bool update,
-         const Array<double, nb::ndim<2>>& tallies, int threads, const Integers& counters, const Integers& counters_after,
-         const Doubles& memory, const Doubles& memory_after) {
+         const Array<double, nb::ndim<2>>& tallies, int threads, const Integers& counters, const Integers& counters_after, const Doubles& memory,
+         const Doubles& memory_after) {
   if (static_cast<std::int64_t>(table.shape(1)) != openadam::kColumns) throw std::invalid_argument("the step's table has other columns");
   if (counters.size() != counters_after.size() || memory.size() != memory_after.size())
     throw std::invalid_argument("counters and their next values differ in length");

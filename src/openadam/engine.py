@@ -33,7 +33,7 @@ try:
 except ImportError:  # a source install without a compiler
     _native = None
 
-__all__ = ["Engine", "Table", "choose_engine", "native_isas", "assign_all", "read_gradients", "resolve_threads", "zeros"]
+__all__ = ["Engine", "Table", "assign_all", "choose_engine", "native_isas", "read_gradients", "resolve_threads", "zeros"]
 
 Array = npt.NDArray[Any]
 
