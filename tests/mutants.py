@@ -1,0 +1,138 @@
+"""Seeded faults that the test suite must catch; `make mutants` builds each one and runs the tests against it.
+
+Each mutant is one small edit, of the kind that people make: eps in the wrong place, a tail off by one, a correction forgotten.
+The sources are copied, edited, built and tested apart from the working tree. Every mutant must make a test fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NUMERICS = ("test_witnesses.py", "test_oracle.py", "test_numerics.py", "test_properties.py", "test_contract.py")
+NATIVE = ("test_native.py", "test_contract.py")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One edit of one file, and the tests that are expected to notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = NUMERICS
+
+
+RULES, PROGRAM, LOOP, OPTIMIZER = "src/openadam/rules.py", "src/openadam/language/program.py", "native/loop.hpp", "src/openadam/optimizer.py"
+
+MUTANTS = (
+    Mutant("eps inside the root", RULES, "    return sqrt(v_hat) + eps\n", "    return sqrt(v_hat + eps)\n"),
+    Mutant("first moment uncorrected", RULES, "        return Step(m / denominator(v, h.eps, epsilon), m=m, v=v)\n    m_hat = m / (1 - h.beta1**h.t)",
+           "        return Step(m / denominator(v, h.eps, epsilon), m=m, v=v)\n    m_hat = m / 1"),
+    Mutant("betas swapped", RULES, "return h.beta1 * s.m + (1 - h.beta1) * g", "return h.beta2 * s.m + (1 - h.beta2) * g"),
+    Mutant("second moment of |g|", RULES, "return h.beta2 * s.v + (1 - h.beta2) * g**2", "return h.beta2 * s.v + (1 - h.beta2) * abs(g)"),
+    Mutant("decay with the wrong sign", RULES, "p - (h.lr * h.decoupled_decay) * p", "p + (h.lr * h.decoupled_decay) * p"),
+    Mutant("decay without the learning rate", RULES, "p - (h.lr * h.decoupled_decay) * p", "p - h.decoupled_decay * p"),
+    Mutant("coupled decay forgotten", RULES, "bounded + h.coupled_decay * p)", "bounded)"),
+    Mutant("AMSGrad forgets the maximum", RULES, "    v_max = maximum(s.v_max, v)\n    v_hat = v_max", "    v_max = maximum(0 * s.v_max, v)\n    v_hat = v_max"),
+    Mutant("Nesterov without its factor", RULES, "g + h.momentum * m if form", "g + m if form"),
+    Mutant("first gradient dampened", RULES, "entering = where(h.t == 1, 1, 1 - h.dampening)", "entering = 1 - h.dampening"),
+    Mutant("RAdam's threshold", RULES, "where(rho > 5, rectified, m_hat)", "where(rho > 6, rectified, m_hat)"),
+    Mutant("NAdam looks at the same step", RULES, "0.96 ** ((h.t + 1) * h.momentum_decay)", "0.96 ** (h.t * h.momentum_decay)"),
+    Mutant("clipping that also scales up", RULES, "    return 1.0 if factor >= 1.0 else factor", "    return factor"),
+    Mutant("centered variance below zero", RULES, "maximum(spread - states[\"g_mean\"] ** 2, 0)", "spread - states[\"g_mean\"] ** 2"),
+    Mutant("bias correction that cancels", PROGRAM, 'if a.operation == "constant" and a.value == 1.0 and b.operation == "power":', "if False:", ("test_numerics.py", "test_language.py")),
+    Mutant("quotient without its guard", PROGRAM, 'return self.intern("where", self.intern("equal", b, zero), zero, self.intern("divide", a, b))', 'return self.intern("divide", a, b)'),
+    Mutant("subnormal states kept", PROGRAM, 'return self.intern("where", self.intern("less", self.intern("absolute", state), tiny), self.constant(0.0), state)', "return state",
+           ("test_numerics.py", "test_language.py", "test_native.py")),
+    Mutant("maximum that loses NaN", PROGRAM, 'return self.intern("where", self.intern("equal", a, a), chosen, a)', "return chosen", ("test_language.py", "test_numerics.py", "test_contract.py")),
+    Mutant("tail off by one", "src/openadam/language/cpp.py", "for (std::int64_t i = 0; i < n; ++i) {{", "for (std::int64_t i = 0; i < n - 1; ++i) {{", NATIVE),
+    Mutant("last element of a chunk lost", LOOP, "std::min(begin + kChunk, length)", "std::min(begin + kChunk, length - 1)", NATIVE),
+    Mutant("states not advanced with the block", LOOP, "tensors[2 + s] = address(row.states[s], row, begin)", "tensors[2 + s] = address(row.states[s], row, 0)", NATIVE),
+    Mutant("chunks joined without the last", LOOP, "c < partials_at_[static_cast<std::size_t>(i) + 1]; ++c", "c + 1 < partials_at_[static_cast<std::size_t>(i) + 1]; ++c", NATIVE),
+    Mutant("a lane forgotten", "native/kernels.cpp", "for (int width = kLanes / 2;", "for (int width = kLanes / 4;", NATIVE),
+    Mutant("contraction allowed", "native/CMakeLists.txt", "-ffp-contract=off", "-ffp-contract=fast", NATIVE),
+    Mutant("strided carry lost", "native/formats.hpp", "      ++index[d - 1];\n", "", NATIVE),
+    Mutant("gradient's strides for the parameter", LOOP, "p_at = {dimensions, layout + 3, layout + 3 + dimensions};", "p_at = {dimensions, layout + 3, layout + 3 + 2 * dimensions};", NATIVE),
+    Mutant("counters not committed", "native/module.cpp", "if (counters.size())", "if (false)", NATIVE),
+    Mutant("flush-to-zero while stepping", "native/threads.hpp", "_mm_setcsr(0x1F80)", "_mm_setcsr(0x9FC0)", ("test_native.py", "test_numerics.py")),
+    Mutant("caller's floating-point mode lost", "native/threads.hpp", "~IeeeMode() { _mm_setcsr(saved_); }", "~IeeeMode() {}", ("test_native.py", "test_package.py")),
+    Mutant("table not checked", LOOP, "    check(request);\n", "", ("test_native.py",)),
+    Mutant("maximize forgotten", OPTIMIZER, "-factor if group[\"maximize\"] else factor", "factor"),
+    Mutant("a refused gradient trusted the next time", OPTIMIZER, "        self._doubtful = True  # until everything below has been checked\n", "", ("test_inputs.py",)),
+    Mutant("alias check left out", OPTIMIZER, "            self._refuse_aliases(gradients, layouts)\n", "", ("test_inputs.py",)),
+    Mutant("non-finite gradients let through", OPTIMIZER, "                if bad is not None and self._nonfinite == \"raise\":\n                    raise bad\n", "", ("test_inputs.py", "test_contract.py")),
+    Mutant("a tensor without gradient counted", OPTIMIZER, "        table.counters_after[:-1] -= ~active\n", "", ("test_contract.py", "test_inputs.py")),
+    Mutant("negative second moment accepted", "src/openadam/states.py", "(value < 0).any()", "False", ("test_checkpoint.py",)),
+)  # fmt: skip
+
+
+def build(tree: Path) -> None:
+    """The native module of a copied tree, put beside its sources; unchanged parts are not compiled again."""
+    cmake = shutil.which("cmake") or "cmake"
+    configure = [cmake, "-S", "native", "-B", "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in (configure, [cmake, "--build", "build"]):
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"the build failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    for module in (tree / "build").glob("_native*"):
+        if module.suffix in (".so", ".pyd"):
+            shutil.copy2(module, tree / "src" / "openadam" / module.name)
+
+
+def survives(tree: Path, tests: tuple[str, ...]) -> bool:
+    """Whether all of the tests pass on the tree."""
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    for test in tests:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "2", str(ROOT / "tests" / test)]
+        if subprocess.run(command, cwd=tree, env=environment, capture_output=True, check=False, timeout=900).returncode:
+            return False
+    return True
+
+
+def main() -> None:
+    """Try every mutant; exit with 1 if one survives."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="run the mutants whose names contain this")
+    wanted = parser.parse_args().only
+    tree = ROOT / "build" / "mutants"
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.mkdir(parents=True)
+    for part in ("src", "native"):
+        shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    build(tree)
+    chosen = [mutant for mutant in MUTANTS if wanted in mutant.name]
+    everything = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
+    if not survives(tree, everything):
+        raise SystemExit("the tests fail without any mutant")
+    survivors = []
+    for number, mutant in enumerate(chosen, 1):
+        path = tree / mutant.file
+        original = path.read_text()
+        if original.count(mutant.old) != 1:
+            raise SystemExit(f"mutant {mutant.name!r} is out of date: its text stands {original.count(mutant.old)} times in {mutant.file}")
+        start = time.perf_counter()
+        path.write_text(original.replace(mutant.old, mutant.new))
+        try:
+            build(tree)
+            alive = survives(tree, mutant.tests)
+        finally:
+            path.write_text(original)
+        if alive:
+            survivors.append(mutant.name)
+        print(f"{number:2}/{len(chosen)}  {'SURVIVED' if alive else 'killed  '}  {time.perf_counter() - start:5.0f} s  {mutant.name}", flush=True)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed")
+    raise SystemExit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
