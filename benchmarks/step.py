@@ -30,8 +30,15 @@ MILLION = 1_000_000
 Run = Callable[[], Any]
 
 
-def interleaved(runs: dict[str, Run], *, rounds: int, warm: int = 2) -> dict[str, list[float]]:
-    """Seconds of each run in each round; every round runs all of them, in an order drawn anew."""
+REST = 0.02  # seconds; torch's OpenMP threads spin for some milliseconds after a step and would be charged to whoever comes next
+
+
+def interleaved(runs: dict[str, Run], *, rounds: int, repeats: int = 5, warm: int = 2) -> dict[str, list[float]]:
+    """Seconds of each run in each round.
+
+    Every round takes all runs, in an order drawn anew. Each gets a short rest first, then runs ``repeats`` times in a row, of
+    which the median counts: its caches are its own, as in a loop that does nothing else.
+    """
     for run in runs.values():
         for _ in range(warm):
             run()
@@ -41,9 +48,15 @@ def interleaved(runs: dict[str, Run], *, rounds: int, warm: int = 2) -> dict[str
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            start = time.perf_counter()
-            runs[name]()
-            seconds[name].append(time.perf_counter() - start)
+            rested = time.perf_counter() + REST
+            while time.perf_counter() < rested:  # busy, as between two steps of a training loop: sleeping would slow the processor down
+                pass
+            taken = []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                runs[name]()
+                taken.append(time.perf_counter() - start)
+            seconds[name].append(statistics.median(taken))
     return seconds
 
 
@@ -173,7 +186,7 @@ class Bench:
         def run(module: str) -> Run:
             return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
 
-        seconds = interleaved({"openadam": run("openadam"), "numpy": run("numpy")}, rounds=self.rounds(11), warm=1)
+        seconds = interleaved({"openadam": run("openadam"), "numpy": run("numpy")}, rounds=self.rounds(11), repeats=1, warm=1)
         more = statistics.median(a - b for a, b in zip(seconds["openadam"], seconds["numpy"], strict=True))
         self.report("import openadam", "seconds more than import numpy", more, 0.15)
 

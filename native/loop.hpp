@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -16,9 +17,9 @@
 namespace openadam {
 
 constexpr std::int64_t kBlock = 1024;            // elements that stay in the L1 cache
-constexpr std::int64_t kChunk = 64 * kBlock;     // elements that one thread takes at a time
+constexpr std::int64_t kChunk = 16 * kBlock;     // elements that one thread takes at a time
 constexpr std::int64_t kRowCost = 64;            // what a tensor costs beside its elements, in elements
-constexpr std::int64_t kPerThread = 2 * kChunk;  // less work than this does not pay for starting a thread
+constexpr std::int64_t kPerThread = 4 * kChunk;  // less work than this does not pay for waking a thread
 constexpr int kMaxStates = 4;
 
 // A row of the table, as Python fills it: addresses and numbers.
@@ -143,9 +144,28 @@ class Loop {
   void run() noexcept {
     const std::int64_t useful = std::max<std::int64_t>(1, work_ / kPerThread);
     const int threads = static_cast<int>(std::min<std::int64_t>({request_.threads, useful, static_cast<std::int64_t>(tasks_.size())}));
-    std::atomic<std::size_t> next{0};
-    fork_join(threads, [this, &next]() noexcept {
-      for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks_.size();) do_task(tasks_[i]);
+    // Each thread has a stretch of its own, which memory serves best, and when done helps with those of the others.
+    const auto count = tasks_.size();
+    const auto stretches = static_cast<std::size_t>(threads);
+    struct alignas(64) Stretch {
+      std::atomic<std::size_t> next{0};
+      std::size_t begin = 0;
+      std::size_t end = 0;
+    };
+    std::array<Stretch, kMaxThreads> stretch;
+    for (std::size_t s = 0; s < stretches; ++s) {
+      stretch[s].next = stretch[s].begin = count * s / stretches;
+      stretch[s].end = count * (s + 1) / stretches;
+    }
+    std::atomic<std::size_t> arrived{0};
+    Pool::instance().run(threads, [&]() noexcept {
+      const std::size_t own = arrived.fetch_add(1);
+      for (std::size_t s = 0; s < stretches; ++s) {
+        Stretch& mine = stretch[(own + s) % stretches];
+        // What only measures goes backwards, so that the update that follows begins with what is still in the cache.
+        for (std::size_t i; (i = mine.next.fetch_add(1, std::memory_order_relaxed)) < mine.end;)
+          do_task(tasks_[request_.update ? i : mine.begin + mine.end - 1 - i]);
+      }
     });
     join_partials();
   }
@@ -205,8 +225,7 @@ class Loop {
       }
       void* tensors[2 + kMaxStates];
       if (prepared) {
-        std::memcpy(prepared_gradient, gradient, block_bytes);
-        void* both[2] = {prepared_gradient, parameter};
+        void* both[3] = {gradient, parameter, prepared_gradient};
         request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
         gradient = prepared_gradient;
       }

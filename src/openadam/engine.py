@@ -44,7 +44,7 @@ DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
 MAX_THREADS = 64
 
 BLOCK = 1024  # elements; measures are joined lane by lane in a block, block by block in a chunk, chunk by chunk
-CHUNK = 64 * BLOCK
+CHUNK = 16 * BLOCK
 LANES = 16
 
 
@@ -159,7 +159,7 @@ class ReferenceEngine:
         g = gradient.reshape(-1)
         if prepare_at >= 0:
             prepare = table.scalars[prepare_at : prepare_at + len(PREPARE.scalars)]
-            g = run(PREPARE, {"g": g, "p": p}, prepare.tolist(), np)["g"]
+            g = run(PREPARE, {"g": g, "p": p}, prepare.tolist(), np)["prepared"]
         arrays = {"g": g, "p": p, **{name: state.reshape(-1) for name, state in zip(table.program.states, table.states[i], strict=True)}}
         scalars = table.scalars[scalars_at : scalars_at + len(table.program.scalars)]
         return run(table.program, arrays, scalars.tolist(), np)

@@ -506,16 +506,17 @@ class Optimizer:
             h["coupled_decay"] = 0.0 if decoupled else decay
             h["gradient_scale"] = -factor if group["maximize"] else factor
             h["clip_value"] = math.inf if self._clip_value is None else self._clip_value
+            starts[1, k] = -1
+            if h["clip_value"] != math.inf or h["coupled_decay"] != 0.0:
+                starts[1, k] = len(scalars)
+                scalars += self._prepare_scalars(h)
+                h["gradient_scale"] = 1.0  # it has been applied
             computed = self._scalars(h)
             split = len(computed) - len(memory_names)
             starts[0, k] = len(scalars)
             scalars += computed[:split]
             if memory_names:
                 after[(inverse == k) & active] = computed[split:]
-            as_it_is = h["gradient_scale"] == 1.0 and h["clip_value"] == math.inf and h["coupled_decay"] == 0.0
-            starts[1, k] = -1 if as_it_is else len(scalars)
-            if not as_it_is:
-                scalars += self._prepare_scalars(h)
         table.scalars = np.array(scalars)
         table.rows[:, engines.SCALARS] = starts[0, inverse]
         table.rows[:, engines.PREPARATION] = starts[1, inverse]

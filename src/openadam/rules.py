@@ -19,7 +19,7 @@ and an option selects it where it is a real choice.
 
 from __future__ import annotations
 
-from .language.expression import Expression, Namespace, Rule, Step, Traced, maximum, minimum, rule, sqrt, symbol, where
+from .language.expression import Expression, Namespace, Rule, Step, Traced, maximum, minimum, rule, sqrt, substitute, symbol, where
 from .language.program import Program, lower
 
 EPSILON = ("outside", "inside", "hat")
@@ -184,13 +184,17 @@ def radam(g: Expression, s: Namespace, h: Namespace, *, epsilon: str) -> Step:
     return Step(where(rho > 5, rectified, m_hat), m=m, v=v, m_hat=m_hat)
 
 
-# What surrounds every rule. `prepare` makes the gradient that the rule sees, `apply` moves the parameter.
+# What surrounds every rule. `scale` and `prepare` make the gradient that the rule sees, `apply` moves the parameter.
+
+
+def scale(g: Expression, h: Namespace) -> Expression:
+    """The gradient times the clip of the global norm; negative to maximize."""
+    return h.gradient_scale * g
 
 
 def prepare(g: Expression, p: Expression, h: Namespace) -> Expression:
-    """Scale by the clip of the global norm (negative to maximize), bound each element, then couple weight decay (L2)."""
-    scaled = h.gradient_scale * g
-    bounded = minimum(maximum(scaled, -h.clip_value), h.clip_value)
+    """Scale the gradient, bound each element, then couple weight decay (L2); only where there is more to do than to scale."""
+    bounded = minimum(maximum(scale(g, h), -h.clip_value), h.clip_value)
     return where(h.coupled_decay == 0, bounded, bounded + h.coupled_decay * p)
 
 
@@ -207,14 +211,15 @@ def clip_factor(norm: float, clip_norm: float) -> float:
 
 
 G, P = symbol("tensor", "g"), symbol("tensor", "p")
-PREPARE: Program = lower("prepare", {"g": prepare(G, P, Namespace("scalar"))})
+PREPARE: Program = lower("prepare", {"prepared": prepare(G, P, Namespace("scalar"))})
 
 
 def update_program(traced: Traced) -> Program:
-    """The whole update of one tensor: new states from the prepared gradient, then the new parameter."""
+    """The whole update of one tensor: new states from the scaled gradient, then the new parameter."""
+    h = Namespace("scalar")
     states = tuple(name for name in traced.states if name in traced.element_states)
-    outputs = {state: traced.named[state] for state in states}
-    outputs["p"] = apply(P, traced.direction, Namespace("scalar"))
+    results = substitute([*(traced.named[state] for state in states), traced.direction], {("tensor", "g"): scale(G, h)})
+    outputs = {**dict(zip(states, results[:-1], strict=True)), "p": apply(P, results[-1], h)}
     return lower(traced.name, outputs, states=states, element_states=traced.element_states)
 
 

@@ -38,9 +38,9 @@ def _statements(program: Program) -> list[str]:
 def update(program: Program) -> str:
     """A function template over the arithmetic's type: ``name(tensors, scalars, n)``.
 
-    ``tensors`` holds the addresses of g, p and the states in this order; what a program does not touch is not read.
+    ``tensors`` holds the addresses of g, p, the states and any other output, in this order; what a program does not touch is not read.
     """
-    places = {"g": 0, "p": 1, **{state: 2 + position for position, state in enumerate(program.states)}}
+    places = {name: position for position, name in enumerate(dict.fromkeys(["g", "p", *program.states, *program.outputs]))}
     lines = [
         f"// {program.name}",
         "template <class T>",

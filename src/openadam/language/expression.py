@@ -6,7 +6,7 @@ import inspect
 import itertools
 import linecache
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, overload
 
@@ -24,6 +24,7 @@ __all__ = [
     "rule",
     "sign",
     "sqrt",
+    "substitute",
     "where",
 ]
 
@@ -220,6 +221,20 @@ def postorder(*roots: Expression) -> Iterator[Expression]:
         else:
             stack.append((expression, True))
             stack.extend((argument, False) for argument in reversed(expression.arguments))
+
+
+def substitute(roots: Sequence[Expression], replacements: Mapping[tuple[str, str], Expression]) -> list[Expression]:
+    """The same expressions with symbols, given by (space, name), replaced."""
+    results: dict[int, Expression] = {}
+    for expression in postorder(*roots):
+        if expression.operation == "symbol":
+            results[id(expression)] = replacements.get(expression.value, expression)
+        elif expression.arguments:
+            arguments = tuple(results[id(argument)] for argument in expression.arguments)
+            results[id(expression)] = Expression(expression.operation, arguments, expression.value)
+        else:
+            results[id(expression)] = expression
+    return [results[id(root)] for root in roots]
 
 
 class Namespace:
