@@ -54,7 +54,7 @@ MUTANTS = (
     Mutant("subnormal states kept", PROGRAM, 'return self.intern("where", self.intern("less", self.intern("absolute", state), tiny), self.constant(0.0), state)', "return state",
            ("test_numerics.py", "test_language.py", "test_native.py")),
     Mutant("maximum that loses NaN", PROGRAM, 'return self.intern("where", self.intern("equal", a, a), chosen, a)', "return chosen", ("test_language.py", "test_numerics.py", "test_contract.py")),
-    Mutant("tail off by one", "src/openadam/language/cpp.py", "for (std::int64_t i = 0; i < n; ++i) {{", "for (std::int64_t i = 0; i < n - 1; ++i) {{", NATIVE),
+    Mutant("tail off by one", "src/openadam/language/cpp.py", "for (std::int64_t i = 0; i < n; ++i) {", "for (std::int64_t i = 0; i < n - 1; ++i) {", NATIVE),
     Mutant("last element of a chunk lost", LOOP, "std::min(begin + kChunk, length)", "std::min(begin + kChunk, length - 1)", NATIVE),
     Mutant("states not advanced with the block", LOOP, "tensors[2 + s] = address(row.states[s], row, begin)", "tensors[2 + s] = address(row.states[s], row, 0)", NATIVE),
     Mutant("chunks joined without the last", LOOP, "c < partials_at_[static_cast<std::size_t>(i) + 1]; ++c", "c + 1 < partials_at_[static_cast<std::size_t>(i) + 1]; ++c", NATIVE),

@@ -183,8 +183,12 @@ class Optimizer:
         self._plain: list[Any] = []
         self._protected: tuple[Array, Array] = (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
         self._doubtful = True
+        self._missing: list[int] = []  # tensors without a gradient in the current step
+        self._together = True  # every tensor has taken the same number of steps and holds the same scalar states
+        self._placed: tuple[list[int], list[int]] | None = None
         self._names_of: list[list[str]] = []
         self._checked: list[Any] = []
+        self._constant: list[dict[str, Any]] | None = None  # the groups' settings, if no schedule changes them
         self._lock = threading.Lock()
         structure, groups = read_structure(params)
         self._grouped = structure == "groups"
@@ -273,6 +277,14 @@ class Optimizer:
         self._doubtful = True
         self._names_of = [[entry.name for entry in self._entries if entry.group == index] for index in range(len(self.groups))]
         self._protected = protected_intervals(self._entries, table.states)
+        self._doubles = any(entry.view.dtype == np.float64 for entry in self._entries)
+        self._placed = None
+        self._note_together()
+
+    def _note_together(self) -> None:
+        steps = self._table.counters[:-1]
+        memory = self._table.memory.reshape(len(self._entries), -1)
+        self._together = bool((steps == steps[0]).all() and (memory == memory[0]).all())
 
     # --- the step --------------------------------------------------------------------------------------------------
 
@@ -311,10 +323,9 @@ class Optimizer:
         table = self._table
         values = self._values()
         self._take_gradients(gradients)
-        active = table.rows[:, engines.ACTIVE]
-        if not active.any():
+        if len(self._missing) == len(self._entries):
             return StepReport(self.steps, 0.0, 1.0, False, {} if measure else None)
-        if int(table.counters.max()) >= states.MAX_STEP:
+        if table.counters.max() >= states.MAX_STEP:
             raise HyperparameterError(f"a parameter has taken {states.MAX_STEP} steps, more than can be counted exactly; start a new optimizer")
         checks = self._nonfinite != "propagate"
         factor, norm = 1.0, math.nan
@@ -335,12 +346,15 @@ class Optimizer:
             self._try_out(squares)
         taken = ALL_MEASURES if measure else () if checks or self._clip_norm is not None else (GRAD_SUM_SQUARES,)
         tallies = self._engine.update(table, taken, self._threads)
+        if self._missing:
+            self._together = False
         if math.isnan(norm) and not checks and self._clip_norm is None:
             norm = self._norm(tallies[:, taken.index(GRAD_SUM_SQUARES)])
         seen = None
         if measure:
             names = [m.name for m in MEASURES]
-            seen = {e.name: dict(zip(names, row, strict=True)) for e, row, on in zip(self._entries, tallies.tolist(), active, strict=True) if on}
+            given = table.rows[:, engines.ACTIVE].tolist()
+            seen = {e.name: dict(zip(names, row, strict=True)) for e, row, on in zip(self._entries, tallies.tolist(), given, strict=True) if on}
         return StepReport(self.steps, norm, factor, False, seen)
 
     def _flatten(self, grads: Any) -> list[Any]:
@@ -363,6 +377,7 @@ class Optimizer:
         changed |= self._doubtful or bool(others)
         self._doubtful = True  # until everything below has been checked
         layouts: dict[int, list[int]] = {}
+        self._missing = [i for i in others if gradients[i] is None]
         for i in others:
             entry = self._entries[i]
             row = table.rows[i]
@@ -408,8 +423,7 @@ class Optimizer:
         """The global norm from each tensor's sum of squares, added in order."""
         total = float(np.add.accumulate(squares)[-1])
         # In float64 itself the squares can leave the range though the norm does not.
-        doubles = self._table.rows[:, engines.DTYPE] == 1
-        if doubles.any() and not 1e-280 < total < math.inf:
+        if self._doubles and not 1e-280 < total < math.inf:
             largest = max((float(np.max(np.abs(g))) for g in self._table.gradients if g is not None and g.size), default=0.0)
             if 0.0 < largest < math.inf:
                 scaled = [float(np.sum((np.asarray(g, np.float64) / largest) ** 2)) for g in self._table.gradients if g is not None]
@@ -475,51 +489,60 @@ class Optimizer:
         if len(now) != len(self._checked) or any(a is not b for a, b in zip(now, self._checked, strict=True)):
             self._check_groups(self.groups, self._entries)
             self._checked = [group[name] for group in self.groups for name in (*self._names, "maximize")]
-        t = self.steps + 1
+            self._constant = None if any(map(callable, self._checked)) else self._settings_at(1)
+        return self._constant or self._settings_at(self.steps + 1)
+
+    def _settings_at(self, t: int) -> list[dict[str, Any]]:
         return [{name: _at(name, group[name], t) for name in self._names} | {"maximize": bool(group["maximize"])} for group in self.groups]
 
     def _place_scalars(self, values: list[dict[str, Any]], factor: float) -> None:
         """Compute the scalars of the step, once for each set of tensors that share them, and the counters after it."""
         table = self._table
-        active = table.rows[:, engines.ACTIVE] != 0
         steps = table.counters[:-1]
-        memory_names = self._traced.scalar_states
-        memory = table.memory.reshape(len(self._entries), len(memory_names))
         table.counters_after = table.counters + 1
-        table.counters_after[:-1] -= ~active
+        if self._missing:
+            table.counters_after[self._missing] -= 1
+        names = self._traced.scalar_states
+        memory = table.memory.reshape(len(self._entries), len(names))
         after = memory.copy()
-        if steps.min() == steps.max() and (memory == memory[0]).all():
+        if self._together:
             sample, inverse = self._classes
         else:
             columns = [self._class_of, steps, *memory.T.copy().view(np.int64)]
             _, sample, inverse = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
             inverse = inverse.reshape(-1)
         scalars: list[float] = []
-        starts = np.zeros((2, len(sample)), np.int64)
+        starts: list[int] = []
+        prepare_starts: list[int] = []
         for k, i in enumerate(sample.tolist()):
-            group = values[self._entries[i].group]
-            decay = group["weight_decay"] if self._entries[i].decayed else 0.0
-            decoupled = self._coupling == "decoupled"
-            h = {**group, **dict(zip(memory_names, memory[i].tolist(), strict=True))}
+            entry = self._entries[i]
+            h = dict(values[entry.group])
+            decay = h["weight_decay"] if entry.decayed else 0.0
+            coupled = self._coupling == "coupled"
+            h |= {"coupled_decay": decay if coupled else 0.0, "decoupled_decay": 0.0 if coupled else decay}
             h["t"] = float(steps[i] + 1)
-            h["decoupled_decay"] = decay if decoupled else 0.0
-            h["coupled_decay"] = 0.0 if decoupled else decay
-            h["gradient_scale"] = -factor if group["maximize"] else factor
+            h["gradient_scale"] = -factor if h["maximize"] else factor
             h["clip_value"] = math.inf if self._clip_value is None else self._clip_value
-            starts[1, k] = -1
+            prepare_starts.append(-1)
             if h["clip_value"] != math.inf or h["coupled_decay"] != 0.0:
-                starts[1, k] = len(scalars)
+                prepare_starts[-1] = len(scalars)
                 scalars += self._prepare_scalars(h)
                 h["gradient_scale"] = 1.0  # it has been applied
+            if names:
+                h.update(zip(names, memory[i].tolist(), strict=True))
             computed = self._scalars(h)
-            split = len(computed) - len(memory_names)
-            starts[0, k] = len(scalars)
+            split = len(computed) - len(names)
+            starts.append(len(scalars))
             scalars += computed[:split]
-            if memory_names:
-                after[(inverse == k) & active] = computed[split:]
+            if names:
+                after[inverse == k] = computed[split:]
         table.scalars = np.array(scalars)
-        table.rows[:, engines.SCALARS] = starts[0, inverse]
-        table.rows[:, engines.PREPARATION] = starts[1, inverse]
+        placed = (starts, prepare_starts) if self._together else None
+        if placed is None or placed != self._placed:
+            table.rows[:, engines.SCALARS] = np.array(starts)[inverse]
+            table.rows[:, engines.PREPARATION] = np.array(prepare_starts)[inverse]
+            self._placed = placed
+        after[self._missing] = memory[self._missing]
         table.memory_after = after.reshape(-1)
 
     # --- state -----------------------------------------------------------------------------------------------------
@@ -587,6 +610,7 @@ class Optimizer:
         values = [*parameters.values(), *(array for arrays in loaded.arrays for array in arrays), loaded.counters, loaded.memory]
         self.groups, self.skipped = loaded.groups, loaded.skipped
         engines.assign_all(targets, values)
+        self._note_together()
 
     def save(self, path: Any, *, parameters: bool = True) -> None:
         """Write the state, and the parameters unless told not to, to one safetensors file, atomically.
