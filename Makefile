@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.?pp' -o -name 'CMakeLists.txt' \)) pyproject.toml
-CONFIG := -C build-dir=build/{wheel_tag}
+
 
 .PHONY: help demo test bench lint format mutants sanitize wheel clean
 
@@ -23,11 +23,11 @@ help:
 # What the build needs, and the package itself with what the demo needs.
 .venv/.demo: .venv/bin/python constraints.txt $(SOURCES)
 	$(PIP) install -c constraints.txt "scikit-build-core>=0.11" "nanobind>=2.4" numpy ninja
-	$(PIP) install -c constraints.txt --no-build-isolation $(CONFIG) ".[demo]"
+	$(PIP) install -c constraints.txt --no-build-isolation ".[demo]"
 	@touch $@
 
 .venv/.dev: .venv/.demo
-	$(PIP) install -c constraints.txt --no-build-isolation $(CONFIG) ".[dev]"
+	$(PIP) install -c constraints.txt --no-build-isolation ".[dev]"
 	@touch $@
 
 demo: .venv/.demo
@@ -55,12 +55,12 @@ mutants: .venv/.dev
 
 sanitize: .venv/.dev
 	rm -rf build/sanitized
-	$(PIP) install --no-build-isolation --no-deps --target build/sanitized -C build-dir=build/sanitize -C cmake.define.OPENADAM_SANITIZE=ON .
+	$(PIP) install --no-build-isolation --no-deps --target build/sanitized --config-settings build-dir=build/sanitize --config-settings cmake.define.OPENADAM_SANITIZE=ON .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc \
 	  PYTHONPATH=build/sanitized $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_native.py tests/test_inputs.py tests/test_contract.py
 
 wheel: .venv/.demo
-	OPENADAM_REQUIRE_NATIVE=1 $(PIP) wheel --no-build-isolation --no-deps $(CONFIG) -w dist .
+	OPENADAM_REQUIRE_NATIVE=1 $(PIP) wheel --no-build-isolation --no-deps -w dist .
 
 clean:
 	rm -rf build dist .venv

@@ -210,6 +210,22 @@ def machine() -> str:
         return platform.processor() or platform.machine()
 
 
+def markdown(path: str) -> str:
+    """The table of the README, from the JSON of a run."""
+    run = json.loads(Path(path).read_text())
+    about = run["about"]
+    lines = [
+        f"{about['machine']}, {about['threads']} threads, kernels {about['isa']}; torch {about['torch']}, NumPy {about['numpy']}, Python {about['python']}.",
+        "",
+        "| case | what | measured | bar |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    for result in run["results"]:
+        bar = "" if result["bar"] is None else f"{'≥' if result['at_least'] else '≤'} {result['bar']:.3g}"
+        lines.append(f"| {result['case']} | {result['what']} | {result['value']:.3g} | {bar} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run every case, or those named, and write the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -217,7 +233,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=float, default=1.0, help="multiplies the number of rounds")
     parser.add_argument("--only", default="", help="comma-separated: large, shapes, members, textbooks, imports")
     parser.add_argument("--json", default="openadam-bench.json", help="where the results go")
+    parser.add_argument("--table", metavar="JSON", help="print the results of an earlier run as the README's table, and run nothing")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(markdown(arguments.table))
+        return
     torch.set_num_threads(arguments.threads)
     bench = Bench(arguments.threads, arguments.rounds)
     wanted = set(filter(None, arguments.only.split(",")))

@@ -1,0 +1,287 @@
+"""The main study: one small network learns real handwritten digits, once with each optimizer, all else being equal.
+
+- **Data**: the 1,797 images (8 x 8 pixels, scaled to 0..1) of scikit-learn's ``load_digits``. Of every five images of a digit, in
+  the order of the data set, the first is for testing, the second for validation, the others for training: 364, 362 and 1,071.
+- **Network**: 64 pixels, 64 rectified units, 10 classes; softmax and cross-entropy; float32; He's initial weights.
+- **Training**: batches of 32 in an order drawn anew for each epoch, at a constant learning rate.
+- **Fairness**: a seed determines the initial weights and the batches, which are the same for all optimizers. Each runs at the
+  learning rate that a sweep chose for it (`RATES`); everything else is its default.
+
+The sweep and the curves look at the validation set; the test set is looked at once, at the end of a run.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import GradientError
+from ..family import MEMBERS
+from . import demo_module
+
+__all__ = [
+    "BATCH", "EPOCHS", "EVERY", "LAYERS", "OPTIMIZERS", "RATES", "SEEDS", "SWEEP_GRID", "SWEEP_SEEDS", "TARGET",
+    "Comparison", "Data", "Images", "Run", "best", "load_data", "search", "sweep", "train",
+]  # fmt: skip
+
+Array = npt.NDArray[np.float32]
+Weights = dict[str, Array]
+
+OPTIMIZERS = ("momentum", "adagrad", "rmsprop", "adam", "amsgrad", "adamw")
+SEEDS = 8
+EPOCHS = 40
+BATCH = 32
+LAYERS = (64, 64, 10)
+EVERY = 10  # steps between two points of the curves
+NO_CURVES = 1_000_000
+TARGET = 0.95  # the validation accuracy to which steps are counted
+
+# Chosen by `openadam compare digits --sweep`, which prints them anew: of the rates 1 and 3 times the powers of ten, from 0.0001 to
+# 0.3 and further out where the best was at an end, the one with the least mean validation loss after 40 epochs over five seeds that
+# are used for nothing else. The test set had no part in it.
+RATES = {name: 0.01 for name in MEMBERS}
+SWEEP_SEEDS = range(1000, 1005)
+SWEEP_GRID = range(-8, 0)  # in half decades, see `rate`: 0.0001 to 0.3
+SWEEP_LIMITS = range(-16, 9)  # no further than 0.00000001 to 10000
+
+
+class Images(NamedTuple):
+    """One part of the data: a row of 64 pixels per image, and the digit that it shows."""
+
+    pixels: Array
+    digits: npt.NDArray[np.int64]
+
+
+class Data(NamedTuple):
+    """The three parts of the data."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+@functools.cache
+def load_data() -> Data:
+    """The digits in their fixed split. They come with scikit-learn; nothing is downloaded."""
+    loaded = demo_module("sklearn.datasets").load_digits()
+    pixels, digits = (loaded.data / 16).astype(np.float32), loaded.target.astype(np.int64)
+    turn = np.zeros(len(digits), np.int64)
+    for digit in range(10):
+        shown = digits == digit
+        turn[shown] = np.arange(shown.sum()) % 5
+    test, validation, train = (Images(pixels[part], digits[part]) for part in (turn == 0, turn == 1, turn >= 2))
+    return Data(train, validation, test)
+
+
+# --- the network -------------------------------------------------------------------------------------------------------
+
+
+def initial_weights(random: np.random.Generator) -> Weights:
+    """He's initial weights, and biases of zero."""
+    weights: Weights = {}
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(LAYERS), 1):
+        weights[f"W{layer}"] = (random.standard_normal((fan_in, fan_out)) * math.sqrt(2 / fan_in)).astype(np.float32)
+        weights[f"b{layer}"] = np.zeros(fan_out, np.float32)
+    return weights
+
+
+def forward(weights: Mapping[str, Array], pixels: Array) -> tuple[Array, Array]:
+    """The hidden units, and the logarithms of the probabilities of the ten digits."""
+    hidden = np.maximum(pixels @ weights["W1"] + weights["b1"], 0)
+    logits = hidden @ weights["W2"] + weights["b2"]
+    logits -= logits.max(axis=1, keepdims=True)
+    return hidden, logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def gradients(weights: Mapping[str, Array], images: Images) -> Weights:
+    """The gradient of the mean cross-entropy with respect to every weight."""
+    hidden, log_probabilities = forward(weights, images.pixels)
+    d_logits = np.exp(log_probabilities)
+    d_logits[np.arange(len(images.digits)), images.digits] -= 1
+    d_logits /= len(images.digits)
+    d_hidden = (d_logits @ weights["W2"].T) * (hidden > 0)
+    return {"W1": images.pixels.T @ d_hidden, "b1": d_hidden.sum(axis=0), "W2": hidden.T @ d_logits, "b2": d_logits.sum(axis=0)}
+
+
+def evaluate(weights: Mapping[str, Array], images: Images) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy."""
+    _, log_probabilities = forward(weights, images.pixels)
+    losses = -log_probabilities[np.arange(len(images.digits)), images.digits]
+    return float(losses.mean(dtype=np.float64)), float((log_probabilities.argmax(axis=1) == images.digits).mean())
+
+
+# --- one run -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one optimizer did with one seed; NaN where it had diverged."""
+
+    optimizer: str
+    lr: float
+    seed: int
+    steps: tuple[int, ...]
+    """Where the curves have their points, from 0, before the first step."""
+    train_loss: tuple[float, ...]
+    validation_accuracy: tuple[float, ...]
+    validation_loss: float
+    test_loss: float
+    test_accuracy: float
+    microseconds: float
+    """Median duration of `Optimizer.step`, without the network's gradients."""
+    diverged_at: int | None = None
+    """The step whose gradients were no longer finite; the run ended before it."""
+
+    @property
+    def steps_to_target(self) -> float:
+        """The first point at which validation accuracy had reached the target; infinite if none."""
+        reached = (step for step, accuracy in zip(self.steps, self.validation_accuracy, strict=True) if accuracy >= TARGET)
+        return next(reached, math.inf)
+
+
+def batches(random: np.random.Generator, images: int, epochs: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Which images each step sees. The rest that does not fill a batch is left out, another one in each epoch."""
+    for _ in range(epochs):
+        yield from random.permutation(images)[: images // BATCH * BATCH].reshape(-1, BATCH)
+
+
+def train(optimizer: str, lr: float, seed: int, epochs: int, data: Data, *, every: int = EVERY) -> Run:
+    """Train the network once; the curves have a point ``every`` so many steps, and one at the end."""
+    random = np.random.default_rng(seed)
+    weights = initial_weights(random)
+    opt = MEMBERS[optimizer](weights, lr=lr)
+    total = len(data.train.digits) // BATCH * epochs
+    steps = (*range(0, total, every), total)
+    train_loss: list[float] = []
+    accuracies: list[float] = []
+    durations: list[int] = []
+    diverged_at = None
+
+    def look() -> None:
+        train_loss.append(evaluate(weights, data.train)[0])
+        accuracies.append(evaluate(weights, data.validation)[1])
+
+    with np.errstate(over="ignore", invalid="ignore"), demo_module("threadpoolctl").threadpool_limits(1):  # the matrices are small
+        for step, batch in enumerate(batches(random, len(data.train.digits), epochs)):
+            if step % every == 0:
+                look()
+            grads = gradients(weights, Images(data.train.pixels[batch], data.train.digits[batch]))
+            start = time.perf_counter_ns()
+            try:
+                opt.step(grads)
+            except GradientError:  # not finite; the step was refused
+                diverged_at = step + 1
+                break
+            durations.append(time.perf_counter_ns() - start)
+        else:
+            look()
+        validation_loss, _ = evaluate(weights, data.validation)
+        test_loss, test_accuracy = evaluate(weights, data.test)
+    missing = [math.nan] * (len(steps) - len(train_loss))
+    converged = diverged_at is None
+    return Run(
+        optimizer, lr, seed, steps, (*train_loss, *missing), (*accuracies, *missing),
+        validation_loss=validation_loss if converged else math.nan,
+        test_loss=test_loss if converged else math.nan,
+        test_accuracy=test_accuracy,
+        microseconds=statistics.median(durations) / 1000 if durations else math.nan,
+        diverged_at=diverged_at,
+    )  # fmt: skip
+
+
+# --- the sweep of learning rates ---------------------------------------------------------------------------------------
+
+
+def rate(half_decade: int) -> float:
+    """The rates 1 and 3 times the powers of ten, in order: ..., -3: 0.03, -2: 0.1, -1: 0.3, 0: 1, ..."""
+    return float(f"{(1, 3)[half_decade % 2]}e{half_decade // 2}")
+
+
+def best(scores: Mapping[float, float]) -> float:
+    """The rate with the least score, the smaller of two that tie."""
+    return min(scores, key=lambda lr: (scores[lr], lr))
+
+
+def search(score: Callable[[float], float], grid: Iterable[int] = SWEEP_GRID) -> dict[float, float]:
+    """The scores of the grid's rates, widened half a decade at a time until the best is not at an end; NaN counts as infinite."""
+    scores: dict[float, float] = {}
+    pending = sorted(grid)
+    low, high = pending[0], pending[-1]
+    while pending:
+        for half_decade in pending:
+            value = score(rate(half_decade))
+            scores[rate(half_decade)] = math.inf if math.isnan(value) else value
+        low, high = min(low, *pending), max(high, *pending)
+        chosen = best(scores)
+        pending = [low - 1] if chosen == rate(low) else [high + 1] if chosen == rate(high) else []
+        pending = [half_decade for half_decade in pending if half_decade in SWEEP_LIMITS]
+    return dict(sorted(scores.items()))
+
+
+def sweep(
+    optimizer: str,
+    epochs: int,
+    data: Data,
+    *,
+    seeds: Sequence[int] = SWEEP_SEEDS,
+    grid: Iterable[int] = SWEEP_GRID,
+    on_run: Callable[[float], None] = lambda lr: None,
+) -> dict[float, float]:
+    """The mean validation loss after training at each rate; `best` of it is the rate to use. ``on_run`` hears of each run's rate."""
+
+    def loss(lr: float, seed: int) -> float:
+        on_run(lr)
+        return train(optimizer, lr, seed, epochs, data, every=NO_CURVES).validation_loss
+
+    return search(lambda lr: statistics.fmean(loss(lr, seed) for seed in seeds), grid)
+
+
+# --- the comparison ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Comparison:
+    """What was asked for, and what has been done of it."""
+
+    optimizers: Sequence[str] = OPTIMIZERS
+    seeds: int = SEEDS
+    epochs: int = EPOCHS
+    lr: float | None = None
+    """One learning rate for all, which makes no fair comparison."""
+    with_sweep: bool = False
+    sweeps: dict[str, dict[float, float]] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def planned(self) -> int:
+        """How many runs there will be, as far as that is known: a sweep may go further than its grid."""
+        rates = sum(len(self.sweeps.get(optimizer, SWEEP_GRID)) for optimizer in self.optimizers) if self.with_sweep else 0
+        return len(self.optimizers) * self.seeds + rates * len(SWEEP_SEEDS)
+
+    def rate_of(self, optimizer: str) -> float:
+        """The learning rate at which it runs."""
+        if self.lr is not None:
+            return self.lr
+        return best(self.sweeps[optimizer]) if self.with_sweep else RATES[optimizer]
+
+    def run(self, data: Data, doing: Callable[[str, str], None] = lambda stage, what: None) -> None:
+        """Do it all. ``doing`` hears of every run before it starts. Interrupted, it leaves what is done in ``sweeps`` and ``runs``.
+
+        The comparison goes seed by seed, so that whenever it ends, all optimizers have had about as many runs.
+        """
+        for optimizer in self.optimizers if self.with_sweep else ():
+            stage = f"learning rates for {MEMBERS[optimizer].__name__}"
+            self.sweeps[optimizer] = sweep(optimizer, self.epochs, data, on_run=lambda lr, stage=stage: doing(stage, f"{lr:g}"))  # type: ignore[misc]
+        for seed in range(self.seeds):
+            for optimizer in self.optimizers:
+                doing(f"seed {seed + 1} of {self.seeds}", MEMBERS[optimizer].__name__)
+                self.runs.append(train(optimizer, self.rate_of(optimizer), seed, self.epochs, data))

@@ -1,0 +1,307 @@
+"""A comparison of optimizers as people see it: progress while it runs, a table in the terminal, JSON, and a picture of the curves."""
+
+from __future__ import annotations
+
+import io
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from .. import engine as engines
+from ..family import MEMBERS
+from ..rules import update_program
+from ..studies import demo_module
+from ..studies.digits import BATCH, EPOCHS, EVERY, LAYERS, RATES, SWEEP_SEEDS, TARGET, Comparison, Run, best, load_data
+
+__all__ = ["Progress", "Summary", "as_json", "check_picture_format", "picture", "print_sweep", "print_table", "summarize"]
+
+# Okabe and Ito's colours, which most colour-blind people tell apart; line styles tell near-equal curves apart.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#8C6D31")
+STYLES = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An optimizer's runs in numbers; NaN where one diverged, or where one run alone has no spread."""
+
+    optimizer: str
+    lr: float
+    runs: int
+    diverged: int
+    test_accuracy: float
+    test_accuracy_std: float
+    test_loss: float
+    train_loss: float
+    steps_to_target: float
+    """The median; infinite unless more than half of the runs reached it."""
+    microseconds: float
+
+    @property
+    def name(self) -> str:
+        return MEMBERS[self.optimizer].__name__
+
+
+def summarize(runs: Sequence[Run]) -> list[Summary]:
+    """One summary per optimizer, in the order of their first runs."""
+    result = []
+    for optimizer, own in _by_optimizer(runs).items():
+        accuracies = [run.test_accuracy for run in own]
+        result.append(
+            Summary(
+                optimizer=optimizer,
+                lr=own[0].lr,
+                runs=len(own),
+                diverged=sum(run.diverged_at is not None for run in own),
+                test_accuracy=statistics.fmean(accuracies),
+                test_accuracy_std=statistics.stdev(accuracies) if len(own) > 1 else math.nan,
+                test_loss=statistics.fmean(run.test_loss for run in own),
+                train_loss=statistics.fmean(run.train_loss[-1] for run in own),
+                steps_to_target=statistics.median_high(run.steps_to_target for run in own),
+                microseconds=statistics.median(run.microseconds for run in own),
+            )
+        )
+    return result
+
+
+def _by_optimizer(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    names = dict.fromkeys(run.optimizer for run in runs)
+    return {name: [run for run in runs if run.optimizer == name] for name in names}
+
+
+# --- progress ----------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """What is being done and how long it may still take: a bar on a terminal, elsewhere a line whenever a stage is done."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        progress, console = demo_module("rich.progress"), demo_module("rich.console").Console(stderr=True)
+        self.comparison, self.live = comparison, console.is_terminal
+        self.started, self.begun, self.stage = time.monotonic(), 0, ""
+        columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TaskProgressColumn()]
+        columns += [progress.TimeRemainingColumn(), progress.TextColumn("left")]
+        self.bar = progress.Progress(*columns, console=console, transient=True, disable=not self.live)
+        self.task = self.bar.add_task("", total=comparison.planned)
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def doing(self, stage: str, what: str) -> None:
+        """The next run of the comparison starts."""
+        done, total = self.begun, max(self.comparison.planned, self.begun + 1)
+        if self.live:
+            self.bar.update(self.task, description=f"{stage}: {what}", completed=done, total=total)
+        elif self.stage not in ("", stage):
+            left = (time.monotonic() - self.started) * (total / done - 1)
+            print(f"{self.stage}: done; about {left:.0f} s left", file=sys.stderr, flush=True)
+        self.begun, self.stage = done + 1, stage
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------
+
+
+def _console() -> Any:
+    console = demo_module("rich.console").Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a file has no width
+    return console
+
+
+def _table(title: str) -> Any:
+    return demo_module("rich.table").Table(title=title, box=demo_module("rich.box").SIMPLE_HEAD, title_justify="left", title_style="bold")
+
+
+def print_table(comparison: Comparison, *, interrupted: bool = False) -> None:
+    """The summaries as a table, and below it what the numbers are."""
+    table = _table(_title(comparison))
+    table.add_column("optimizer")
+    for column in ("learning\nrate", "test\naccuracy %", "test\nloss", "training\nloss", f"steps to\n{100 * TARGET:g} %", "µs per\nstep"):
+        table.add_column(column, justify="right")
+    summaries = summarize(comparison.runs)
+    for summary in summaries:
+        spread = "" if math.isnan(summary.test_accuracy_std) else f" ± {100 * summary.test_accuracy_std:.1f}"
+        table.add_row(
+            summary.name,
+            f"{summary.lr:g}",
+            f"{100 * summary.test_accuracy:.1f}{spread}",
+            *("diverged" if math.isnan(loss) else f"{loss:.3g}" for loss in (summary.test_loss, summary.train_loss)),
+            "never" if math.isinf(summary.steps_to_target) else f"{summary.steps_to_target:.0f}",
+            f"{summary.microseconds:.0f}",
+        )
+    console = _console()
+    console.print()
+    console.print(table)
+    for note in _notes(comparison, summaries, interrupted):
+        console.print(note)
+
+
+def _title(comparison: Comparison) -> str:
+    network = "-".join(map(str, LAYERS))
+    return f"Handwritten digits, network {network}, {comparison.epochs} epochs, {_count(comparison.seeds, 'seed')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _fairness(comparison: Comparison) -> str:
+    if comparison.lr is not None:
+        return f"All at the learning rate {comparison.lr:g}: NOT a fair comparison. Leave --lr out to run each at the rate that suits it."
+    chosen = "the sweep above" if comparison.with_sweep else "a sweep (--sweep redoes it)"
+    fair = f"Each at the learning rate that {chosen} chose for it by the loss on a validation set."
+    if comparison.epochs != EPOCHS and not comparison.with_sweep:
+        fair += f" These rates were chosen for {EPOCHS} epochs: at {comparison.epochs} the comparison is less fair."
+    return fair
+
+
+def _notes(comparison: Comparison, summaries: Sequence[Summary], interrupted: bool) -> list[str]:
+    engine, threads = _engine(comparison), engines.resolve_threads(None)
+    notes = [
+        _fairness(comparison),
+        "Means over the seeds, ± one standard deviation; the same initial weights and batches for all.",
+        f"Steps until validation accuracy reached {100 * TARGET:g} %: the median, looked at every {EVERY} steps.",
+        f"µs: the median duration of the optimizer's step alone, on this machine ({engine.name}, {engine.isa}, {_count(threads, 'thread')}).",
+    ]
+    notes += [
+        f"{summary.name} diverged in {summary.diverged} of {_count(summary.runs, 'run')}: its gradients were no longer finite."
+        for summary in summaries
+        if summary.diverged
+    ]
+    if interrupted:
+        counts = ", ".join(f"{summary.name} {summary.runs}" for summary in summaries)
+        notes.append(f"Interrupted: these are {len(comparison.runs)} of {len(comparison.optimizers) * comparison.seeds} runs ({counts}).")
+    return notes
+
+
+def _engine(comparison: Comparison) -> engines.Engine:
+    rule = MEMBERS[comparison.optimizers[0]].rule
+    assert rule is not None
+    return engines.choose_engine(update_program(rule.trace()))
+
+
+def print_sweep(comparison: Comparison) -> None:
+    """Every rate that was tried, the winners marked, and the winners again as the study states them."""
+    sweeps = comparison.sweeps
+    table = _table(f"Mean validation loss after {comparison.epochs} epochs over {_count(len(SWEEP_SEEDS), 'seed')} of the sweep")
+    table.add_column("learning\nrate", justify="right")
+    for optimizer in sweeps:
+        table.add_column(MEMBERS[optimizer].__name__, justify="right")
+    for lr in sorted({lr for scores in sweeps.values() for lr in scores}):
+        cells = []
+        for scores in sweeps.values():
+            cell = "" if lr not in scores else "diverged" if math.isinf(scores[lr]) else f"{scores[lr]:.4f}"
+            cells.append(f"[bold]{cell} *[/bold]" if best(scores) == lr else f"{cell}  ")
+        table.add_row(f"{lr:g}", *cells)
+    console = _console()
+    console.print()
+    console.print(table)
+    for optimizer, scores in sweeps.items():
+        chosen, stated = best(scores), RATES.get(optimizer)
+        note = "" if chosen == stated else "  none was stated" if stated is None else f"  {stated:g} was stated, for {EPOCHS} epochs"
+        console.print(f'    "{optimizer}": {chosen:g},{note}')
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------------
+
+
+def as_json(comparison: Comparison, picture: str | None, *, interrupted: bool = False) -> dict[str, Any]:
+    """Everything as plain data: NaN, never and what there is not are None."""
+    data, engine = load_data(), _engine(comparison)
+    optimizers = []
+    for summary, own in zip(summarize(comparison.runs), _by_optimizer(comparison.runs).values(), strict=True):
+        runs = [
+            {
+                **{name: value for name, value in asdict(run).items() if not isinstance(value, tuple) and name not in ("optimizer", "lr")},
+                "train_loss": run.train_loss[-1],
+                "steps_to_target": run.steps_to_target,
+            }
+            for run in own
+        ]
+        means = {name: np.mean([getattr(run, name) for run in own], axis=0).tolist() for name in ("train_loss", "validation_accuracy")}
+        optimizers.append({**asdict(summary), "runs": runs, "curves": {"steps": own[0].steps, **means}})
+    report = {
+        "openadam": __version__,
+        "study": "digits",
+        "machine": {
+            "engine": engine.name,
+            "isa": engine.isa,
+            "threads": engines.resolve_threads(None),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "images": {part: len(images.digits) for part, images in data._asdict().items()},
+        "layers": list(LAYERS),
+        "batch": BATCH,
+        "epochs": comparison.epochs,
+        "seeds": comparison.seeds,
+        "target": TARGET,
+        "fair": comparison.lr is None and (comparison.with_sweep or comparison.epochs == EPOCHS),
+        "fairness": _fairness(comparison),
+        "interrupted": interrupted,
+        "optimizers": optimizers,
+        "sweep": {
+            optimizer: {"chosen": best(scores), "validation_loss": [{"lr": lr, "mean": score} for lr, score in scores.items()]}
+            for optimizer, scores in comparison.sweeps.items()
+        },
+        "picture": picture,
+    }
+    plain: dict[str, Any] = _finite(report)
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- the picture -------------------------------------------------------------------------------------------------------
+
+
+def check_picture_format(suffix: str) -> None:
+    """Raise ValueError if no picture can be written to a file with this ending."""
+    formats = demo_module("matplotlib.backend_bases").FigureCanvasBase.get_supported_filetypes()
+    if suffix.lower().removeprefix(".") not in formats:
+        raise ValueError(f"a picture's file name ends in .png, .pdf or .svg, not in {suffix!r}")
+
+
+def picture(comparison: Comparison, suffix: str) -> bytes:
+    """Training loss and validation accuracy over the steps, the mean of the seeds as a line and their range as a band."""
+    figure = demo_module("matplotlib.figure").Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    figure.suptitle(_title(comparison))
+    lowest = 0.9
+    for place, (optimizer, own) in enumerate(_by_optimizer(comparison.runs).items()):
+        look = {"color": COLOURS[place % len(COLOURS)], "linestyle": STYLES[place % len(STYLES)], "linewidth": 1.4}
+        label = f"{MEMBERS[optimizer].__name__}, lr {own[0].lr:g}"
+        for axes, curves in ((loss, [run.train_loss for run in own]), (accuracy, [run.validation_accuracy for run in own])):
+            values = np.array(curves)
+            axes.plot(own[0].steps, values.mean(axis=0), label=label, **look)
+            axes.fill_between(own[0].steps, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.1, linewidth=0)
+        final = float(np.mean([run.validation_accuracy[-1] for run in own]))
+        lowest = min(lowest, final - 0.05) if math.isfinite(final) else lowest
+    loss.set(title="training loss", xlabel="step", yscale="log")
+    accuracy.set(title="validation accuracy", xlabel="step", ylim=(max(lowest, 0.0), 1.0))
+    accuracy.axhline(TARGET, color="#888888", linewidth=0.8, zorder=0)
+    for axes in (loss, accuracy):
+        axes.margins(x=0)
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    accuracy.legend(loc="lower right", frameon=False)
+    file = io.BytesIO()
+    figure.savefig(file, format=suffix.lower().removeprefix("."))
+    return file.getvalue()

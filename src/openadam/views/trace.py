@@ -1,0 +1,328 @@
+"""Tracing: every step of an algorithm with its formula, the numbers filled in and the result, as one does by hand.
+
+A trace is plain data, three views of which are drawn here: `render` as text, LaTeX or JSON. It watches a real optimizer, so its
+numbers are those of a run in float64; the formulas are read off the same graph from which the kernels are printed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import rules
+from ..errors import UnknownHyperparameterError
+from ..family import MEMBERS
+from ..language.arrays import compile_scalars, evaluate, run
+from ..language.expression import Expression, Namespace, Rule, postorder
+from ..language.notation import LATEX, TEXT, Notation, Piece
+from ..language.program import Program, lower
+from ..optimizer import Optimizer
+from .equations import Equation, equations, surroundings
+from .rendering import render
+
+__all__ = ["Line", "Trace", "TracedStep", "Written", "find_member", "parse_grads", "render", "trace"]
+
+Array = npt.NDArray[np.float64]
+Value = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """The same in two notations."""
+
+    text: str
+    latex: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the algorithm at one step: ``m = beta1*m[t-1] + (1 - beta1)*g``, with numbers, and what comes out."""
+
+    name: str
+    formula: Written
+    numbers: Written
+    value: Value
+    symbol: Written
+    """The name at this step: ``m1``."""
+    notes: tuple[Written, ...] = ()
+    """Which branch was taken and why; divisions by zero."""
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """One step: its lines in the order in which they are computed, from the gradient to the parameter."""
+
+    t: int
+    lines: tuple[Line, ...]
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The results by name."""
+        return {line.name: line.value for line in self.lines}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An algorithm worked through: what it was given, and its steps."""
+
+    rule: str
+    coupling: str
+    settings: dict[str, float | str | bool]
+    """Hyperparameters, and whatever else is not the default."""
+    params: Value
+    """Where it started."""
+    steps: tuple[TracedStep, ...]
+
+    def __str__(self) -> str:
+        return render(self)
+
+
+def parse_grads(given: str) -> list[list[float]]:
+    """Gradients as the command line takes them: ``;`` between steps, ``,`` between coordinates.
+
+    Raises:
+        ValueError: A piece is missing or is not a finite number.
+
+    >>> parse_grads("2,-4")
+    [[2.0, -4.0]]
+    >>> parse_grads("20; -5; 8")
+    [[20.0], [-5.0], [8.0]]
+    """
+    return [[_number(piece, f"step {t} of the gradients {given!r}") for piece in step.split(",")] for t, step in enumerate(given.split(";"), 1)]
+
+
+def _number(piece: str, where: str) -> float:
+    if not piece.strip():
+        raise ValueError(f"{where}: a number is missing; write ',' between coordinates and ';' between steps, as in '2,-4;1,3'")
+    try:
+        return float(piece)
+    except ValueError:
+        raise ValueError(f"{where}: {piece.strip()!r} is not a number") from None
+
+
+def _vector(given: Any, what: str) -> Array:
+    """Coordinates as a vector of float64; one number is a vector of one."""
+    try:
+        vector = np.array(given, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{what}: {given!r} is neither a number nor a sequence of numbers") from None
+    vector = vector.reshape(1) if vector.ndim == 0 else vector
+    if vector.ndim != 1 or not vector.size:
+        raise ValueError(f"{what}: {given!r} is neither a number nor a sequence of numbers")
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{what}: {given!r} holds a number that is not finite")
+    return vector
+
+
+def _gradients(grads: Any) -> list[Array]:
+    """One vector per step, all of one length."""
+    if isinstance(grads, str):
+        grads = parse_grads(grads)
+    try:
+        steps = list(grads)
+    except TypeError:
+        steps = []
+    if not steps:
+        raise ValueError(f"grads={grads!r}: give one entry per step, each a number or a sequence of coordinates, or text such as '2,-4;1,3'")
+    vectors = [_vector(step, f"the gradient of step {t}") for t, step in enumerate(steps, 1)]
+    for t, vector in enumerate(vectors, 1):
+        if vector.size != vectors[0].size:
+            raise ValueError(f"the gradient of step {t} has {vector.size} coordinates, that of step 1 has {vectors[0].size}")
+    return vectors
+
+
+def find_member(rule: str | Rule | type[Optimizer]) -> tuple[type[Optimizer], Rule]:
+    """The optimizer class and the rule that are meant: a member by name or class, or a rule of one's own.
+
+    Raises:
+        ValueError: There is no member of this name.
+    """
+    if isinstance(rule, Rule):
+        return Optimizer, rule
+    if isinstance(rule, str):
+        member = MEMBERS.get(rule.lower())
+        if member is None:
+            raise ValueError(f"there is no rule {rule!r}; there are {', '.join(MEMBERS)}")
+        rule = member
+    if not (isinstance(rule, type) and issubclass(rule, Optimizer) and rule.rule is not None):
+        raise ValueError(f"rule={rule!r} is neither a member's name or class nor a function decorated with @openadam.rule")
+    return rule, rule.rule
+
+
+def trace(
+    rule: str | Rule | type[Optimizer] = "adam",
+    grads: Any = (),
+    params: Any = 0.0,
+    *,
+    coupling: str | None = None,
+    maximize: bool = False,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    **hyperparameters: Any,
+) -> Trace:
+    """Work an optimizer through by hand: every line with its formula, the numbers filled in, and the result.
+
+    Args:
+        rule: A member of the family by name or class, or a function decorated with ``@openadam.rule``.
+        grads: One entry per step: a number, or the coordinates of a vector; or text such as ``"2,-4;1,3"``.
+        params: Where the parameter starts: a number for all coordinates, or one for each.
+        coupling, maximize, clip_norm, clip_value: As for `openadam.Optimizer`.
+        **hyperparameters: Those of the rule, its options, ``lr`` and ``weight_decay``; numbers or functions of t.
+
+    Returns:
+        A `Trace`: plain data, of which ``print`` shows the text and `openadam.views.trace.render` also LaTeX and JSON.
+
+    Raises:
+        ValueError: The rule, the gradients or the parameters cannot be what they are.
+        HyperparameterError, UnknownHyperparameterError: As for `openadam.Optimizer`.
+        NonFiniteStateError: A gradient is so large that a state overflows.
+
+    >>> import openadam
+    >>> print(openadam.trace("momentum", grads=[20, -5], momentum=0.5, lr=0.1))
+    momentum: lr=0.1, momentum=0.5, dampening=0; p0 = 0
+    <BLANKLINE>
+    step 1
+      g  = gradient
+      g1 = 20
+      m  = momentum*m[t-1] + g
+      m1 = 0.5*0 + 20 = 20
+           (t == 1 holds: 1 == 1)
+      p  = p[t-1] - lr*m
+      p1 = 0 - 0.1*20 = -2
+    <BLANKLINE>
+    step 2
+      g  = gradient
+      g2 = -5
+      m  = momentum*m[t-1] + (1 - dampening)*g
+      m2 = 0.5*20 + (1 - 0)*(-5) = 5
+           (t == 1 does not hold: 2 == 1)
+      p  = p[t-1] - lr*m
+      p2 = -2 - 0.1*5 = -2.5
+    >>> openadam.trace("adam", grads=[(2, -4)], beta1=0.9).steps[0].values["m_hat"]
+    (2.0, -4.0)
+    """
+    cls, chosen = find_member(rule)
+    taken = inspect.signature(Optimizer.__init__).parameters.keys() & hyperparameters.keys()
+    if taken:
+        raise UnknownHyperparameterError(f"a trace has no setting {', '.join(map(repr, sorted(taken)))}")
+    gradients = _gradients(grads)
+    p = _vector(params, "params")
+    if p.size == 1:
+        p = np.full(gradients[0].size, p[0])
+    if p.size != gradients[0].size:
+        raise ValueError(f"params has {p.size} coordinates, the gradients have {gradients[0].size}")
+    optimizer = cls(
+        {"p": p}, rule=chosen, coupling=coupling, maximize=maximize, clip_norm=clip_norm, clip_value=clip_value, engine="reference", **hyperparameters
+    )
+    start = _plain(p)
+    steps = tuple(_watch(optimizer, p, gradient) for gradient in gradients)
+    name = next((name for name, member in MEMBERS.items() if member is cls), chosen.name)
+    return Trace(name, optimizer._coupling, _settings(optimizer), start, steps)
+
+
+def _settings(optimizer: Optimizer) -> dict[str, float | str | bool]:
+    """What the trace was made with, without what is switched off and options that are the default."""
+    numbers = {name: value for name, value in optimizer.groups[0].items() if name not in ("params", "weight_decay", "maximize")}
+    around = {name: optimizer.groups[0][name] for name in ("weight_decay", "maximize")}
+    around |= {"clip_norm": optimizer._clip_norm, "clip_value": optimizer._clip_value}
+    settings = {**numbers, **{name: value for name, value in around.items() if value not in (None, False, 0.0)}}
+    choices = optimizer._rule.options
+    options = {name: value for name, value in optimizer._options.items() if value != choices[name][0]}
+    return {**{name: repr(value) if callable(value) else value for name, value in settings.items()}, **options}
+
+
+def _watch(optimizer: Optimizer, p: Array, gradient: Array) -> TracedStep:
+    """Let the optimizer take one step, and write down what happens in it."""
+    traced = optimizer._traced
+    t = optimizer.steps + 1
+    remembered = optimizer.state["p"]
+    states = {name: _copy(remembered[optimizer._public(name)]) for name in traced.states}
+    before = p.copy()
+    report = optimizer.step({"p": gradient})
+
+    group = {name: value(t) if callable(value) else value for name, value in optimizer.groups[0].items() if name != "params"}
+    bound = optimizer._clip_value
+    around = surroundings(optimizer._coupling, group["weight_decay"], factor=report.clip_factor, maximize=group["maximize"], clip_value=bound)
+    values: dict[tuple[str, str], Any] = {("scalar", name): float(value) for name, value in group.items()}
+    values |= {("scalar", "t"): float(t), **around, **{("state", name): state for name, state in states.items()}}
+    scalars = {name: value for (_, name), value in values.items() if isinstance(value, float)}
+
+    h = Namespace("scalar")
+    prepared = lower("prepare", {"prepared": rules.prepare(rules.G, rules.P, h)})
+    g = _compute(prepared, {"g": gradient, "p": before}, scalars)["prepared"]
+    stored = tuple(name for name in traced.states if name in traced.element_states)
+    outputs = {**traced.named, "direction": traced.direction, AFTER: rules.apply(rules.P, traced.direction, h)}
+    program = lower("trace", outputs, states=stored, element_states=traced.element_states)
+    results = _compute(program, {"g": g, "p": before, **{name: states[name] for name in stored}}, scalars)
+
+    values |= {("tensor", "gradient"): gradient, ("tensor", "g"): g, ("tensor", "p"): before}
+    values |= {("value", name): result for name, result in results.items()}
+    known = {key: value for key, value in values.items() if isinstance(value, float)}
+    first, *inner, last = equations(traced, around, known)
+    lines = [_line(first, t, g, values), *(_line(equation, t, results[equation.name], values) for equation in inner)]
+    return TracedStep(t, (*lines, _line(last, t, results[AFTER], values)))
+
+
+AFTER = "p[t]"  # no name that a rule could give to a value of its own
+
+
+def _compute(program: Program, arrays: dict[str, Array], scalars: dict[str, float]) -> dict[str, Any]:
+    """The outputs of a program as the reference engine computes them: vectors, and floats for what is a scalar of the step."""
+    with np.errstate(all="ignore"):
+        outputs = run(program, arrays, compile_scalars(program.scalars)(scalars), np)
+    return {name: _copy(output) for name, output in outputs.items()}
+
+
+def _copy(value: Any) -> Any:
+    return np.array(value) if isinstance(value, np.ndarray) else float(value)
+
+
+def _plain(value: Any) -> Value:
+    """A scalar or a vector of one as a float, a longer vector as a tuple."""
+    if isinstance(value, float):
+        return value
+    return float(value[0]) if value.size == 1 else tuple(value.tolist())
+
+
+def _line(equation: Equation, t: int, value: Any, values: dict[tuple[str, str], Any]) -> Line:
+    """An equation with its numbers, in both notations."""
+
+    def number(symbol: Expression, notation: Notation) -> Piece:
+        return notation.value(_plain(values[symbol.value]))
+
+    notes = []
+    for decision in equation.decisions:
+        verb = "holds" if decision.holds else "does not hold"
+        names, numbers = _written(decision.condition), _written(decision.numbers)
+        notes.append(Written(f"{names.text} {verb}: {numbers.text}", rf"{names.latex} \text{{ {verb}: }} {numbers.latex}"))
+    if _divides_by_zero(equation.expression, values):
+        notes.append(Written(ZERO, rf"\text{{{ZERO}}}"))
+    return Line(
+        name=equation.name,
+        formula=_written(equation.expression),
+        numbers=_written(equation.expression, number),
+        value=_plain(value),
+        symbol=Written(TEXT.name(equation.name, str(t)), LATEX.name(equation.name, str(t))),
+        notes=tuple(notes),
+    )
+
+
+def _written(expression: Expression, leaf: Callable[[Expression, Notation], Piece] = lambda symbol, notation: notation.symbol(symbol)) -> Written:
+    return Written(TEXT.write(expression, lambda symbol: leaf(symbol, TEXT)), LATEX.write(expression, lambda symbol: leaf(symbol, LATEX)))
+
+
+ZERO = "a coordinate divided by 0 counts as 0"
+
+
+def _divides_by_zero(expression: Expression, values: dict[tuple[str, str], Any]) -> bool:
+    """Whether some coordinate is divided by zero, which is defined as 0."""
+    vectors = {key for key, value in values.items() if isinstance(value, np.ndarray)}
+    denominators = [node.arguments[1] for node in postorder(expression) if node.operation == "divide"]
+    elementwise = [denominator for denominator in denominators if any(leaf.value in vectors for leaf in postorder(denominator))]
+    points = ({key: float(value[i]) if key in vectors else value for key, value in values.items()} for i in range(values["tensor", "p"].size))
+    return any(0.0 in evaluate(elementwise, point) for point in points)

@@ -1,0 +1,64 @@
+"""What README and CONTRIBUTING show is run: their Python, and their console sessions to the letter."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import openadam
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_rule_that_the_readme_shows_is_the_rule():
+    source, _ = blocks("README.md", "python")
+    namespace = {name: getattr(openadam, name) for name in ("rule", "Step", "sqrt")}
+    exec(compile(source, "README.md", "exec"), namespace)
+    shown, own = namespace["adam"].trace(), openadam.rules.adam.trace()
+    assert openadam.rules.update_program(shown).digest == openadam.rules.update_program(own).digest
+
+
+def test_the_use_that_the_readme_shows_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, source = blocks("README.md", "python")
+    output = io.StringIO()
+    namespace: dict = {}
+    with contextlib.redirect_stdout(output):
+        exec(compile(source, "README.md", "exec"), namespace)
+    assert np.allclose(namespace["w"], [1.0, -2.0, 0.5], atol=1e-2)
+    assert (tmp_path / "run.safetensors").exists()
+
+
+@pytest.mark.parametrize("session", blocks("README.md", "console"), ids=lambda session: session.splitlines()[0][2:])
+def test_console_sessions_are_true_to_the_letter(session, capsys):
+    from openadam.cli import main
+
+    command, _, expected = session.partition("\n")
+    words = shlex.split(command.removeprefix("$ "))
+    assert words[0] == "openadam"
+    assert main(words[1:]) in (0, None)
+    assert capsys.readouterr().out.strip() == expected.strip()
+
+
+def test_the_worked_example_of_a_new_rule_is_true(tmp_path):
+    """The rule of CONTRIBUTING.md, put where it says, is a rule that learns."""
+    source, _ = blocks("CONTRIBUTING.md", "python")
+    path = tmp_path / "yogi.py"
+    path.write_text(source)  # tracing quotes the line, so the rule stands in a file
+    namespace = {name: getattr(openadam, name) for name in ("rule", "Step", "sign")}
+    namespace |= {name: getattr(openadam.rules, name) for name in ("EPSILON", "Expression", "Namespace", "first_moment", "denominator")}
+    exec(compile(source, str(path), "exec"), namespace)
+    w = np.array([1.0, -1.0])
+    opt = openadam.Optimizer(w, rule=namespace["yogi"], lr=0.05, beta1=0.9, beta2=0.999, eps=1e-3)
+    for _ in range(200):
+        opt.step(2 * w)
+    assert np.abs(w).max() < 0.05
+    assert opt.state["0"]["v"].shape == (2,)
