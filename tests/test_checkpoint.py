@@ -1060,12 +1060,12 @@ import numpy as np, openadam
 from openadam import checkpoint
 
 path, task = sys.argv[1:]
-optimizer = openadam.Adam({"w": np.zeros(200_000)})
+optimizer = openadam.Adam({"w": np.zeros(50_000)})
 
 def save(value):
     state = optimizer.state_dict()
     state["steps"] = value
-    checkpoint.save(path, state, {"w": np.full(200_000, float(value))})
+    checkpoint.save(path, state, {"w": np.full(50_000, float(value))})
 
 def child(work):
     pid = os.fork()
@@ -1087,32 +1087,34 @@ def read():
 def left():
     return sum(name.startswith(".openadam-") for name in os.listdir(os.path.dirname(path)))
 
-def forever(start):
-    while True:
-        start += 1
-        save(start)
+def forever(value, stride):
+    while not os.path.exists(path + ".stop"):
+        value += stride
+        save(value)
 
 save(0)
 found = {"leftovers": 0, "values": [], "codes": []}
 if task == "kill":
+    start = time.perf_counter()
+    save(0)
+    two_saves = 2 * (time.perf_counter() - start)
     chance = random.Random(1)
-    for _ in range(30):
-        last = read()
-        pid = child(lambda: forever(last))
-        time.sleep(chance.uniform(0.0, 0.03))
+    last = 0
+    while len(found["values"]) < 30 or not (last and found["leftovers"]):
+        pid = child(lambda: forever(last, 1))
+        time.sleep(chance.uniform(0.0, two_saves))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         found["leftovers"] += left()
-        found["values"].append(read())
+        last = read()
+        found["values"].append(last)
     save(0)
 else:
-    pids = [child(lambda first=first: [save(value) for value in range(first, 40, 2)]) for first in (0, 1)]
-    while pids:
+    pids = [child(lambda first=first: forever(first, 2)) for first in (0, 1)]
+    while len(found["values"]) < 40 or len({value % 2 for value in found["values"]}) < 2:
         found["values"].append(read())
-        pid, code = os.waitpid(pids[0], os.WNOHANG)
-        if pid:
-            pids.pop(0)
-            found["codes"].append(code)
+    open(path + ".stop", "w").close()
+    found["codes"] = [os.waitpid(pid, 0)[1] for pid in pids]
 found["left"] = left()
 print(json.dumps(found))
 """
@@ -1122,7 +1124,7 @@ def test_s16_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> N
     found = run(SAVERS, tmp_path / "file", "kill")
     assert found["values"] == sorted(found["values"])
     assert found["values"][-1] > 0  # some saves completed
-    assert found["leftovers"] > 0  # some were cut off in the middle
+    assert found["leftovers"] > 0  # and some were cut off in the middle
     assert found["left"] == 0
     assert os.listdir(tmp_path) == ["file"]
 
@@ -1130,9 +1132,9 @@ def test_s16_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> N
 def test_s19_of_two_processes_the_last_to_complete_wins_whole(tmp_path: Path) -> None:
     found = run(SAVERS, tmp_path / "file", "race")
     assert found["codes"] == [0, 0]
-    assert {value % 2 for value in found["values"]} == {0, 1}  # both were seen, each of them whole
+    assert {value % 2 for value in found["values"]} == {0, 1}  # what both wrote was read, each time whole
     assert found["left"] == 0
-    assert checkpoint.inspect(tmp_path / "file", verify=True)["steps"] in (38, 39)
+    checkpoint.inspect(tmp_path / "file", verify=True)
 
 
 # --- inspecting, and the library ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import openadam
@@ -58,6 +58,7 @@ def expressions() -> st.SearchStrategy[Expression]:
     return st.recursive(leaves, grow, max_leaves=12)
 
 
+@settings(max_examples=300)
 @given(expressions())
 def test_the_text_read_as_python_is_the_same_expression(expression: Expression) -> None:
     assert structure(read(ast.parse(text(expression), mode="eval").body)) == structure(expression)
@@ -91,6 +92,8 @@ CASES = [
     (lambda: (A * G) ** 2, "(beta1*g)**2", r"\left( \beta_1 g_t \right)^{2}"),
     (lambda: (G / B) ** 2, "(g/eps)**2", r"\left( \frac{g_t}{\epsilon} \right)^{2}"),
     (lambda: A ** (T + 1), "beta1**(t + 1)", r"\beta_1^{t + 1}"),
+    (lambda: (G**2) ** 3, "(g**2)**3", r"\left( g_t^{2} \right)^{3}"),
+    (lambda: A ** (T**2), "beta1**(t**2)", r"\beta_1^{t^{2}}"),
     (lambda: -(G**2), "-g**2", "-g_t^{2}"),
     (lambda: (-G) ** 2, "(-g)**2", r"\left( -g_t \right)^{2}"),
     (lambda: G - (A - B), "g - (beta1 - eps)", r"g_t - \left( \beta_1 - \epsilon \right)"),

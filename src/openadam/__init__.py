@@ -7,6 +7,8 @@ from .family import MEMBERS, SGD, Adagrad, Adam, AdaMax, AdamW, AMSGrad, Momentu
 from .language.expression import Step, exp, log, maximum, minimum, rule, sign, sqrt, where
 from .optimizer import Optimizer, StepReport
 from .schedules import Cosine, Linear, WarmUp
+from .views.show import show
+from .views.trace import trace
 
 __version__ = "0.1.0"
 
@@ -39,8 +41,10 @@ __all__ = [
     "rule",
     "rules",
     "schedules",
+    "show",
     "sign",
     "sqrt",
+    "trace",
     "where",
     *_errors,
 ]

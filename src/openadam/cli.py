@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import functools
 import importlib
 import json
 import os
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(AttributeError):  # closed, or replaced by something simpler
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an old terminal may lack ± and µ
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: _complain(f"warning: {message}")
+        warn = functools.cache(_complain)  # once is enough
+        warnings.showwarning = lambda message, *_, **__: warn(f"warning: {message}")
         try:
             return _run(sys.argv[1:] if arguments is None else arguments)
         except KeyboardInterrupt:
@@ -64,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
+        command = next((argument for argument in arguments if not argument.startswith("-")), COMMANDS[0])
+        if command not in COMMANDS:
+            raise UsageError(f"there is no command {command!r}; {_near(command, COMMANDS)} (see openadam --help)")
         given = _parser().parse_args(_normalized(arguments))
         code = int(given.run(given))
     except SystemExit as done:  # after --help or --version
@@ -79,8 +84,9 @@ def printable(text: object) -> str:
 
 
 def _complain(message: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"openadam: {printable(message)}", file=sys.stderr)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"openadam: {printable(message)}", file=sys.stderr)
 
 
 def _discard_output() -> None:
@@ -345,7 +351,7 @@ def _find_rule(name: str) -> Any:
     except Exception as error:  # whatever the module's own code raises
         raise UsageError(f"{name}: {error if isinstance(error, (OpenAdamError, ImportError)) else f'{type(error).__name__}: {error}'}") from error
     if not isinstance(found, Rule) and not (isinstance(found, type) and issubclass(found, Optimizer)):
-        raise UsageError(f"{name} is a {type(found).__name__}, not a function decorated with @openadam.rule")
+        raise UsageError(f"{name} is of type {type(found).__name__}, not a function decorated with @openadam.rule")
     return found
 
 
@@ -396,13 +402,14 @@ def _inspect(given: argparse.Namespace) -> int:
         ("steps", f"{found['steps']}, and {found['skipped']} skipped"),
     ]
     for index, group in enumerate(found["groups"]):
-        rows.append((f"group {index}", _settings({name: value for name, value in group.items() if name != "params"})))
+        settings = {name: value for name, value in group.items() if name != "params"}
+        rows.append((f"group {index}", f"{len(group['params'])} parameters, {_settings(settings)}"))
     _print_columns(rows)
     print()
     _print_columns(
         [
             ("TENSOR", "DTYPE", "SHAPE", "BYTES"),
-            *((tensor["name"], tensor["dtype"], " x ".join(map(str, tensor["shape"])) or "one", tensor["bytes"]) for tensor in found["tensors"]),
+            *((tensor["name"], tensor["dtype"], " x ".join(map(str, tensor["shape"])) or "scalar", tensor["bytes"]) for tensor in found["tensors"]),
         ]
     )
     return 0

@@ -164,7 +164,7 @@ def nadam(g: Expression, s: Namespace, h: Namespace, *, form: str, epsilon: str)
     mu_next = h.beta1 * (1 - 0.5 * 0.96 ** ((h.t + 1) * h.momentum_decay))
     mu_product = s.mu_product * mu
     m_hat = (mu_next / (1 - mu_product * mu_next)) * m + ((1 - mu) / (1 - mu_product)) * g
-    return Step(m_hat / below, m=m, v=v, mu_product=mu_product, m_hat=m_hat, v_hat=v_hat)
+    return Step(m_hat / below, m=m, v=v, mu=mu, mu_next=mu_next, mu_product=mu_product, m_hat=m_hat, v_hat=v_hat)
 
 
 @rule(nonnegative=("v",), options={"epsilon": ("hat", "outside", "inside")})
@@ -181,7 +181,7 @@ def radam(g: Expression, s: Namespace, h: Namespace, *, epsilon: str) -> Step:
     rho = rho_max - 2 * h.t * h.beta2**h.t / (1 - h.beta2**h.t)
     r = sqrt((rho - 4) * (rho - 2) * rho_max / ((rho_max - 4) * (rho_max - 2) * rho))
     rectified = r * m_hat / denominator(v, h.eps, epsilon, 1 - h.beta2**h.t)
-    return Step(where(rho > 5, rectified, m_hat), m=m, v=v, m_hat=m_hat)
+    return Step(where(rho > 5, rectified, m_hat), m=m, v=v, m_hat=m_hat, rho_max=rho_max, rho=rho)
 
 
 # What surrounds every rule. `scale` and `prepare` make the gradient that the rule sees, `apply` moves the parameter.

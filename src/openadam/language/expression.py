@@ -137,8 +137,8 @@ class Expression:
     __rmatmul__ = __matmul__
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)
+        if name.startswith("_"):
+            raise AttributeError(name)  # what Python and its tools look for
         raise RuleError(f"a symbol has no attribute or method `{name}`; the language has operators and functions only")
 
     def __repr__(self) -> str:

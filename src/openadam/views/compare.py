@@ -80,11 +80,11 @@ def _by_optimizer(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 class Progress:
-    """What is being done and how long it may still take: a bar on a terminal, elsewhere a line whenever a stage is done."""
+    """What is being done and how long it may still take, on stderr: a bar on a terminal, elsewhere a line whenever a stage is done."""
 
     def __init__(self, comparison: Comparison) -> None:
         progress, console = demo_module("rich.progress"), demo_module("rich.console").Console(stderr=True)
-        self.comparison, self.live = comparison, console.is_terminal
+        self.comparison, self.live = comparison, console.is_interactive
         self.started, self.begun, self.stage = time.monotonic(), 0, ""
         columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TaskProgressColumn()]
         columns += [progress.TimeRemainingColumn(), progress.TextColumn("left")]
@@ -105,7 +105,7 @@ class Progress:
             self.bar.update(self.task, description=f"{stage}: {what}", completed=done, total=total)
         elif self.stage not in ("", stage):
             left = (time.monotonic() - self.started) * (total / done - 1)
-            print(f"{self.stage}: done; about {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{self.stage} done; about {left:.0f} s left", file=sys.stderr, flush=True)
         self.begun, self.stage = done + 1, stage
 
 
@@ -115,12 +115,13 @@ class Progress:
 def _console() -> Any:
     console = demo_module("rich.console").Console(highlight=False)
     if not console.is_terminal:
-        console.width = max(console.width, 120)  # a file has no width
+        console.width = 160  # a file has no width of its own
     return console
 
 
-def _table(title: str) -> Any:
-    return demo_module("rich.table").Table(title=title, box=demo_module("rich.box").SIMPLE_HEAD, title_justify="left", title_style="bold")
+def _table(title: str, **settings: Any) -> Any:
+    box = demo_module("rich.box").SIMPLE_HEAD
+    return demo_module("rich.table").Table(title=title, box=box, title_justify="left", title_style="bold", **settings)
 
 
 def print_table(comparison: Comparison, *, interrupted: bool = False) -> None:
@@ -144,12 +145,12 @@ def print_table(comparison: Comparison, *, interrupted: bool = False) -> None:
     console.print()
     console.print(table)
     for note in _notes(comparison, summaries, interrupted):
-        console.print(note)
+        console.print(note, soft_wrap=not console.is_terminal)
 
 
 def _title(comparison: Comparison) -> str:
     network = "-".join(map(str, LAYERS))
-    return f"Handwritten digits, network {network}, {comparison.epochs} epochs, {_count(comparison.seeds, 'seed')}"
+    return f"Handwritten digits, network {network}, {_count(comparison.epochs, 'epoch')}, {_count(comparison.seeds, 'seed')}"
 
 
 def _count(number: int, what: str) -> str:
@@ -192,25 +193,24 @@ def _engine(comparison: Comparison) -> engines.Engine:
 
 
 def print_sweep(comparison: Comparison) -> None:
-    """Every rate that was tried, the winners marked, and the winners again as the study states them."""
-    sweeps = comparison.sweeps
-    table = _table(f"Mean validation loss after {comparison.epochs} epochs over {_count(len(SWEEP_SEEDS), 'seed')} of the sweep")
-    table.add_column("learning\nrate", justify="right")
-    for optimizer in sweeps:
-        table.add_column(MEMBERS[optimizer].__name__, justify="right")
-    for lr in sorted({lr for scores in sweeps.values() for lr in scores}):
-        cells = []
-        for scores in sweeps.values():
-            cell = "" if lr not in scores else "diverged" if math.isinf(scores[lr]) else f"{scores[lr]:.4f}"
-            cells.append(f"[bold]{cell} *[/bold]" if best(scores) == lr else f"{cell}  ")
-        table.add_row(f"{lr:g}", *cells)
+    """The score of every rate that was tried, and which rates were chosen."""
+    rates = sorted({lr for scores in comparison.sweeps.values() for lr in scores})
+    title = f"The sweep: mean validation loss after {_count(comparison.epochs, 'epoch')}, {len(SWEEP_SEEDS)} seeds, by learning rate"
+    table = _table(title, padding=0)
+    table.add_column("", no_wrap=True)
+    for lr in rates:
+        table.add_column(f"{lr:g}", justify="right", no_wrap=True)
+    for optimizer, scores in comparison.sweeps.items():
+        cells = ["" if lr not in scores else "diverged " if math.isinf(scores[lr]) else f"{scores[lr]:.3f} " for lr in rates]
+        winner = rates.index(best(scores))
+        cells[winner] = f"[bold]{cells[winner].rstrip()}*[/bold]"
+        table.add_row(MEMBERS[optimizer].__name__, *cells)
     console = _console()
     console.print()
     console.print(table)
-    for optimizer, scores in sweeps.items():
-        chosen, stated = best(scores), RATES.get(optimizer)
-        note = "" if chosen == stated else "  none was stated" if stated is None else f"  {stated:g} was stated, for {EPOCHS} epochs"
-        console.print(f'    "{optimizer}": {chosen:g},{note}')
+    chosen = {name: best(scores) for name, scores in comparison.sweeps.items()}
+    other = ", ".join(f"{MEMBERS[name].__name__} {RATES[name]:g}" for name, lr in chosen.items() if RATES.get(name, lr) != lr)
+    console.print(f"* chosen. Without --sweep, {f'other rates are used: {other}' if other else 'the same rates are used'}.")
 
 
 # --- JSON --------------------------------------------------------------------------------------------------------------
@@ -280,28 +280,32 @@ def check_picture_format(suffix: str) -> None:
 
 
 def picture(comparison: Comparison, suffix: str) -> bytes:
-    """Training loss and validation accuracy over the steps, the mean of the seeds as a line and their range as a band."""
-    figure = demo_module("matplotlib.figure").Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
+    """Training loss and validation accuracy over the steps: the mean of the seeds as a line, their middle half as a band."""
+    figure = demo_module("matplotlib.figure").Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    figure.suptitle(_title(comparison))
-    lowest = 0.9
+    lowest = 0.8
     for place, (optimizer, own) in enumerate(_by_optimizer(comparison.runs).items()):
-        look = {"color": COLOURS[place % len(COLOURS)], "linestyle": STYLES[place % len(STYLES)], "linewidth": 1.4}
+        look = {"color": COLOURS[place % len(COLOURS)], "linestyle": STYLES[place % len(STYLES)], "linewidth": 1.5, "zorder": 2 + place % len(STYLES)}
         label = f"{MEMBERS[optimizer].__name__}, lr {own[0].lr:g}"
         for axes, curves in ((loss, [run.train_loss for run in own]), (accuracy, [run.validation_accuracy for run in own])):
             values = np.array(curves)
             axes.plot(own[0].steps, values.mean(axis=0), label=label, **look)
-            axes.fill_between(own[0].steps, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.1, linewidth=0)
+            low, high = np.percentile(values, [25, 75], axis=0)
+            axes.fill_between(own[0].steps, low, high, color=look["color"], alpha=0.13, linewidth=0)
         final = float(np.mean([run.validation_accuracy[-1] for run in own]))
         lowest = min(lowest, final - 0.05) if math.isfinite(final) else lowest
     loss.set(title="training loss", xlabel="step", yscale="log")
-    accuracy.set(title="validation accuracy", xlabel="step", ylim=(max(lowest, 0.0), 1.0))
-    accuracy.axhline(TARGET, color="#888888", linewidth=0.8, zorder=0)
+    accuracy.set(title="validation accuracy", xlabel="step (logarithmic)", xscale="log", ylim=(max(lowest, 0.0), 1.0))
+    accuracy.set_xlim(comparison.runs[0].steps[1], comparison.runs[0].steps[-1])
+    accuracy.axhline(TARGET, color="#777777", linewidth=0.8, zorder=0)
     for axes in (loss, accuracy):
         axes.margins(x=0)
-        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.grid(True, color="#e4e4e4", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    accuracy.legend(loc="lower right", frameon=False)
+    loss.legend(frameon=False)
+    rates = f"all at the learning rate {comparison.lr:g}" if comparison.lr is not None else "each at the learning rate that its sweep chose"
+    figure.suptitle(f"{_title(comparison)}; {rates}", fontsize="medium")
+    figure.supxlabel("Lines are means over the seeds, bands their middle half.", fontsize="small", color="#555555")
     file = io.BytesIO()
     figure.savefig(file, format=suffix.lower().removeprefix("."))
     return file.getvalue()

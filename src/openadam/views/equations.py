@@ -82,7 +82,7 @@ def equations(traced: Traced, around: Values, values: Values | None = None, *, d
         if root.arguments:
             named.setdefault(id(root), name)
     order = {id(expression): place for place, expression in enumerate(postorder(*roots))}
-    lines = sorted(zip(traced.named, roots, strict=False), key=lambda line: 0)
+    lines = sorted(zip(traced.named, roots, strict=False), key=lambda line: order[id(line[1])])
     if direction and roots[-2].arguments and id(roots[-2]) not in named:
         named[id(roots[-2])] = "direction"
         lines.append(("direction", roots[-2]))
