@@ -83,14 +83,17 @@ void run(std::size_t isa, const Table& table, const Doubles& scalars, const Inte
 }
 
 // Writes the addresses of gradients that are as plain as their parameters (exact ndarrays of the same dtype and shape,
-// dense, aligned, native) into the table. Returns whether any address changed, and the rows that need a closer look.
-std::tuple<bool, std::vector<std::int64_t>> read_gradients(nb::list gradients, nb::list parameters, const Table& table) {
+// dense, aligned, native) into the table. Returns the rows that need a closer look, and the rows whose gradients are new (or all, to
+// recheck) and reach into the protected memory, which is given by its sorted starts and ends.
+std::tuple<std::vector<std::int64_t>, std::vector<std::int64_t>> read_gradients(nb::list gradients, nb::list parameters, const Table& table,
+                                                                                const Integers& starts, const Integers& ends, bool recheck) {
   const auto rows = static_cast<std::int64_t>(table.shape(0));
   if (static_cast<std::int64_t>(table.shape(1)) != openadam::kColumns || static_cast<std::int64_t>(gradients.size()) != rows ||
       static_cast<std::int64_t>(parameters.size()) != rows)
     throw std::invalid_argument("gradients, parameters and table differ in length");
-  bool changed = false;
+  if (starts.size() != ends.size()) throw std::invalid_argument("starts and ends differ in length");
   std::vector<std::int64_t> others;
+  std::vector<std::int64_t> suspects;
   auto* row = reinterpret_cast<Row*>(table.data());
   for (std::int64_t i = 0; i < rows; ++i, ++row) {
     const nb::object gradient = gradients[static_cast<std::size_t>(i)];
@@ -109,13 +112,17 @@ std::tuple<bool, std::vector<std::int64_t>> read_gradients(nb::list gradients, n
       others.push_back(i);
       continue;
     }
-    const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(PyArray_DATA(g)));
-    changed |= row->gradient != address || !row->active || row->layout != -1;
-    row->gradient = address;
+    const auto low = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(PyArray_DATA(g)));
+    if (recheck || row->gradient != low) {
+      const std::int64_t high = low + static_cast<std::int64_t>(PyArray_NBYTES(g));
+      const auto after = std::lower_bound(starts.data(), starts.data() + starts.size(), high) - starts.data();
+      if (after > 0 && ends.data()[after - 1] > low && high > low) suspects.push_back(i);
+    }
+    row->gradient = low;
     row->layout = -1;
     row->active = 1;
   }
-  return {changed, std::move(others)};
+  return {std::move(others), std::move(suspects)};
 }
 
 nb::object allocate(std::size_t bytes) {
@@ -143,7 +150,8 @@ NB_MODULE(_native, m) {
         nb::arg("measures").noconvert(), nb::arg("update"), nb::arg("tallies").noconvert(), nb::arg("threads"), nb::arg("counters").noconvert(),
         nb::arg("counters_after").noconvert(), nb::arg("memory").noconvert(), nb::arg("memory_after").noconvert(),
         "Measure all tensors of a table and, if asked to, update them and commit the counters. Raises ValueError before anything is touched.");
-  m.def("read_gradients", &read_gradients, nb::arg("gradients"), nb::arg("parameters"), nb::arg("table").noconvert(),
-        "Write the addresses of plain gradients into the table; returns (changed, rows that need a closer look).");
+  m.def("read_gradients", &read_gradients, nb::arg("gradients"), nb::arg("parameters"), nb::arg("table").noconvert(), nb::arg("starts").noconvert(),
+        nb::arg("ends").noconvert(), nb::arg("recheck"),
+        "Write the addresses of plain gradients into the table; returns (rows that need a closer look, rows that reach into protected memory).");
   m.def("allocate", &allocate, nb::arg("bytes"), "Zeroed bytes, aligned to 64 and on huge pages where there are many.");
 }

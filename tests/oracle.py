@@ -83,8 +83,9 @@ class Arithmetic:
 
     def half_ulp(self, size: Any, dtype: Any) -> Any:
         """The most that rounding to nearest changes a number of this size; infinity and NaN have no such thing."""
-        spacing = np.spacing(np.minimum(size, np.finfo(dtype).max).astype(dtype)).astype(np.float64) / 2
-        return np.where(np.isfinite(size), spacing, 0.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            spacing = np.spacing(np.asarray(size).astype(dtype)).astype(np.float64) / 2
+        return np.where(np.isfinite(spacing), spacing, 0.0)
 
     def rounded(self, value: Any, error: Any) -> Bounded:
         """The result of one operation: its arguments' errors, and its own."""

@@ -26,5 +26,12 @@ def run(
     memory: npt.NDArray[np.float64],
     memory_after: npt.NDArray[np.float64],
 ) -> None: ...
-def read_gradients(gradients: list[Any], parameters: list[Any], table: npt.NDArray[np.int64]) -> tuple[bool, list[int]]: ...
+def read_gradients(
+    gradients: list[Any],
+    parameters: list[Any],
+    table: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    recheck: bool,
+) -> tuple[list[int], list[int]]: ...
 def allocate(bytes: int) -> npt.NDArray[np.uint8]: ...

@@ -274,8 +274,18 @@ def zeros(count_bytes: int) -> Array:
     return raw[start : start + count_bytes]
 
 
-def read_gradients(gradients: list[Any], parameters: list[Any], rows: npt.NDArray[np.int64]) -> tuple[bool, Sequence[int]]:
-    """Take over the addresses of plain gradients; returns whether any changed, and the rows that need a closer look."""
+def read_gradients(
+    gradients: list[Any],
+    parameters: list[Any],
+    rows: npt.NDArray[np.int64],
+    protected: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    recheck: bool,
+) -> tuple[Sequence[int], list[int]]:
+    """Take over the addresses of plain gradients.
+
+    Returns the rows that need a closer look, and those whose gradients are new (or all, to recheck) and may share memory with
+    what a step writes. Without native code every row needs a closer look.
+    """
     if _native is None:
-        return True, range(len(gradients))
-    return _native.read_gradients(gradients, parameters, rows)  # type: ignore[no-any-return]
+        return range(len(gradients)), []
+    return _native.read_gradients(gradients, parameters, rows, *protected, recheck)

@@ -6,7 +6,7 @@ import inspect
 import math
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,7 +33,6 @@ from .measures import MEASURES
 from .parameters import (
     Entry,
     as_gradient,
-    byte_bounds,
     describe,
     flatten,
     overlaps,
@@ -42,6 +41,7 @@ from .parameters import (
     read_group,
     read_structure,
     structured,
+    touches,
 )
 
 __all__ = ["Optimizer", "StepReport"]
@@ -181,7 +181,7 @@ class Optimizer:
         self._class_of: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._classes: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] = (self._class_of, self._class_of)
         self._plain: list[Any] = []
-        self._protected: tuple[Array, Array] = (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+        self._protected: tuple[Array, Array] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
         self._doubtful = True
         self._missing: list[int] = []  # tensors without a gradient in the current step
         self._together = True  # every tensor has taken the same number of steps and holds the same scalar states
@@ -373,8 +373,7 @@ class Optimizer:
     def _take_gradients(self, gradients: list[Any]) -> None:
         """Put the gradients into the table; refuse by name what cannot be used."""
         table = self._table
-        changed, others = engines.read_gradients(gradients, self._plain, table.rows)
-        changed |= self._doubtful or bool(others)
+        others, suspects = engines.read_gradients(gradients, self._plain, table.rows, self._protected, self._doubtful)
         self._doubtful = True  # until everything below has been checked
         layouts: dict[int, list[int]] = {}
         self._missing = [i for i in others if gradients[i] is None]
@@ -382,42 +381,32 @@ class Optimizer:
             entry = self._entries[i]
             row = table.rows[i]
             row[engines.ACTIVE] = gradients[i] is not None
+            row[engines.LAYOUT] = -1
             if gradients[i] is not None:
                 gradient = gradients[i] = as_gradient(entry, gradients[i])
                 row[engines.GRADIENT] = gradient.__array_interface__["data"][0]
                 layout = entry.layout(gradient)
                 if layout is not None:
                     layouts[i] = layout
-        if changed:
-            table.rows[:, engines.LAYOUT] = -1
-            numbers: list[int] = []
-            for i, layout in layouts.items():
-                table.rows[i, engines.LAYOUT] = len(numbers)
-                numbers += layout
-            table.layouts = np.array(numbers, np.int64)
-            self._refuse_aliases(gradients, layouts)
+                if touches(gradient, self._protected):
+                    suspects.append(i)
+        numbers: list[int] = []
+        for i, layout in layouts.items():
+            table.rows[i, engines.LAYOUT] = len(numbers)
+            numbers += layout
+        table.layouts = np.array(numbers, np.int64)
+        for i in suspects:
+            self._refuse_alias(self._entries[i].name, gradients[i])
         table.gradients = gradients
         self._doubtful = False
 
-    def _refuse_aliases(self, gradients: list[Any], strided: Iterable[int]) -> None:
-        rows = self._table.rows
-        starts, ends = self._protected
-        low = rows[:, engines.GRADIENT].astype(np.uint64)
-        itemsize = np.where(rows[:, engines.DTYPE] == 0, 4, 8).astype(np.uint64)
-        high = low + rows[:, engines.LENGTH].astype(np.uint64) * itemsize
-        for i in strided:
-            low[i], high[i] = byte_bounds(gradients[i])
-        nearest = np.searchsorted(starts, high, side="left") - 1
-        hit = (rows[:, engines.ACTIVE] != 0) & (high > low) & (nearest >= 0)
-        hit[hit] = ends[nearest[hit]] > low[hit]
-        for i in np.flatnonzero(hit).tolist():
-            for j, entry in enumerate(self._entries):
-                for other, what in [(entry.view, "parameter"), *((state, "state of parameter") for state in self._table.states[j])]:
-                    if np.may_share_memory(gradients[i], other) and np.shares_memory(gradients[i], other):
-                        name = self._entries[i].name
-                        raise AliasError(
-                            f"the gradient of parameter {name!r} shares memory with the {what} {entry.name!r}, which the step writes; pass a copy"
-                        )
+    def _refuse_alias(self, name: str, gradient: Array) -> None:
+        for entry, own in zip(self._entries, self._table.states, strict=True):
+            for other, what in [(entry.view, "parameter"), *((state, "state of parameter") for state in own)]:
+                if np.may_share_memory(gradient, other) and np.shares_memory(gradient, other):
+                    raise AliasError(
+                        f"the gradient of parameter {name!r} shares memory with the {what} {entry.name!r}, which the step writes; pass a copy"
+                    )
 
     def _norm(self, squares: Array) -> float:
         """The global norm from each tensor's sum of squares, added in order."""
@@ -445,6 +434,8 @@ class Optimizer:
     def _try_out(self, squares: Array) -> None:
         """Refuse gradients so large that a state would not be finite."""
         table = self._table
+        if not squares.max() > 1e36:
+            return
         for i in np.flatnonzero(squares > 1e36).tolist():
             entry = self._entries[i]
             if math.sqrt(squares[i]) <= SUSPICIOUS[entry.view.dtype]:

@@ -161,8 +161,16 @@ def protected_intervals(entries: Sequence[Entry], states: Sequence[tuple[Array, 
             merged[-1][1] = max(merged[-1][1], high)
         else:
             merged.append([low, high])
-    both = np.array(merged, np.uint64).reshape(-1, 2)
+    both = np.array(merged, np.int64).reshape(-1, 2)
     return np.ascontiguousarray(both[:, 0]), np.ascontiguousarray(both[:, 1])
+
+
+def touches(array: Array, protected: tuple[Array, Array]) -> bool:
+    """Whether an array's memory may overlap the protected intervals; its gaps are not looked at."""
+    low, high = byte_bounds(array)
+    starts, ends = protected
+    after = int(np.searchsorted(starts, high))
+    return high > low and after > 0 and bool(ends[after - 1] > low)
 
 
 # --- structure ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import GradientError
+from ..errors import NonFiniteGradientError, NonFiniteStateError
 from ..family import MEMBERS
 from . import demo_module
 
@@ -127,7 +127,7 @@ def evaluate(weights: Mapping[str, Array], images: Images) -> tuple[float, float
 
 @dataclass(frozen=True)
 class Run:
-    """What one optimizer did with one seed; NaN where it had diverged."""
+    """What one optimizer did with one seed. Losses and curves are NaN where it had diverged."""
 
     optimizer: str
     lr: float
@@ -181,7 +181,7 @@ def train(optimizer: str, lr: float, seed: int, epochs: int, data: Data, *, ever
             start = time.perf_counter_ns()
             try:
                 opt.step(grads)
-            except GradientError:  # not finite; the step was refused
+            except (NonFiniteGradientError, NonFiniteStateError):  # the step was refused
                 diverged_at = step + 1
                 break
             durations.append(time.perf_counter_ns() - start)
