@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant("flush-to-zero while stepping", "native/threads.hpp", "_mm_setcsr(0x1F80)", "_mm_setcsr(0x9FC0)", ("test_native.py", "test_numerics.py")),
     Mutant("caller's floating-point mode lost", "native/threads.hpp", "~IeeeMode() { _mm_setcsr(saved_); }", "~IeeeMode() {}", ("test_native.py", "test_package.py")),
     Mutant("table not checked", LOOP, "    check(request);\n", "", ("test_native.py",)),
-    Mutant("maximize forgotten", OPTIMIZER, "-factor if group[\"maximize\"] else factor", "factor"),
+    Mutant("maximize forgotten", OPTIMIZER, "-factor if h[\"maximize\"] else factor", "factor"),
     Mutant("a refused gradient trusted the next time", OPTIMIZER, "        self._doubtful = True  # until everything below has been checked\n", "", ("test_inputs.py",)),
     Mutant("alias check left out", OPTIMIZER, "            self._refuse_alias(self._entries[i].name, gradients[i])\n", "            pass\n", ("test_inputs.py",)),
     Mutant("non-finite gradients let through", OPTIMIZER, "                if bad is not None and self._nonfinite == \"raise\":\n                    raise bad\n", "", ("test_inputs.py", "test_contract.py")),

@@ -288,4 +288,4 @@ def read_gradients(
     """
     if _native is None:
         return range(len(gradients)), []
-    return _native.read_gradients(gradients, parameters, rows, *protected, recheck)
+    return _native.read_gradients(gradients, parameters, rows, *protected, recheck)  # type: ignore[no-any-return]
