@@ -82,10 +82,11 @@ class Arithmetic:
         }  # fmt: skip
 
     def half_ulp(self, size: Any, dtype: Any) -> Any:
-        """The most that rounding to nearest changes a number of this size; infinity and NaN have no such thing."""
+        """The most that rounding to nearest changes a number of this size; 0, infinity and NaN are what they are."""
         with np.errstate(over="ignore", invalid="ignore"):
-            spacing = np.spacing(np.asarray(size).astype(dtype)).astype(np.float64) / 2
-        return np.where(np.isfinite(spacing), spacing, 0.0)
+            spacing = np.spacing(np.asarray(size).astype(dtype)).astype(np.float64)
+        half = np.maximum(spacing / 2, np.finfo(np.float64).smallest_subnormal)
+        return np.where(np.isfinite(spacing) & (size != 0), half, 0.0)
 
     def rounded(self, value: Any, error: Any) -> Bounded:
         """The result of one operation: its arguments' errors, and its own."""

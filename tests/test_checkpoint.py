@@ -191,7 +191,20 @@ def test_other_tools_can_read_it(tmp_path: Path) -> None:
     assert same(read["state/b/exp_avg"], original.state["b"]["exp_avg"])
 
 
+def test_tensors_in_the_file_are_aligned(tmp_path: Path) -> None:
+    openadam.Adam({"a": np.zeros(3, np.float32), "b": np.zeros(2), "c": np.zeros(1, np.float32)}).save(tmp_path / "file")
+    header, _, data = take_apart(tmp_path / "file")
+    start = (tmp_path / "file").stat().st_size - len(data)
+    for name, entry in header.items():
+        if name != "__metadata__":
+            assert (start + entry["data_offsets"][0]) % {"F32": 4, "F64": 8}[entry["dtype"]] == 0, name
+
+
 NAMES = ("", " ", "a b", "a/b", "a", "a%2Fb", "b\n\t\x00", "__metadata__", "state", "parameters/a", "..", "-", "é", "e\u0301", "\udcff", "𝔸" * 300)
+
+
+def test_different_tensors_have_different_names() -> None:
+    assert len({checkpoint._key(*parts) for parts in (("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c"), ("a", "b", "c"), ("", "abc"))}) == 5
 
 
 def test_parameters_may_have_any_names(tmp_path: Path) -> None:
@@ -332,7 +345,7 @@ def swap_data(header: dict[str, Any], content: Any, data: bytes) -> Any:
 
 
 def change_dtype(header: dict[str, Any], content: Any, data: bytes) -> Any:
-    header["parameters/b"] |= {"dtype": "F32", "shape": [4]}
+    header["parameters/e"]["dtype"] = "F32"  # of no elements, so that nothing else changes
     return header, content, data
 
 
@@ -348,13 +361,16 @@ def change_last_byte(header: dict[str, Any], content: Any, data: bytes) -> Any:
 @pytest.mark.parametrize("tamper", [swap_data, change_dtype, change_shape, change_last_byte])
 def test_f7_tensors_that_were_tampered_with_under_a_valid_header(tamper: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "file"
-    small().save(path)
+    params = {"w": np.ones((2, 2), np.float32), "e": np.zeros((3, 0))}
+    original, optimizer = openadam.Adam(params), openadam.Adam(copy.deepcopy(params))
+    take_steps(original, 2)
+    original.save(path)
+    optimizer.load(path)
     put_together(path, *tamper(*take_apart(path)))
     safetensors.numpy.load_file(path)  # valid as such
     checkpoint.inspect(path)
     with pytest.raises(CheckpointCorruptError, match="checksum of the tensor"):
         checkpoint.inspect(path, verify=True)
-    optimizer = small(steps=1)
     with refused(optimizer, CheckpointCorruptError, "checksum of the tensor"):
         optimizer.load(path)
 
@@ -454,15 +470,15 @@ def test_f1_paths_that_are_no_files(use: str, tmp_path: Path) -> None:
     call = optimizer.load if use == "load" else checkpoint.inspect
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
-    for path, error in [
-        (tmp_path, IsADirectoryError),
-        (tmp_path / "missing", FileNotFoundError),
-        (tmp_path / "loop", OSError),
-        (tmp_path / "pipe", CheckpointCorruptError),
-        (Path("/dev/zero"), CheckpointCorruptError),
-        (Path("/dev/null"), CheckpointCorruptError),
+    for path, error, text in [
+        (tmp_path, IsADirectoryError, ""),
+        (tmp_path / "missing", FileNotFoundError, "missing"),
+        (tmp_path / "loop", OSError, "loop"),
+        (tmp_path / "pipe", CheckpointCorruptError, "not a regular file"),
+        (Path("/dev/zero"), CheckpointCorruptError, "not a regular file"),
+        (Path("/dev/null"), CheckpointCorruptError, "not a regular file"),
     ]:
-        with refused(optimizer, error), without_hanging():
+        with refused(optimizer, error, text or tmp_path.name), without_hanging():
             call(path)
 
 
@@ -639,6 +655,7 @@ def entry(shape: Any, dtype: Any = "F64", offsets: Any = (0, 0)) -> dict[str, An
 
 
 EMPTY_STATE = {"format": 1, "rule": "sgd", "coupling": "coupled", "steps": 0, "skipped": 0, "groups": [], "state": {}}
+LOOKS_FINE = ("dimensions too long together", "offsets backwards", "offsets past the end", "offsets missing")  # to who reads the header alone
 FORGED = {  # the header's entry for a tensor of no bytes, whose checksum is made right
     "dimension too long": entry([2**63, 0]),
     "dimensions too long together": entry([2**62, 2**62, 0]),
@@ -671,7 +688,14 @@ def test_headers_that_no_array_can_have(kind: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointCorruptError):
         checkpoint.load(path)
     with pytest.raises(CheckpointCorruptError):
-        checkpoint.inspect(path, verify=True)
+        checkpoint.inspect(path, verify=kind in LOOKS_FINE)
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small().save(tmp_path / "file")
+    monkeypatch.setattr(safetensors, "deserialize", lambda data: [])
+    with pytest.raises(CheckpointCorruptError, match="changed while it was read"):
+        checkpoint.load(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -759,6 +783,15 @@ def test_numbers_that_are_not_finite_cannot_be_saved(tmp_path: Path) -> None:
         optimizer.save(path)
     assert path.read_bytes() == kept
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_numpy_scalars_are_saved_as_the_numbers_they_are(tmp_path: Path) -> None:
+    optimizer = small()
+    optimizer.groups[0] |= {"lr": np.float32(0.1), "beta1": np.float64(0.1), "eps": np.int64(1), "maximize": np.bool_(True)}
+    optimizer.save(tmp_path / "file")
+    (group,) = checkpoint.inspect(tmp_path / "file")["groups"]
+    assert {key: group[key] for key in ("lr", "beta1", "eps", "maximize")} == {"lr": float(np.float32(0.1)), "beta1": 0.1, "eps": 1, "maximize": True}
+    assert group["maximize"] is True
 
 
 def test_only_tensors_of_known_dtypes_can_be_saved(tmp_path: Path) -> None:
@@ -1014,11 +1047,8 @@ def test_f8_permissions_follow_the_umask_and_never_widen(umask: int, old: int | 
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-def test_f8_a_planted_file_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    victim = tmp_path / "victim"
-    victim.write_bytes(b"precious")
-    monkeypatch.setattr(os, "urandom", lambda count: bytes(count))
-    created = []
+def test_f8_temporary_files_have_new_names_and_no_planted_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    created: list[str] = []
     opened = os.open
 
     def record(path: Any, flags: int, *rest: Any, **more: Any) -> int:
@@ -1026,16 +1056,20 @@ def test_f8_a_planted_file_is_not_written_through(tmp_path: Path, monkeypatch: p
             created.append(str(path))
         return opened(path, flags, *rest, **more)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", record)
+    monkeypatch.setattr(os, "open", record)
+    for _ in range(2):
         small().save(tmp_path / "file")
-    (temporary,) = created
-    os.unlink(tmp_path / "file")
-    os.symlink(victim, temporary)
+    assert len(set(created)) == 2
+    monkeypatch.setattr(os, "urandom", lambda count: bytes(count))
+    small().save(tmp_path / "file")
+    kept = (tmp_path / "file").read_bytes()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    os.symlink(victim, created[2])
     with pytest.raises(FileExistsError):
-        small().save(tmp_path / "file")
+        small(steps=5).save(tmp_path / "file")
     assert victim.read_bytes() == b"precious"
-    assert sorted(os.listdir(tmp_path)) == sorted([Path(temporary).name, "victim"])
+    assert (tmp_path / "file").read_bytes() == kept
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -260,8 +260,10 @@ class Interrupt(Exception):
     """What a handler raises, as Python's own raises KeyboardInterrupt."""
 
 
-CHECKED = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "FOR_ITER")
-"""The instructions after which the interpreter runs signal handlers (a prefix of their names)."""
+CHECKED = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
+"""The instructions after which the interpreter runs signal handlers, by how their names begin."""
+PURE = ("run", "join", "look_up", "joined")
+"""Functions of the reference engine that keep nothing, so that places in them are all alike."""
 
 
 @functools.cache
@@ -280,7 +282,7 @@ def interrupted(action: Callable[[], Any], place: int) -> str | None:
 
     def trace(frame: types.FrameType, event: str, argument: Any) -> Any:
         nonlocal count, where
-        if f"{os.sep}openadam{os.sep}" not in frame.f_code.co_filename:
+        if f"{os.sep}openadam{os.sep}" not in frame.f_code.co_filename or frame.f_code.co_name in PURE:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "call":
@@ -306,16 +308,32 @@ def interrupted(action: Callable[[], Any], place: int) -> str | None:
     return where
 
 
-class Run:
-    """A short run whose second step may be interrupted; some settings and a missing gradient make it change all that is kept."""
+@openadam.rule
+def counting(g: Any, s: Any, h: Any) -> openadam.Step:
+    """The smallest rule with a state of each kind, for the engine whose every operation is a place."""
+    k = s.k + 1
+    m = s.m + k * g
+    return openadam.Step(m, m=m, k=k)
 
-    def __init__(self, engine: str) -> None:
-        self.optimizer = openadam.NAdam([np.arange(1.0, 6.0), np.arange(3.0)], lr=0.01, weight_decay=0.0, clip_norm=1.0, engine=engine)
+
+class Run:
+    """A short run in the middle of which something may be interrupted: a step that changes all that is kept, or a load."""
+
+    def __init__(self, engine: str, use: str) -> None:
+        self.use = use
+        member = openadam.NAdam if engine == "native" else functools.partial(openadam.Optimizer, rule=counting)
+        self.optimizer = member([np.arange(1.0, 6.0), np.arange(3.0)], lr=0.01, weight_decay=0.0, clip_norm=1.0, engine=engine)
         self.optimizer.step([np.ones(5), np.ones(3)])
+        self.loaded = self.optimizer.state_dict()
+        self.loaded["groups"][0]["lr"] = 0.2
+        self.loaded["state"]["1"]["step"] = self.loaded["skipped"] = 7
         self.optimizer.groups[0].update(lr=0.5, weight_decay=0.1)
 
     def second(self) -> None:
-        self.optimizer.step([np.ones(5), None])
+        if self.use == "step":
+            self.optimizer.step([np.ones(5), None])
+        else:
+            self.optimizer.load_state_dict(self.loaded)
 
     def rest(self) -> str:
         """What the next steps make of it."""
@@ -337,15 +355,16 @@ def begun_or_not(make: Callable[[], Any]) -> dict[str, str]:
     return ends
 
 
-@pytest.mark.xfail(strict=True, reason="the lock stays taken, settings kept of an earlier step, counters thought equal; see the four kinds of places")
+@pytest.mark.xfail(strict=True, reason="lock not given back; settings of an earlier step; counters thought equal")
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="places are those of CPython's interpreter")
+@pytest.mark.parametrize("use", ["step", "load_state_dict"])
 @every_engine
-def test_c6_an_interrupt_at_every_place(engine: str) -> None:
-    """A step that a signal handler interrupts is complete or not begun, and the run goes on as from there."""
-    ends = begun_or_not(lambda: Run(engine))
+def test_c6_an_interrupt_at_every_place(engine: str, use: str) -> None:
+    """A step, or a load, that a signal handler interrupts is complete or not begun, and the run goes on as from there."""
+    ends = begun_or_not(lambda: Run(engine, use))
     broken: list[str] = []
     for place in range(10_000):
-        each = Run(engine)
+        each = Run(engine, use)
         where = interrupted(each.second, place)
         if where is None:
             break
@@ -371,6 +390,7 @@ def alarm() -> Iterator[Callable[[float], None]]:
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.xfail(strict=False, reason="a signal where the lock is taken or given back leaves it taken for good")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
 @every_engine
 def test_c6_a_signal_at_any_time(engine: str, alarm: Callable[[float], None]) -> None:
@@ -395,7 +415,7 @@ def test_c6_a_signal_at_any_time(engine: str, alarm: Callable[[float], None]) ->
         assert (w == before).all()
         assert (optimizer.state["w"]["momentum_buffer"] == optimizer.state["b"]["momentum_buffer"]).all()
         assert before == optimizer.params["b"][0] == expected_position(optimizer.steps)
-        if optimizer.steps >= 20:  # while every number is exact in float32
+        if optimizer.steps >= 8:  # while every number is exact in float32
             w[...] = optimizer.params["b"][...] = 0
             optimizer.load_state_dict(openadam.Momentum({"w": w, "b": np.zeros(1)}, lr=1.0, momentum=0.5).state_dict())
     assert interrupts > 20
@@ -459,16 +479,15 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.013])
-@pytest.mark.parametrize(
-    ("engine", "size"),
-    [
-        pytest.param("native", 3_000_000, marks=pytest.mark.xfail(strict=True, reason="SIGABRT: the GIL is taken back in a destructor")),
-        ("reference", 100_000),
-    ],
-)
-def test_c8_a_daemon_thread_in_the_middle_of_a_step_at_exit(engine: str, size: int, delay: float) -> None:
-    if engine in ENGINES:
+SIZES = {
+    "native": pytest.param("native", 3_000_000, marks=pytest.mark.xfail(strict=True, reason="SIGABRT: the GIL is taken back in a destructor")),
+    "reference": pytest.param("reference", 100_000),
+}
+
+
+@pytest.mark.parametrize(("engine", "size"), [SIZES[engine] for engine in ENGINES])
+def test_c8_a_daemon_thread_in_the_middle_of_a_step_at_exit(engine: str, size: int) -> None:
+    for delay in (0.0, 0.003, 0.007, 0.013):
         assert python(EXIT, engine, str(size), str(delay)) == "done\n"
 
 
@@ -550,7 +569,7 @@ def test_c9_beside_the_threads_of_torch() -> None:
 def test_c9_threads_are_shared_and_not_multiplied() -> None:
     """However many optimizers step at once, there are no more helpers than one step may have."""
     script = """
-import os
+import os, time
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import openadam
@@ -565,9 +584,12 @@ def work(_):
 
 with ThreadPoolExecutor(4) as pool:
     list(pool.map(work, range(4)))
-print(len(os.listdir("/proc/self/task")) - before)
+deadline = time.monotonic() + 10
+while (helpers := len(os.listdir("/proc/self/task")) - before) > 2 and time.monotonic() < deadline:
+    time.sleep(0.01)  # the pool's own threads take a moment to be gone
+print(helpers)
 """
-    assert int(python(script)) == 2
+    assert python(script) == "2\n"
 
 
 # --- C10: how many threads ---------------------------------------------------------------------------------------------

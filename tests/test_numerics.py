@@ -253,17 +253,18 @@ def test_n14_product_of_momenta(engine: str) -> None:
     beta1, psi = (exact.mpf(optimizer.groups[0][name]) for name in ("beta1", "momentum_decay"))
     true, shrinking, factor = exact.mpf(1), exact.mpf(0.5), exact.mpf(0.96) ** psi
     g = np.ones(1)
-    for t in range(1, 1001):
+    while true > 1e-300:
         shrinking *= factor
         true *= beta1 * (1 - shrinking)
         optimizer.step(g)
-        assert abs(optimizer.state["0"]["mu_product"] / true - 1) <= t * 2**-51
+        assert abs(optimizer.state["0"]["mu_product"] / true - 1) <= optimizer.steps * 2**-51
+    assert optimizer.steps > 900
     resumed = openadam.NAdam(optimizer.params["0"].copy(), engine=engine)
     resumed.load_state_dict(optimizer.state_dict())
     for each in (optimizer, resumed):
         each.step(g)
     assert same(optimizer.params, resumed.params)
-    for count, product in ((6_000, 1e-290), (7_000, 5e-324), (100_000, 0.0)):
+    for count, product in ((1_000, 5e-324), (100_000, 0.0)):
         load(resumed, count, mu_product=product)
         assert within_bounds(subject, resumed, g)
         assert resumed.state["0"]["mu_product"] <= product
@@ -309,22 +310,24 @@ def test_n17_strength_of_decoupled_decay(subject: Variant, dtype: Any, engine: s
     p, g = np.array([3, -0.7, 0], dtype), np.array([1, -2, 3], dtype)
     moved = subject.make(np.zeros(3, dtype), lr=0.5, engine=engine)
     moved.step(g)
-    for decay, warned in ((2.0, False), (2e-20, False), (0.3, False), (3.0, True)):
-        with pytest.warns(openadam.HyperparameterWarning, match=r"lr \* weight_decay = 1.5") if warned else contextlib.nullcontext():
-            optimizer = subject.make(p.copy(), lr=0.5, weight_decay=decay, engine=engine)
-            resting = subject.make(p.copy(), lr=0.5, weight_decay=decay, engine=engine)
+    for decay in (2.0, 2e-20, 0.3):
+        resting = subject.make(p.copy(), lr=0.5, weight_decay=decay, engine=engine)
         resting.step(np.zeros(3, dtype))
         assert same(resting.params["0"], p - dtype(0.5 * decay) * p)
         assert same(resting.params["0"], p) == (decay < 1e-19)
+        optimizer = subject.make(p.copy(), lr=0.5, weight_decay=decay, engine=engine)
         assert within_bounds(subject, optimizer, g)
         if decay == 2.0:
             assert same(optimizer.params["0"], moved.params["0"])
+    with pytest.warns(openadam.HyperparameterWarning, match=r"lr \* weight_decay = 1.5"):
+        assert within_bounds(subject, subject.make(p.copy(), lr=0.5, weight_decay=3.0, engine=engine), g)
 
 
 @every_engine
 @every_dtype
 def test_n18_decay_without_gradient(dtype: Any, engine: str) -> None:
-    """Decoupled, the parameter shrinks by lr * weight_decay of itself; coupled, decay is a gradient like any other."""
+    """Decoupled, the parameter shrinks by lr * weight_decay of itself; coupled, only where the first step is linear in the gradient."""
+    linear = (openadam.SGD, openadam.Momentum, openadam.RAdam)
     p, still = np.array([3, -0.7, 1e-3], dtype), np.zeros(3, dtype)
     for subject in PLAIN:
         optimizer = subject.make(p.copy(), weight_decay=0.1, engine=engine)
@@ -332,7 +335,7 @@ def test_n18_decay_without_gradient(dtype: Any, engine: str) -> None:
         h = optimizer.groups[0]
         shrunk = p.astype(np.float64) * (1 - h["lr"] * 0.1)
         near = np.abs(optimizer.params["0"] - shrunk) <= np.spacing(np.abs(p))
-        assert near.all() == (subject in DECOUPLED or subject.member is openadam.SGD), subject
+        assert near.all() == (subject in DECOUPLED or subject.member in linear), subject
         optimizer = subject.make(p.copy(), engine=engine)
         optimizer.step(still)
         assert same(optimizer.params["0"], p)
@@ -383,21 +386,21 @@ def test_n26_threads() -> None:
 # --- where they end up -------------------------------------------------------------------------------------------------
 
 
-def end_of_the_counterexample(member: Any, engine: str, **settings: Any) -> float:
+def end_of_the_counterexample(member: Any, **settings: Any) -> float:
     """Where Reddi, Kale and Kumar's example ends: f_t(x) = 3x every third step, else -x, on [-1, 1]; the best x is -1."""
     x = np.zeros(1)
-    optimizer = member(x, lr=lambda t: 0.1 / math.sqrt(t), beta1=0.0, beta2=1 / (1 + 3**2), eps=1e-8, engine=engine, **settings)
+    optimizer = member(x, lr=lambda t: 0.1 / math.sqrt(t), beta1=0.0, beta2=1 / (1 + 3**2), engine=ENGINES[0], **settings)
     for t in range(1, 1500):
         optimizer.step(np.array([3.0 if t % 3 == 1 else -1.0]))
         np.clip(x, -1, 1, out=x)
     return float(x[0])
 
 
-@every_engine
-def test_amsgrad_converges_where_adam_does_not(engine: str) -> None:
-    assert end_of_the_counterexample(openadam.Adam, engine, bias_correction="off") > 0.9
+def test_amsgrad_converges_where_adam_does_not() -> None:
+    for bias_correction in openadam.rules.adam.options["bias_correction"]:
+        assert end_of_the_counterexample(openadam.Adam, bias_correction=bias_correction) > 0.9
     for maximum_of in openadam.rules.amsgrad.options["maximum_of"]:
-        assert end_of_the_counterexample(openadam.AMSGrad, engine, maximum_of=maximum_of) < -0.9
+        assert end_of_the_counterexample(openadam.AMSGrad, maximum_of=maximum_of) < -0.9
 
 
 class Regression:
@@ -446,12 +449,12 @@ def excess(regression: Regression, member: Any, lr: float, engine: str, steps: i
     return regression.loss(w) - regression.optimum
 
 
-RATES = {"SGD": 1.0, "Momentum": 0.3, "Adagrad": 0.5, "RMSProp": 0.03}
+RATES = {"SGD": 1.0, "Momentum": 0.3, "Adagrad": 0.5, "AdaMax": 0.3}
 
 
 @every_member
 def test_logistic_regression(subject: Variant, regression: Regression) -> None:
-    assert 0 <= excess(regression, subject.member, RATES.get(str(subject), 0.1), ENGINES[0]) < 1e-6
+    assert abs(excess(regression, subject.member, RATES.get(str(subject), 0.1), ENGINES[0])) < 1e-6
 
 
 def test_logistic_regression_sees_mistakes(regression: Regression) -> None:

@@ -15,7 +15,7 @@ STEPS = {"first": 0, "second": 1, "sixth": 5, "tenth": 9, "hundredth": 99, "late
 """Steps taken before the one that is checked: rectification begins at the sixth, corrections end in the hundreds."""
 
 
-def start(subject: Variant, dtype: Any, seed: int, size: int = 20, steps: Any = STEPS, member: Any = None, **settings: Any) -> Any:
+def start(subject: Variant, dtype: Any, seed: int, size: int = 15, steps: Any = STEPS, member: Any = None, **settings: Any) -> Any:
     """One optimizer for each engine in the same state, and gradients for the next step."""
     random = np.random.default_rng(seed)
     values = {name: spread(random, size, dtype) * (random.random(size) > 0.2) for name in steps}
@@ -29,7 +29,7 @@ def start(subject: Variant, dtype: Any, seed: int, size: int = 20, steps: Any = 
 
 
 def worst(
-    subject: Variant, dtype: Any, *, seed: int = 0, size: int = 20, steps: Any = STEPS, member: Any = None, **settings: Any
+    subject: Variant, dtype: Any, *, seed: int = 0, size: int = 15, steps: Any = STEPS, member: Any = None, **settings: Any
 ) -> dict[str, float]:
     """The worst deviation of one step over all engines; at most 1 if the optimizer is what it should be."""
     optimizers, grads = start(subject, dtype, seed, size, steps, member, **settings)

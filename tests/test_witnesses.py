@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from family import DTYPES, ENGINES, WrongAdam, corrected_late, rooted, stale, swapped, uncorrected, uphill, wrong
-from sklearn.neural_network._stochastic_optimizers import AdamOptimizer
 
 import openadam
 
 torch = pytest.importorskip("torch")
+scikit_learn = pytest.importorskip("sklearn.neural_network._stochastic_optimizers")
 
 STEPS, SIZE = 100, 12
 LR = 0.5  # so large that the update shows in the parameter
@@ -125,7 +125,7 @@ def difference_from_scikit_learn(member: Any, dtype: Any, **settings: Any) -> fl
     random = np.random.default_rng(0)
     values = [random.normal(size=shape).astype(dtype) for shape in ((3, 4), (4,))]
     ours = member([value.copy() for value in values], lr=0.013, **settings)
-    theirs = AdamOptimizer(values, learning_rate_init=0.013, beta_1=0.9, beta_2=0.999, epsilon=settings.get("eps", 1e-8))
+    theirs = scikit_learn.AdamOptimizer(values, learning_rate_init=0.013, beta_1=0.9, beta_2=0.999, epsilon=settings.get("eps", 1e-8))
     worst = 0.0
     for _ in range(STEPS):
         grads = [random.normal(size=value.shape).astype(dtype) for value in values]

@@ -12,13 +12,14 @@ import difflib
 import errno
 import functools
 import importlib
+import inspect
 import json
 import os
 import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,7 +70,10 @@ def _run(arguments: Sequence[str]) -> int:
         command = next((argument for argument in arguments if not argument.startswith("-")), COMMANDS[0])
         if command not in COMMANDS:
             raise UsageError(f"there is no command {command!r}; {_near(command, COMMANDS)} (see openadam --help)")
-        given = _parser().parse_args(_normalized(arguments))
+        parser = _parser()
+        given = parser.parse_args(_normalized(arguments))
+        if "run" not in given:
+            parser.error(f"a command is missing; there are {', '.join(COMMANDS)}")
         code = int(given.run(given))
     except SystemExit as done:  # after --help or --version
         code = int(done.code or 0)
@@ -172,6 +176,8 @@ def _option(text: str) -> tuple[str, str | float]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    if name in HYPERPARAMETERS:
+        return name, _hyperparameter(name)(value)
     try:
         return name, float(value)
     except ValueError:
@@ -191,7 +197,7 @@ def _members(text: str) -> list[str]:
 def _parser() -> _Parser:
     parser = _Parser(prog="openadam", description="The Adam optimizer family: compare it, watch it work, read it.")
     parser.add_argument("--version", action="version", version=f"openadam {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str, **settings: Any) -> _Parser:
         own: _Parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", **settings)
@@ -234,10 +240,10 @@ def _parser() -> _Parser:
 
     command("list", _list, "list the members of the family with their defaults").add_argument("--json", action="store_true", help="print JSON")
 
-    inspect = command("inspect", _inspect, "tell what a checkpoint file holds")
-    inspect.add_argument("file", metavar="FILE")
-    inspect.add_argument("--verify", action="store_true", help="also read all tensors and verify their checksums")
-    inspect.add_argument("--json", action="store_true", help="print JSON")
+    look = command("inspect", _inspect, "tell what a checkpoint file holds")
+    look.add_argument("file", metavar="FILE")
+    look.add_argument("--verify", action="store_true", help="also read all tensors and verify their checksums")
+    look.add_argument("--json", action="store_true", help="print JSON")
 
     command("info", _info, "tell what this installation runs on").add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -356,7 +362,7 @@ def _find_rule(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _as_usage() -> Any:
+def _as_usage() -> Iterator[None]:
     """What the library refuses about a rule's settings is a matter of the command line here."""
     try:
         yield
@@ -364,12 +370,20 @@ def _as_usage() -> Any:
         raise UsageError(str(error)) from error
 
 
+def _chosen(given: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
+    """What ``--option`` gives, without what the function calls by the same names."""
+    for name, _ in given.options:
+        if name in inspect.signature(function).parameters and name not in HYPERPARAMETERS:
+            raise UsageError(f"--option {name}: no rule has an option of this name")
+    return dict(given.options)
+
+
 def _show(given: argparse.Namespace) -> int:
     from .views.show import show
 
     rule = _find_rule(given.name)
     with _as_usage():
-        text = show(rule, given.as_, coupling=given.coupling, **dict(given.options))
+        text = show(rule, given.as_, coupling=given.coupling, **_chosen(given, show))
     print(text)
     return 0
 
@@ -381,16 +395,19 @@ def _trace(given: argparse.Namespace) -> int:
     rule = _find_rule(given.rule)
     settings = {name: getattr(given, name) for name in HYPERPARAMETERS if getattr(given, name) is not None}
     with _as_usage():
-        (params,) = parse_grads(given.params) if ";" not in given.params else ([],)
-        traced = trace(rule, parse_grads(given.grads), params, coupling=given.coupling, maximize=given.maximize, **settings, **dict(given.options))
+        params = parse_grads(given.params)
+        if len(params) > 1:
+            raise UsageError(f"--params {given.params!r}: the parameter has one start; ',' goes between its coordinates")
+        settings |= _chosen(given, trace)
+        traced = trace(rule, parse_grads(given.grads), params[0], coupling=given.coupling, maximize=given.maximize, **settings)
     print(render(traced, given.as_))
     return 0
 
 
 def _inspect(given: argparse.Namespace) -> int:
-    from .checkpoint import inspect
+    from . import checkpoint
 
-    found = inspect(given.file, verify=given.verify)
+    found = checkpoint.inspect(given.file, verify=given.verify)
     if given.json:
         _print_json(found)
         return 0

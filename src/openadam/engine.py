@@ -229,9 +229,10 @@ def choose_engine(program: Program, engine: str | None = None, isa: str | None =
 
     ``OPENADAM_ENGINE`` (``native`` or ``reference``) and ``OPENADAM_ISA`` choose where the arguments do not.
     """
+    given = f"engine={engine!r}" if engine else f"OPENADAM_ENGINE={os.environ.get('OPENADAM_ENGINE')!r}"
     engine = engine or os.environ.get("OPENADAM_ENGINE") or None
     if engine not in (None, "native", "reference"):
-        raise HyperparameterError(f"engine={engine!r} is neither 'native' nor 'reference'")
+        raise HyperparameterError(f"{given} is neither 'native' nor 'reference'")
     if engine == "reference":
         return ReferenceEngine()
     native = _native_engine(isa or os.environ.get("OPENADAM_ISA") or None)
@@ -239,7 +240,7 @@ def choose_engine(program: Program, engine: str | None = None, isa: str | None =
         return native
     if engine == "native":
         why = "there is no native code here" if native is None else f"there is no kernel for {program.name!r}"
-        raise HyperparameterError(f"engine='native': {why}; leave it out to run on the reference")
+        raise HyperparameterError(f"{given}: {why}; leave it out to run on the reference")
     if native is None:
         warnings.warn(
             "openadam has no native kernels here; steps run on the NumPy reference (slower, the same bits). "

@@ -112,21 +112,23 @@ class Progress:
 # --- tables ------------------------------------------------------------------------------------------------------------
 
 
-def _console() -> Any:
+def _table(**settings: Any) -> Any:
+    return demo_module("rich.table").Table(box=demo_module("rich.box").SIMPLE_HEAD, **settings)
+
+
+def _print_titled(title: str, table: Any, notes: Sequence[str]) -> None:
     console = demo_module("rich.console").Console(highlight=False)
     if not console.is_terminal:
         console.width = 160  # a file has no width of its own
-    return console
-
-
-def _table(title: str, **settings: Any) -> Any:
-    box = demo_module("rich.box").SIMPLE_HEAD
-    return demo_module("rich.table").Table(title=title, box=box, title_justify="left", title_style="bold", **settings)
+    console.print(f"\n[bold]{title}[/bold]", soft_wrap=not console.is_terminal)
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=not console.is_terminal)
 
 
 def print_table(comparison: Comparison, *, interrupted: bool = False) -> None:
     """The summaries as a table, and below it what the numbers are."""
-    table = _table(_title(comparison))
+    table = _table()
     table.add_column("optimizer")
     for column in ("learning\nrate", "test\naccuracy %", "test\nloss", "training\nloss", f"steps to\n{100 * TARGET:g} %", "µs per\nstep"):
         table.add_column(column, justify="right")
@@ -141,11 +143,7 @@ def print_table(comparison: Comparison, *, interrupted: bool = False) -> None:
             "never" if math.isinf(summary.steps_to_target) else f"{summary.steps_to_target:.0f}",
             f"{summary.microseconds:.0f}",
         )
-    console = _console()
-    console.print()
-    console.print(table)
-    for note in _notes(comparison, summaries, interrupted):
-        console.print(note, soft_wrap=not console.is_terminal)
+    _print_titled(_title(comparison), table, _notes(comparison, summaries, interrupted))
 
 
 def _title(comparison: Comparison) -> str:
@@ -172,6 +170,7 @@ def _notes(comparison: Comparison, summaries: Sequence[Summary], interrupted: bo
     notes = [
         _fairness(comparison),
         "Means over the seeds, ± one standard deviation; the same initial weights and batches for all.",
+        f"There are {len(load_data().test.digits)} test images: less than one point of test accuracy tells little.",
         f"Steps until validation accuracy reached {100 * TARGET:g} %: the median, looked at every {EVERY} steps.",
         f"µs: the median duration of the optimizer's step alone, on this machine ({engine.name}, {engine.isa}, {_count(threads, 'thread')}).",
     ]
@@ -196,7 +195,7 @@ def print_sweep(comparison: Comparison) -> None:
     """The score of every rate that was tried, and which rates were chosen."""
     rates = sorted({lr for scores in comparison.sweeps.values() for lr in scores})
     title = f"The sweep: mean validation loss after {_count(comparison.epochs, 'epoch')}, {len(SWEEP_SEEDS)} seeds, by learning rate"
-    table = _table(title, padding=0)
+    table = _table(padding=0)
     table.add_column("", no_wrap=True)
     for lr in rates:
         table.add_column(f"{lr:g}", justify="right", no_wrap=True)
@@ -205,12 +204,10 @@ def print_sweep(comparison: Comparison) -> None:
         winner = rates.index(best(scores))
         cells[winner] = f"[bold]{cells[winner].rstrip()}*[/bold]"
         table.add_row(MEMBERS[optimizer].__name__, *cells)
-    console = _console()
-    console.print()
-    console.print(table)
     chosen = {name: best(scores) for name, scores in comparison.sweeps.items()}
     other = ", ".join(f"{MEMBERS[name].__name__} {RATES[name]:g}" for name, lr in chosen.items() if RATES.get(name, lr) != lr)
-    console.print(f"* chosen. Without --sweep, {f'other rates are used: {other}' if other else 'the same rates are used'}.")
+    note = f"* chosen. Without --sweep, {f'other rates are used: {other}' if other else 'the same rates are used'}."
+    _print_titled(title, table, [note])
 
 
 # --- JSON --------------------------------------------------------------------------------------------------------------
@@ -283,7 +280,9 @@ def picture(comparison: Comparison, suffix: str) -> bytes:
     """Training loss and validation accuracy over the steps: the mean of the seeds as a line, their middle half as a band."""
     figure = demo_module("matplotlib.figure").Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    lowest = 0.8
+    lowest, (first, *_, last) = 0.8, comparison.runs[0].steps[1:]
+    loss.set(title="training loss", xlabel="step", yscale="log", xlim=(0, last))
+    accuracy.set(title="validation accuracy", xlabel="step (logarithmic)", xscale="log", xlim=(first, last))
     for place, (optimizer, own) in enumerate(_by_optimizer(comparison.runs).items()):
         look = {"color": COLOURS[place % len(COLOURS)], "linestyle": STYLES[place % len(STYLES)], "linewidth": 1.5, "zorder": 2 + place % len(STYLES)}
         label = f"{MEMBERS[optimizer].__name__}, lr {own[0].lr:g}"
@@ -294,12 +293,9 @@ def picture(comparison: Comparison, suffix: str) -> bytes:
             axes.fill_between(own[0].steps, low, high, color=look["color"], alpha=0.13, linewidth=0)
         final = float(np.mean([run.validation_accuracy[-1] for run in own]))
         lowest = min(lowest, final - 0.05) if math.isfinite(final) else lowest
-    loss.set(title="training loss", xlabel="step", yscale="log")
-    accuracy.set(title="validation accuracy", xlabel="step (logarithmic)", xscale="log", ylim=(max(lowest, 0.0), 1.0))
-    accuracy.set_xlim(comparison.runs[0].steps[1], comparison.runs[0].steps[-1])
+    accuracy.set_ylim(max(lowest, 0.0), 1.0)
     accuracy.axhline(TARGET, color="#777777", linewidth=0.8, zorder=0)
     for axes in (loss, accuracy):
-        axes.margins(x=0)
         axes.grid(True, color="#e4e4e4", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     loss.legend(frameon=False)
