@@ -8,6 +8,9 @@
 #define NPY_NO_DEPRECATED_API NPY_1_22_API_VERSION
 #include <numpy/arrayobject.h>
 
+#include <chrono>
+#include <thread>
+
 #include "dispatch.hpp"
 #include "loop.hpp"
 #include "memory.hpp"
@@ -74,11 +77,18 @@ void run(std::size_t isa, const Table& table, const Doubles& scalars, const Inte
   request.threads = threads;
   request.tallies = span<double>(tallies);
   openadam::Loop loop(request);
-  const nb::gil_scoped_release released;
+  PyThreadState* const thread = PyEval_SaveThread();
   loop.run();
   if (update) {  // in the same call, so that no signal can come between the tensors and their counters
     if (counters.size()) std::memcpy(counters.data(), counters_after.data(), counters.size() * sizeof(std::int64_t));
     if (memory.size()) std::memcpy(memory.data(), memory_after.data(), memory.size() * sizeof(double));
+  }
+  try {
+    PyEval_RestoreThread(thread);
+  } catch (...) {
+    // The interpreter is shutting down and ends this thread by unwinding its stack, which C++ code on it would turn into an
+    // abort. The process is about to end: wait for that here.
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
   }
 }
 
@@ -113,7 +123,7 @@ std::tuple<std::vector<std::int64_t>, std::vector<std::int64_t>> read_gradients(
       continue;
     }
     const auto low = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(PyArray_DATA(g)));
-    if (recheck || row->gradient != low) {
+    if (recheck || row->gradient != low || row->layout != -1 || !row->active) {
       const std::int64_t high = low + static_cast<std::int64_t>(PyArray_NBYTES(g));
       const auto after = std::lower_bound(starts.data(), starts.data() + starts.size(), high) - starts.data();
       if (after > 0 && ends.data()[after - 1] > low && high > low) suspects.push_back(i);

@@ -192,7 +192,7 @@ def test_other_tools_can_read_it(tmp_path: Path) -> None:
 
 
 def test_tensors_in_the_file_are_aligned(tmp_path: Path) -> None:
-    openadam.Adam({"a": np.zeros(3, np.float32), "b": np.zeros(2), "c": np.zeros(1, np.float32)}).save(tmp_path / "file")
+    openadam.Adam({"a": np.zeros(3, np.float32), "b": np.zeros(2)}).save(tmp_path / "file")
     header, _, data = take_apart(tmp_path / "file")
     start = (tmp_path / "file").stat().st_size - len(data)
     for name, entry in header.items():
@@ -421,7 +421,7 @@ FOREIGN = {
     "metadata is a list": (with_header('{"__metadata__":[]}'), CheckpointCorruptError, "no JSON text of the kind"),
     "safetensors": (safetensors.numpy.save({"a": np.ones(2)}), CheckpointMismatchError, "safetensors file, but not an openadam checkpoint"),
     "safetensors of a peer": (safetensors.numpy.save({"a": np.ones(2)}, {"format": "pt"}), CheckpointMismatchError, "not an openadam checkpoint"),
-    "safetensors with our key": (safetensors.numpy.save({}, {"openadam": "yes"}), CheckpointCorruptError, "checksum of its description"),
+    "safetensors with our key": (with_header('{"__metadata__":{"openadam":"yes"}}'), CheckpointCorruptError, "checksum of its description"),
     "metadata only": (with_header("{}"), CheckpointMismatchError, "not an openadam checkpoint"),
 }
 
@@ -620,7 +620,6 @@ def places(tree: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*at, key))
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="states.py: names of a group that cannot be hashed; a scalar state too large for a float")
 def test_no_value_anywhere_does_more_than_be_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     original = openadam.NAdam({"w": np.zeros(2)})
@@ -1016,7 +1015,7 @@ def test_s17_a_file_that_may_not_grow(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, limits[1]))
     try:
-        with pytest.raises(OSError, match="large"):
+        with pytest.raises(OSError, match=r"large.*file"):
             large.save(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -250,7 +250,7 @@ def test_c5_gradients_that_others_write_during_the_step(engine: str) -> None:
         over.set()
         thread.join()
     assert optimizer.steps == 10
-    assert ((-20 <= w) & (w <= -10)).all()
+    assert ((w >= -20) & (w <= -10)).all()
 
 
 # --- C6, C7: signals and exceptions ------------------------------------------------------------------------------------
@@ -355,7 +355,6 @@ def begun_or_not(make: Callable[[], Any]) -> dict[str, str]:
     return ends
 
 
-@pytest.mark.xfail(strict=True, reason="lock not given back; settings of an earlier step; counters thought equal")
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="places are those of CPython's interpreter")
 @pytest.mark.parametrize("use", ["step", "load_state_dict"])
 @every_engine
@@ -390,7 +389,6 @@ def alarm() -> Iterator[Callable[[float], None]]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.xfail(strict=False, reason="a signal where the lock is taken or given back leaves it taken for good")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
 @every_engine
 def test_c6_a_signal_at_any_time(engine: str, alarm: Callable[[float], None]) -> None:
@@ -480,8 +478,8 @@ print("done")
 
 
 SIZES = {
-    "native": pytest.param("native", 3_000_000, marks=pytest.mark.xfail(strict=True, reason="SIGABRT: the GIL is taken back in a destructor")),
-    "reference": pytest.param("reference", 100_000),
+    "native": ("native", 3_000_000),
+    "reference": ("reference", 100_000),
 }
 
 

@@ -366,6 +366,18 @@ def test_deepcopy_and_pickle(make: Make, draw: Any) -> None:
         assert snapshot(other) == snapshot(original)
 
 
+def test_a_copy_grows_as_the_original_does(subject: Variant, make: Make, draw: Any) -> None:
+    """What was given for all groups holds for a group that is added later, to the original or to its copy."""
+    value, still = draw(2), draw(2)
+    original = make([{"params": {"w": draw(3)}, "lr": 0.5}], weight_decay=0.1, no_decay=["b"])
+    grown = [original, copy.deepcopy(original)]
+    for optimizer in grown:
+        optimizer.add_group({"params": {"b": value.copy()}})
+        optimizer.step([{"w": None}, {"b": still}])
+    assert repr(grown[0]) == repr(grown[1])
+    assert same(grown[0].params["b"], grown[1].params["b"])
+
+
 # --- measures ----------------------------------------------------------------------------------------------------------
 
 

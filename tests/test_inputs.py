@@ -189,7 +189,7 @@ def test_a7_an_empty_group_among_others(adam: Make) -> None:
     assert (w < 0.001).all()
 
 
-@pytest.mark.parametrize("nothing", [[], (), {}, [{"params": []}], [{"params": {}}, {"params": []}], iter(())], ids=repr)
+@pytest.mark.parametrize("nothing", [[], (), {}, [{"params": []}], [{"params": {}}, {"params": []}], iter(())], ids=lambda nothing: type(nothing).__name__)
 def test_a7_nothing_to_optimize(nothing: Any) -> None:
     with pytest.raises(ParameterError, match="empty parameter list"):
         openadam.Adam(nothing)
@@ -273,7 +273,6 @@ def test_a16_gradients_that_share_memory_with_what_is_written(adam: Make) -> Non
     assert optimizer.steps == 2
 
 
-@pytest.mark.xfail("native" in ENGINES, strict=True, reason="a plain gradient at the address of a strided one is taken for the same")
 def test_a16_a_shared_gradient_that_begins_where_a_harmless_one_did() -> None:
     buffer = np.ones(20)
     optimizer = openadam.Adam(buffer[4:8])
@@ -489,7 +488,6 @@ def test_a22_a_matrix_is_an_array(adam: Make) -> None:
 # --- arrays that change after construction -----------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="the array's shape is read anew, its strides are not: the native step reads outside of the gradient")
 @pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_parameter_that_was_given_another_shape(adam: Make, dense: bool) -> None:
@@ -701,14 +699,12 @@ def test_a28_an_eps_that_the_dtype_cannot_hold(adam: Make) -> None:
     refuses(optimizer, lambda: optimizer.step(ones(optimizer)), HyperparameterError, "eps=1e-300", "float32", "'w'")
 
 
-@pytest.mark.xfail(strict=True, reason="only eps is compared with the dtype")
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "eps"])
 def test_t15_numbers_that_are_infinite_in_float32(adam: Make, name: str) -> None:
     with pytest.raises(HyperparameterError, match=rf"{name}=1e\+39 in group 0 .*float32, the dtype of parameter 'w'"):
         adam({"w": np.zeros(1, np.float32)}, **{name: 1e39}).step({"w": np.zeros(1, np.float32)})
 
 
-@pytest.mark.xfail(strict=True, reason="what a schedule returns is not compared with the dtype")
 def test_a28_a_schedule_of_eps_that_the_dtype_cannot_hold(adam: Make) -> None:
     optimizer = adam(pair(np.float32), eps=lambda t: 1e-300)
     refuses(optimizer, lambda: optimizer.step(ones(optimizer)), HyperparameterError, "eps=1e-300", "float32")
@@ -717,7 +713,7 @@ def test_a28_a_schedule_of_eps_that_the_dtype_cannot_hold(adam: Make) -> None:
 KEYWORDS: list[Any] = [
     ("weigth_decay", "did you mean 'weight_decay'?"),
     ("beta_1", "did you mean 'beta1'?"),
-    pytest.param("betas", "beta1=…, beta2=…", marks=pytest.mark.xfail(strict=True, reason="beta1 is near, so the better hint is never reached")),
+    ("betas", "beta1=…, beta2=…"),
     ("learning_rate", "lr=…"),
     ("amsgrad", "It takes"),
     ("form", "It takes"),
@@ -745,7 +741,6 @@ def test_a30_a_group_that_lost_a_setting(adam: Make, name: str) -> None:
     optimizer.step(ones(optimizer))
 
 
-@pytest.mark.xfail(strict=True, reason="only known settings are looked at")
 @pytest.mark.parametrize("name", ["weigth_decay", "learning_rate", "nesterov"])
 def test_a30_a_setting_between_steps_that_nobody_reads(adam: Make, name: str) -> None:
     optimizer = adam(pair(), steps=1)
@@ -765,7 +760,7 @@ CHOICES: list[Any] = [
     ({"clip_value": -1.0}, "clip_value"),
     ({"clip_value": math.inf}, "clip_value"),
     ({"engine": "cuda"}, "'native' nor 'reference'"),
-    pytest.param({"isa": "z80"}, "x86", marks=pytest.mark.xfail(strict=True, reason="an argument only warns, once, as if it were the environment's")),
+    ({"isa": "z80"}, "x86"),
 ]
 
 
@@ -824,7 +819,6 @@ def test_the_state_cannot_be_written_through_its_views(adam: Make) -> None:
         optimizer.state["w"]["exp_avg"][0] = 1.0
 
 
-@pytest.mark.xfail(strict=True, reason="the norm of float64 gradients is computed in the caller's error mode")
 @pytest.mark.parametrize("member", [openadam.Adam, openadam.SGD, openadam.NAdam])
 def test_floating_point_errors_that_the_caller_made_fatal(member: Any) -> None:
     """np.seterr(all="raise") is for the caller's own arithmetic; a step neither fails by it nor stops half-way."""

@@ -80,6 +80,16 @@ def test_n5_parameter_that_would_overflow(member: Any, dtype: Any, huge: float, 
 
 
 @every_engine
+@pytest.mark.parametrize("settings", [{"lr": 1e39}, {"weight_decay": 1e39}, {"eps": 1e39}], ids=str)
+def test_n5_settings_that_overflow(settings: dict[str, float], engine: str) -> None:
+    """Numbers that float32 cannot hold are refused, here or at construction, not used as infinite."""
+    p, g = np.array([1e25, 1], np.float32), np.array([1, 0], np.float32)
+    with pytest.raises((openadam.NonFiniteStateError, openadam.HyperparameterError)):
+        openadam.Adam(p, engine=engine, **settings).step(g)
+    assert same(p, np.array([1e25, 1], np.float32))
+
+
+@every_engine
 @every_variant
 def test_n6_gradient_whose_square_underflows(subject: Variant, engine: str) -> None:
     """With eps the direction is m / eps, as the oracle says; without, 0 or less than infinity, but never NaN."""

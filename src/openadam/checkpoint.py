@@ -91,9 +91,11 @@ def save(path: Any, state: Mapping[str, Any], parameters: Mapping[str, Array]) -
             if sys.platform == "win32":
                 file.close()  # an open file cannot be renamed there; elsewhere it stays locked until it has been
             os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = target
         raise
     _sync_directory(target)
 
@@ -361,7 +363,9 @@ def _read_header(shown: str, file: BinaryIO, size: int) -> _Header:
         _corrupt(shown, "is not laid out as a checkpoint")
     unmatched = sorted(set(checksums) ^ set(tensors))
     if unmatched:
-        _corrupt(shown, f"is not laid out as a checkpoint: {unmatched[0]!r} is {'no' if unmatched[0] in checksums else 'an unexpected'} tensor of it")
+        _corrupt(
+            shown, f"is not laid out as a checkpoint: {unmatched[0]!r:.80} is {'no' if unmatched[0] in checksums else 'an unexpected'} tensor of it"
+        )
     expected = LENGTH_BYTES + length + sum(math.prod(shape) * DTYPES[code].itemsize for code, shape in tensors.values())
     if size != expected:
         _corrupt(shown, f"has {size} bytes where {expected} belong: {'it was cut off' if size < expected else 'something was added'}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import itertools
 import operator
 import os
 import warnings
@@ -202,10 +201,11 @@ def join(values: Array, reduction: str) -> float:
     return float(functools.reduce(joined, partial, np.float64(0.0)))
 
 
-def assign_all(targets: Sequence[Array], values: Sequence[Array]) -> None:
-    """``target[...] = value`` for all pairs in one call into C: no Python code runs in between, so no signal handler does."""
+def assign_all(targets: Sequence[Any], values: Sequence[Any]) -> None:
+    """Replace the contents of arrays and lists in one call into C: no Python code runs in between, so no signal handler does."""
     assign: Callable[[Any, Any, Any], None] = operator.setitem
-    collections.deque(map(assign, targets, itertools.repeat(...), values), maxlen=0)
+    keys = [slice(None) if isinstance(target, list) else ... for target in targets]
+    collections.deque(map(assign, targets, keys, values), maxlen=0)
 
 
 def native_isas() -> list[str]:
@@ -213,15 +213,20 @@ def native_isas() -> list[str]:
     return list(_native.isas()) if _native is not None else []
 
 
-@functools.cache
 def _native_engine(isa: str | None) -> NativeEngine | None:
     isas = native_isas()
-    if not isas:
-        return None
     if isa is not None and isa not in isas:
-        warnings.warn(f"OPENADAM_ISA={isa!r} is none of {', '.join(isas)}; using {isas[0]}", UserWarning, stacklevel=4)
-        isa = None
-    return NativeEngine(0 if isa is None else isas.index(isa))
+        raise HyperparameterError(f"isa={isa!r} is none of those that run here: {', '.join(isas) or 'there is no native code'}")
+    wanted = isa or os.environ.get("OPENADAM_ISA")
+    if wanted and isas and wanted not in isas:
+        warnings.warn(f"OPENADAM_ISA={wanted!r} is none of {', '.join(isas)}; using {isas[0]}", UserWarning, stacklevel=5)
+        wanted = None
+    return _native_engine_at(isas.index(wanted) if wanted else 0) if isas else None
+
+
+@functools.cache
+def _native_engine_at(index: int) -> NativeEngine:
+    return NativeEngine(index)
 
 
 def choose_engine(program: Program, engine: str | None = None, isa: str | None = None) -> Engine:
@@ -235,7 +240,7 @@ def choose_engine(program: Program, engine: str | None = None, isa: str | None =
         raise HyperparameterError(f"{given} is neither 'native' nor 'reference'")
     if engine == "reference":
         return ReferenceEngine()
-    native = _native_engine(isa or os.environ.get("OPENADAM_ISA") or None)
+    native = _native_engine(isa)
     if native is not None and native.kernel(program) is not None:
         return native
     if engine == "native":

@@ -92,7 +92,7 @@ def suggest(what: str, unknown: str, allowed: Iterable[str]) -> UnknownHyperpara
         "b2": "beta2=…",
         "nesterov": "form='nesterov'",
     }
-    near = difflib.get_close_matches(unknown, allowed, 1)
+    near = [] if unknown in known_elsewhere else difflib.get_close_matches(unknown, allowed, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"write {known_elsewhere[unknown]}." if unknown in known_elsewhere else ""
     return UnknownHyperparameterError(
         f"{what} has no hyperparameter or option {unknown!r}; {hint} It takes {', '.join(allowed)}.".replace(";  It", ". It")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
+import os
+import sys
 import threading
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,7 +32,8 @@ from .errors import (
 )
 from .hyperparameters import checked, checked_or_schedule, suggest
 from .language.arrays import compile_scalars
-from .language.expression import Rule
+from .language.expression import Rule, Traced
+from .language.program import Program
 from .measures import MEASURES
 from .parameters import (
     Entry,
@@ -51,6 +56,8 @@ Array = npt.NDArray[Any]
 GRAD_SUM_SQUARES = next(i for i, measure in enumerate(MEASURES) if measure.name == "grad_sum_squares")
 ALL_MEASURES = tuple(range(len(MEASURES)))
 # Above these magnitudes a gradient's square might overflow; only then is it worth trying the step out first.
+FLOAT32_LARGEST = 3.4028235677973366e38  # a float64 from here on rounds to infinity
+FLOAT32_TINIEST = 7.1e-46  # and one below half the smallest subnormal number to 0
 SUSPICIOUS = {np.dtype(np.float32): 1e18, np.dtype(np.float64): 1e150}
 
 
@@ -149,15 +156,13 @@ class Optimizer:
                 raise HyperparameterError(f"{name}={value!r} is none of {', '.join(map(repr, chosen.options[name]))}")
         self._traced = chosen.trace(**options)
         self._options = options
-        program = rules.update_program(self._traced)
+        program, self._scalars = _compiled(self._traced)
         self._engine = engines.choose_engine(program, engine, isa)
+        self._chosen = {"engine": engine, "isa": isa}
         kernel = self._engine.kernel(program)
         assert kernel is not None
         self._kernel = kernel
         self._table = engines.Table(program, np.zeros((0, engines.COLUMNS), np.int64))
-        memory = self._traced.scalar_states
-        self._scalars = compile_scalars([*program.scalars, *(self._traced.named[name] for name in memory)])
-        self._prepare_scalars = compile_scalars(rules.PREPARE.scalars)
 
         initial = [value for value in self._traced.initial.values() if isinstance(value, str)]
         self._names = tuple(dict.fromkeys(["lr", *self._traced.hyperparameters, *initial, "weight_decay"]))
@@ -174,8 +179,6 @@ class Optimizer:
 
         self.groups: list[dict[str, Any]] = []
         """The groups: the names of their parameters and their hyperparameters, which may be changed between steps."""
-        self.skipped = 0
-        """Steps skipped because of gradients that are not finite."""
         self._entries: list[Entry] = []
         # Tensors of one class (a group, decayed or not) share their scalars while their step numbers agree.
         self._class_of: npt.NDArray[np.int64] = np.zeros(0, np.int64)
@@ -187,9 +190,10 @@ class Optimizer:
         self._together = True  # every tensor has taken the same number of steps and holds the same scalar states
         self._placed: tuple[list[int], list[int]] | None = None
         self._names_of: list[list[str]] = []
-        self._checked: list[Any] = []
-        self._constant: list[dict[str, Any]] | None = None  # the groups' settings, if no schedule changes them
+        # The groups' settings when they were last checked, and what they come to, if no schedule changes them.
+        self._settings: tuple[list[Any], list[dict[str, Any]] | None] = ([], None)
         self._lock = threading.Lock()
+        self._holder: tuple[int, Any] | None = None  # the process and the frame that hold the lock
         structure, groups = read_structure(params)
         self._grouped = structure == "groups"
         self._structures: list[str] = []  # of each group: single, sequence or mapping
@@ -248,10 +252,12 @@ class Optimizer:
         table = self._table
         table.states += states
         table.parameters += [entry.view for entry in added]
-        # One number per tensor, then the optimizer's own: the engine commits them together.
-        table.counters = np.concatenate([table.counters[:-1], np.zeros(len(added), np.int64), [self.steps]])
+        # Steps of each tensor, steps of the optimizer, skipped ones: the engine commits them together.
+        table.counters = np.concatenate([table.counters[:-2], np.zeros(len(added), np.int64), [self.steps, self.skipped]])
         table.memory = np.concatenate([table.memory, first])
         self._rebuild_rows()
+        now = self._settings_now()
+        self._settings = (now, None if any(map(callable, now)) else self._settings_at(1))
 
     def _initial(self, state: str, values: Mapping[str, Any]) -> float:
         start = self._traced.initial[state]
@@ -282,7 +288,7 @@ class Optimizer:
         self._note_together()
 
     def _note_together(self) -> None:
-        steps = self._table.counters[:-1]
+        steps = self._table.counters[:-2]
         memory = self._table.memory.reshape(len(self._entries), -1)
         self._together = bool((steps == steps[0]).all() and (memory == memory[0]).all())
 
@@ -325,7 +331,7 @@ class Optimizer:
         self._take_gradients(gradients)
         if len(self._missing) == len(self._entries):
             return StepReport(self.steps, 0.0, 1.0, False, {} if measure else None)
-        if table.counters.max() >= states.MAX_STEP:
+        if table.counters[:-1].max() >= states.MAX_STEP:
             raise HyperparameterError(f"a parameter has taken {states.MAX_STEP} steps, more than can be counted exactly; start a new optimizer")
         checks = self._nonfinite != "propagate"
         factor, norm = 1.0, math.nan
@@ -337,7 +343,7 @@ class Optimizer:
                 if bad is not None and self._nonfinite == "raise":
                     raise bad
                 if bad is not None:
-                    self.skipped += 1
+                    table.counters[-1] += 1
                     return StepReport(self.steps, norm, 1.0, True, {} if measure else None)
             if self._clip_norm is not None:
                 factor = rules.clip_factor(norm, self._clip_norm)
@@ -345,9 +351,9 @@ class Optimizer:
         if checks:
             self._try_out(squares)
         taken = ALL_MEASURES if measure else () if checks or self._clip_norm is not None else (GRAD_SUM_SQUARES,)
-        tallies = self._engine.update(table, taken, self._threads)
         if self._missing:
             self._together = False
+        tallies = self._engine.update(table, taken, self._threads)
         if math.isnan(norm) and not checks and self._clip_norm is None:
             norm = self._norm(tallies[:, taken.index(GRAD_SUM_SQUARES)])
         seen = None
@@ -410,6 +416,10 @@ class Optimizer:
 
     def _norm(self, squares: Array) -> float:
         """The global norm from each tensor's sum of squares, added in order."""
+        with np.errstate(all="ignore"):
+            return self._norm_of(squares)
+
+    def _norm_of(self, squares: Array) -> float:
         total = float(np.add.accumulate(squares)[-1])
         # In float64 itself the squares can leave the range though the norm does not.
         if self._doubles and not 1e-280 < total < math.inf:
@@ -462,35 +472,59 @@ class Optimizer:
             for name in (*self._names, "maximize"):
                 if name not in group:
                     raise HyperparameterError(f"group {index} has lost its {name!r}")
+            for name in group:
+                if name not in self._names and name not in ("params", "maximize"):
+                    raise suggest(f"group {index}", str(name), [*self._names, "maximize"])
             numbers = {name: checked_or_schedule(name, group[name], where=f" in group {index}") for name in self._names}
             if not isinstance(group["maximize"], (bool, np.bool_)):
                 raise HyperparameterError(f"maximize={group['maximize']!r} in group {index} is neither True nor False")
-            eps, lr, decay = numbers.get("eps", 0.0), numbers["lr"], numbers["weight_decay"]
-            single = next((entry.name for entry in entries if entry.group == index and entry.view.dtype == np.float32), None)
-            if single is not None and not callable(eps) and eps > 0 and np.float32(eps) == 0:
-                hint = "use at least 1e-44, or eps=0"
-                raise HyperparameterError(f"eps={eps!r} in group {index} is 0 in float32, the dtype of parameter {single!r}; {hint}")
+            self._check_dtype(index, numbers, entries)
+            lr, decay = numbers["lr"], numbers["weight_decay"]
             if self._coupling == "decoupled" and not callable(lr) and not callable(decay) and lr * decay > 1:
                 warnings.warn(f"lr * weight_decay = {lr * decay:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=4)
             group.update(numbers)
 
+    def _check_dtype(self, index: int, values: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+        """Refuse numbers that a float32 parameter of the group cannot work with: infinite there, or an eps that is 0 there."""
+        single = next((entry.name for entry in entries if entry.group == index and entry.view.dtype == np.float32), None)
+        if single is None:
+            return
+        for name, value in values.items():
+            if callable(value):
+                continue
+            if name == "eps" and 0 < value < FLOAT32_TINIEST:
+                hint = f"use at least {FLOAT32_TINIEST:.2g}, or eps=0"
+                raise HyperparameterError(f"eps={value!r} in group {index} is 0 in float32, the dtype of parameter {single!r}; {hint}")
+            if abs(value) > FLOAT32_LARGEST:
+                raise HyperparameterError(f"{name}={value!r} in group {index} is infinite in float32, the dtype of parameter {single!r}")
+
     def _values(self) -> list[dict[str, Any]]:
         """The hyperparameters of the coming step, checked; schedules are asked for step `self.steps` + 1."""
-        now = [group.get(name) for group in self.groups for name in (*self._names, "maximize")]
-        if len(now) != len(self._checked) or any(a is not b for a, b in zip(now, self._checked, strict=True)):
+        now = self._settings_now()
+        checked_then, constant = self._settings
+        if len(now) != len(checked_then) or any(a is not b for a, b in zip(now, checked_then, strict=True)):
             self._check_groups(self.groups, self._entries)
-            self._checked = [group[name] for group in self.groups for name in (*self._names, "maximize")]
-            self._constant = None if any(map(callable, self._checked)) else self._settings_at(1)
-        return self._constant or self._settings_at(self.steps + 1)
+            now = self._settings_now()
+            constant = None if any(map(callable, now)) else self._settings_at(1)
+            self._settings = (now, constant)
+        return constant or self._settings_at(self.steps + 1)
+
+    def _settings_now(self) -> list[Any]:
+        names = (*self._names, "maximize")
+        return [group.get(name) for group in self.groups for name in names] + [len(group) for group in self.groups]
 
     def _settings_at(self, t: int) -> list[dict[str, Any]]:
-        return [{name: _at(name, group[name], t) for name in self._names} | {"maximize": bool(group["maximize"])} for group in self.groups]
+        values = [{name: _at(name, group[name], t) for name in self._names} for group in self.groups]
+        for index, each in enumerate(values):
+            self._check_dtype(index, each, self._entries)
+        return [each | {"maximize": bool(group["maximize"])} for each, group in zip(values, self.groups, strict=True)]
 
     def _place_scalars(self, values: list[dict[str, Any]], factor: float) -> None:
         """Compute the scalars of the step, once for each set of tensors that share them, and the counters after it."""
         table = self._table
-        steps = table.counters[:-1]
+        steps = table.counters[:-2]
         table.counters_after = table.counters + 1
+        table.counters_after[-1] -= 1
         if self._missing:
             table.counters_after[self._missing] -= 1
         names = self._traced.scalar_states
@@ -517,7 +551,7 @@ class Optimizer:
             prepare_starts.append(-1)
             if h["clip_value"] != math.inf or h["coupled_decay"] != 0.0:
                 prepare_starts[-1] = len(scalars)
-                scalars += self._prepare_scalars(h)
+                scalars += _prepare_scalars(h)
                 h["gradient_scale"] = 1.0  # it has been applied
             if names:
                 h.update(zip(names, memory[i].tolist(), strict=True))
@@ -530,6 +564,7 @@ class Optimizer:
         table.scalars = np.array(scalars)
         placed = (starts, prepare_starts) if self._together else None
         if placed is None or placed != self._placed:
+            self._placed = None
             table.rows[:, engines.SCALARS] = np.array(starts)[inverse]
             table.rows[:, engines.PREPARATION] = np.array(prepare_starts)[inverse]
             self._placed = placed
@@ -544,6 +579,11 @@ class Optimizer:
     @property
     def steps(self) -> int:
         """Steps taken."""
+        return int(self._table.counters[-2]) if self._table.counters.size else 0
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped because of gradients that are not finite."""
         return int(self._table.counters[-1]) if self._table.counters.size else 0
 
     @property
@@ -597,10 +637,11 @@ class Optimizer:
     def _take_over(self, loaded: states.Loaded, parameters: Mapping[str, Array] = MappingProxyType({})) -> None:
         """Commit what has been checked."""
         table, own = self._table, self.params
-        targets = [own[name] for name in parameters] + [array for arrays in table.states for array in arrays] + [table.counters, table.memory]
-        values = [*parameters.values(), *(array for arrays in loaded.arrays for array in arrays), loaded.counters, loaded.memory]
-        self.groups, self.skipped = loaded.groups, loaded.skipped
-        engines.assign_all(targets, values)
+        self._together = False
+        engines.assign_all(
+            [*(own[name] for name in parameters), *(array for arrays in table.states for array in arrays), table.counters, table.memory, self.groups],
+            [*parameters.values(), *(array for arrays in loaded.arrays for array in arrays), loaded.counters, loaded.memory, loaded.groups],
+        )
         self._note_together()
 
     def save(self, path: Any, *, parameters: bool = True) -> None:
@@ -613,8 +654,10 @@ class Optimizer:
         """
         from . import checkpoint
 
-        tensors = {name: np.array(array) for name, array in self.params.items()} if parameters else {}
-        checkpoint.save(path, self.state_dict(), tensors)
+        with self._exclusive():
+            state = states.write(self)
+            tensors = {name: np.array(array) for name, array in self.params.items()} if parameters else {}
+        checkpoint.save(path, state, tensors)
 
     def load(self, path: Any) -> None:
         """Take over what `save` wrote: the state, and the parameters, in place, if the file has them.
@@ -641,24 +684,18 @@ class Optimizer:
     # --- the object itself -----------------------------------------------------------------------------------------
 
     def _exclusive(self) -> _Exclusive:
-        return _Exclusive(self._lock)
+        return _Exclusive(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = [
-            {
-                "params": structured(structure, [(name, self.params[name]) for name in group["params"]]),
-                **{k: v for k, v in group.items() if k != "params"},
-            }
-            for group, structure in zip(self.groups, self._structures, strict=True)
-        ]
-        params = parts if self._grouped else parts[0]["params"]
-        no_decay = [entry.name for entry in self._entries if not entry.decayed]
-        settings: dict[str, Any] = {
-            "rule": self._rule, "coupling": self._coupling, "no_decay": no_decay, "clip_norm": self._clip_norm, "clip_value": self._clip_value,
-            "nonfinite": self._nonfinite, "maximize": self._maximize, "threads": self._threads,
+        parts = []
+        for group, names, structure in zip(self.groups, self._names_of, self._structures, strict=True):
+            settings = {name: value for name, value in group.items() if name != "params"}
+            parts.append({"params": structured(structure, [(name, self.params[name]) for name in names]), **settings})
+        whole: dict[str, Any] = {
+            "rule": self._rule, "coupling": self._coupling, "no_decay": self._no_decay, "clip_norm": self._clip_norm, "clip_value": self._clip_value,
+            "nonfinite": self._nonfinite, "maximize": self._maximize, "threads": self._threads, **self._chosen, **self._base, **self._options,
         }  # fmt: skip
-        settings |= {**self._base, **self._options, **{k: v for k, v in self.groups[0].items() if k != "params"}}
-        return _rebuild, (type(self), params, settings, self.state_dict())
+        return _rebuild, (type(self), parts, self._grouped, whole, self.state_dict())
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ({self._traced.name}, {self._coupling} decay, {self._engine.name} {self._engine.isa}), {self.steps} steps"]
@@ -670,17 +707,49 @@ class Optimizer:
 
 
 class _Exclusive:
-    """One use of an optimizer at a time: a second one is refused, not made to wait (a wait could hang after a fork)."""
+    """One use of an optimizer at a time: a second one is refused, not made to wait (a wait could hang after a fork).
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
+    A signal handler may raise between taking the lock and the caller's ``with``, or while it is given back. The lock is then held
+    by a call that is over, which the frame that took it shows; it is taken from that.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
 
     def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
+        optimizer = self._optimizer
+        if not optimizer._lock.acquire(blocking=False) and not self._abandoned():
             raise ConcurrentStepError("this optimizer is in use by another thread, or by the call that led here; use one optimizer per thread")
+        optimizer._holder = (os.getpid(), sys._getframe(1))
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._optimizer._holder = None
+        self._optimizer._lock.release()
+
+    def _abandoned(self) -> bool:
+        for _ in range(5):
+            holder = self._optimizer._holder
+            if holder is not None:
+                process, frame = holder
+                return process == os.getpid() and not any(_is_below(frame, top) for top in sys._current_frames().values())
+            time.sleep(0.001)  # a thread that has just taken the lock is about to say so
+        return True
+
+
+def _is_below(frame: Any, top: Any) -> bool:
+    while top is not None and top is not frame:
+        top = top.f_back
+    return top is frame
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(traced: Traced) -> tuple[Program, Callable[[Mapping[str, float]], list[float]]]:
+    """The program of a traced rule, and the function that computes its scalars and then its scalar states."""
+    program = rules.update_program(traced)
+    return program, compile_scalars([*program.scalars, *(traced.named[name] for name in traced.scalar_states)])
+
+
+_prepare_scalars = compile_scalars(rules.PREPARE.scalars)
 
 
 def _at(name: str, value: Any, t: int) -> float:
@@ -724,9 +793,10 @@ def _allocate_states(entries: list[Entry], traced: Any, groups: list[dict[str, A
     return states
 
 
-def _rebuild(cls: type[Optimizer], params: Any, settings: dict[str, Any], state: dict[str, Any]) -> Optimizer:
+def _rebuild(cls: type[Optimizer], parts: list[dict[str, Any]], grouped: bool, whole: dict[str, Any], state: dict[str, Any]) -> Optimizer:
     if cls.rule is not None:
-        settings = {k: v for k, v in settings.items() if k != "rule"}
-    optimizer = cls(params, **settings)
+        whole = {name: value for name, value in whole.items() if name != "rule"}
+    optimizer = cls(parts, **whole)
+    optimizer._grouped = grouped
     optimizer.load_state_dict(state)
     return optimizer

@@ -35,6 +35,7 @@ class Entry:
     name: str
     array: Array
     group: int
+    shape: tuple[int, ...]  # as given; the caller may reshape the array object later
     view: Array
     axes: tuple[int, ...] | None
     decayed: bool = True
@@ -95,7 +96,7 @@ def _entry(name: str, value: Any, group: int) -> Entry:
         order = tuple(sorted(range(view.ndim), key=lambda d: -abs(view.strides[d])))
         if view.transpose(order).flags.c_contiguous:
             axes, view = order, view.transpose(order)
-    return Entry(name, value, group, view, axes)
+    return Entry(name, value, group, value.shape, view, axes)
 
 
 def _overlaps_itself(array: Array) -> bool:
@@ -269,12 +270,12 @@ def as_gradient(entry: Entry, value: Any) -> Array:
     if not isinstance(value, np.ndarray):
         if getattr(value, "is_sparse", False) or "sparse" in str(getattr(value, "layout", "")) or hasattr(value, "tocsr"):
             raise SparseGradientError(f"the gradient of parameter {name!r} is sparse ({type(value).__name__}); give a dense array")
-        if not hasattr(value, "__array__") and not (type(value) is float and entry.array.ndim == 0):
+        if not hasattr(value, "__array__") and not (type(value) is float and entry.shape == ()):
             raise GradientDtypeError(f"the gradient of parameter {name!r} is {value!r:.80} ({type(value).__name__}), not an array of {own}")
     array = np.asarray(value)
-    if array.shape != entry.array.shape:
+    if array.shape != entry.shape:
         raise GradientShapeError(
-            f"the gradient of parameter {name!r} has shape {array.shape}, the parameter {entry.array.shape}; gradients are never broadcast"
+            f"the gradient of parameter {name!r} has shape {array.shape}, the parameter {entry.shape}; gradients are never broadcast"
         )
     if array.dtype != own:  # byte order counts
         if not (array.dtype == np.float32 and own == np.float64):

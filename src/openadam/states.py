@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,6 @@ class Loaded:
     counters: npt.NDArray[np.int64]
     memory: npt.NDArray[np.float64]
     groups: list[dict[str, Any]]
-    skipped: int
 
 
 def write(optimizer: Optimizer) -> dict[str, Any]:
@@ -76,16 +75,21 @@ def read(optimizer: Optimizer, given: Mapping[str, Any]) -> Loaded:
             found = sorted(map(str, state)) if isinstance(state, Mapping) else describe(state)
             raise CheckpointMismatchError(f"the state of parameter {entry.name!r} must hold {sorted(expected)}, found {found}")
         counters.append(_counter(state["step"], f"step of parameter {entry.name!r}"))
-        memory += [_scalar(entry, optimizer._public(name), state) for name in optimizer._traced.scalar_states]
+        memory += [_scalar(optimizer, entry, name, state) for name in optimizer._traced.scalar_states]
         names = optimizer._table.program.states
         arrays.append([_array(optimizer, entry, name, state, own) for name, own in zip(names, optimizer._table.states[i], strict=True)])
     counters.append(_counter(given["steps"], "steps"))
+    counters.append(_counter(given.get("skipped", 0), "skipped"))
+    settings = [_settings(optimizer, index, group) for index, group in enumerate(groups)]
+    try:
+        optimizer._check_groups(settings, optimizer._entries)
+    except HyperparameterError as error:
+        raise CheckpointMismatchError(str(error)) from error
     return Loaded(
         arrays=arrays,
         counters=np.array(counters, np.int64),
         memory=np.array(memory, np.float64),
-        groups=[_settings(optimizer, index, group) for index, group in enumerate(groups)],
-        skipped=_counter(given.get("skipped", 0), "skipped"),
+        groups=settings,
     )
 
 
@@ -101,17 +105,17 @@ def _check_header(optimizer: Optimizer, given: Mapping[str, Any]) -> None:
         if key not in given:
             raise CheckpointCorruptError(f"the state lacks {key!r}")
     for key, own in (("rule", optimizer._traced.name), ("coupling", optimizer._coupling)):
-        if given[key] != own:
+        if not isinstance(given[key], str) or given[key] != own:
             raise CheckpointMismatchError(f"the state is of {key} {given[key]!r}, this optimizer's is {own!r}")
 
 
 def _array(optimizer: Optimizer, entry: Entry, name: str, state: Mapping[str, Any], own: npt.NDArray[Any]) -> npt.NDArray[Any]:
     value = state[optimizer._public(name)]
     where = f"{optimizer._public(name)!r} of parameter {entry.name!r}"
-    if not isinstance(value, np.ndarray):
-        raise CheckpointMismatchError(f"{where} is {describe(value)}, not an array")
-    if value.dtype != own.dtype or value.shape != entry.array.shape:
-        raise CheckpointMismatchError(f"{where} is {value.dtype} {value.shape}, this optimizer's is {own.dtype} {entry.array.shape}")
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise CheckpointMismatchError(f"{where} is {describe(value)}, not a plain array")
+    if value.dtype != own.dtype or value.shape != entry.shape:
+        raise CheckpointMismatchError(f"{where} is {value.dtype} {value.shape}, this optimizer's is {own.dtype} {entry.shape}")
     if optimizer._nonfinite != "propagate" and not np.isfinite(value).all():
         raise CheckpointCorruptError(f"{where} holds values that are not finite")
     if name in optimizer._rule.nonnegative and (value < 0).any():
@@ -119,10 +123,13 @@ def _array(optimizer: Optimizer, entry: Entry, name: str, state: Mapping[str, An
     return entry.canonical(np.array(value))
 
 
-def _scalar(entry: Entry, public: str, state: Mapping[str, Any]) -> float:
+def _scalar(optimizer: Optimizer, entry: Entry, name: str, state: Mapping[str, Any]) -> float:
+    public = optimizer._public(name)
     value = state[public]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise CheckpointCorruptError(f"{public!r} of parameter {entry.name!r} is {value!r}, not a finite number")
+    lowest = 0.0 if name in optimizer._rule.nonnegative else -sys.float_info.max
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= sys.float_info.max:
+        kind = "number that is not negative" if lowest == 0 else "finite number"
+        raise CheckpointCorruptError(f"{public!r} of parameter {entry.name!r} is {value!r:.80}, not a {kind}")
     return float(value)
 
 
@@ -131,7 +138,7 @@ def _settings(optimizer: Optimizer, index: int, group: Any) -> dict[str, Any]:
         raise CheckpointCorruptError(f"group {index} is {describe(group)}, not a mapping")
     own = optimizer.groups[index]
     names = group.get("params", ())
-    if not isinstance(names, (list, tuple)) or set(names) != set(own["params"]):
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names) or sorted(names) != sorted(own["params"]):
         raise CheckpointMismatchError(f"group {index} of the state holds {names}, this optimizer's {own['params']}")
     result = dict(own)
     for name, value in group.items():
