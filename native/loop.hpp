@@ -181,13 +181,19 @@ class Loop {
     const Row& row = request_.rows.data[index];
     const UpdateKernel& kernel = request_.kernels->updates[row.kernel];
     const bool prepared = request_.update && row.prepare >= 0;
-    if (request_.update && !prepared && row.layout < 0 && request_.measures.size == 0) {
+    const bool plain = request_.update && !prepared && row.layout < 0 && !measure_parameter_;
+    const std::int64_t stride = request_.measures.size == 0 ? end - begin : kBlock;  // nothing to join: all at once
+    double* partials = partials_.data() + (partials_at_[static_cast<std::size_t>(index)] + begin / kChunk) * request_.measures.size;
+    if (plain) {
       void* tensors[2 + kMaxStates];
-      point(row, kernel, begin, address(row.gradient, row, begin), address(row.parameter, row, begin), tensors);
-      kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, end - begin);
+      for (std::int64_t at = begin; at < end; at += stride) {
+        const std::int64_t n = std::min(stride, end - at);
+        point(row, kernel, at, address(row.gradient, row, at), address(row.parameter, row, at), tensors);
+        measure(row, tensors, n, partials);
+        kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
+      }
       return;
     }
-    double* partials = partials_.data() + (partials_at_[static_cast<std::size_t>(index)] + begin / kChunk) * request_.measures.size;
     for (std::int64_t at = begin; at < end; at += kBlock) do_block(row, kernel, prepared, at, std::min(kBlock, end - at), partials);
   }
 
@@ -233,9 +239,13 @@ class Loop {
       kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
       if (p_strided) copy_strided<false>(bytes, address(row.parameter, row, 0), p_at, begin, n, parameter);
     }
+    measure(row, measured, n, partials);
+  }
+
+  void measure(const Row& row, const void* const* tensors, std::int64_t n, double* partials) noexcept {
     for (std::int64_t m = 0; m < request_.measures.size; ++m) {
-      const MeasureKernel& measure = request_.kernels->measures[request_.measures.data[m]];
-      partials[m] = joined(measure, partials[m], measure.run[row.dtype](measured, n));
+      const MeasureKernel& kernel = request_.kernels->measures[request_.measures.data[m]];
+      partials[m] = joined(kernel, partials[m], kernel.run[row.dtype](tensors, n));
     }
   }
 

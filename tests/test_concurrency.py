@@ -271,28 +271,28 @@ def _operations(code: types.CodeType) -> dict[int, str]:
     return {instruction.offset: instruction.opname for instruction in dis.get_instructions(code)}
 
 
-def interrupted(action: Callable[[], Any], place: int) -> str | None:
-    """Act, and raise Interrupt at the given one of all places where a signal handler of the package's code could.
+def at_place(place: int, event: Callable[[], Any], action: Callable[[], Any]) -> str | None:
+    """Act, and let the event happen at the given one of all places where a signal handler, or another thread, could come in.
 
     Returns:
-        The function and line that were interrupted, or None if the action has fewer such places.
+        The function and line of that place, or None if the action has fewer.
     """
     count, where = 0, None
     previous: dict[types.FrameType, str] = {}
 
-    def trace(frame: types.FrameType, event: str, argument: Any) -> Any:
+    def trace(frame: types.FrameType, kind: str, argument: Any) -> Any:
         nonlocal count, where
         if f"{os.sep}openadam{os.sep}" not in frame.f_code.co_filename or frame.f_code.co_name in PURE:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "call":
+        if kind == "call":
             previous[frame] = "RESUME"
-        elif event == "opcode":
+        elif kind == "opcode":
             last, previous[frame] = previous[frame], _operations(frame.f_code).get(frame.f_lasti, "")
             if last.startswith(CHECKED) and where is None:
                 if count == place:
                     where = f"{frame.f_code.co_name}, line {frame.f_lineno}"
-                    raise Interrupt
+                    event()
                 count += 1
         return trace
 
@@ -300,12 +300,15 @@ def interrupted(action: Callable[[], Any], place: int) -> str | None:
     sys.settrace(trace)
     try:
         action()
-        assert where is None, f"the interrupt in {where} was swallowed"
     except Interrupt:
         pass
     finally:
         sys.settrace(outer)
     return where
+
+
+def interrupt() -> None:
+    raise Interrupt
 
 
 @openadam.rule
@@ -364,7 +367,7 @@ def test_c6_an_interrupt_at_every_place(engine: str, use: str) -> None:
     broken: list[str] = []
     for place in range(10_000):
         each = Run(engine, use)
-        where = interrupted(each.second, place)
+        where = at_place(place, interrupt, each.second)
         if where is None:
             break
         try:
@@ -374,6 +377,35 @@ def test_c6_an_interrupt_at_every_place(engine: str, use: str) -> None:
             broken.append(f"{where}: still locked")
     assert place > 100
     assert not broken, f"{len(broken)} of {place} places:\n" + "\n".join(sorted(set(broken)))
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="places are those of CPython's interpreter")
+def test_c3_another_thread_at_every_place() -> None:
+    """Wherever one thread stands in a step, for however long, the step of another is refused, or comes wholly before or after."""
+    ends = []
+    for count in (1, 2):
+        alone = openadam.NAdam(np.arange(3.0), lr=0.1)
+        for _ in range(count):
+            alone.step(np.ones(3))
+        ends.append(fingerprint(alone))
+    broken: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        for place in range(10_000):
+            optimizer = openadam.NAdam(np.arange(3.0), lr=0.1)
+            refused: list[BaseException | None] = []
+            step = functools.partial(optimizer.step, np.ones(3))
+            try:
+                where = at_place(place, lambda: refused.append(pool.submit(step).exception(timeout=30)), step)
+                if where is None:
+                    break
+                through = 2 - isinstance(refused[0], ConcurrentStepError)
+                if fingerprint(optimizer) != ends[through - 1]:
+                    broken.append(f"{where}: {through} steps")
+                step()
+            except Exception as error:
+                broken.append(f"place {place}: {error!r}")
+    assert place > 50
+    assert not broken, "\n".join(broken)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from .language import cpp
 from .language.expression import Expression, symbol, where
 from .language.program import Program, lower
 
-__all__ = ["MEASURES", "Measure"]
+__all__ = ["GRAD_SUM_SQUARES", "MEASURES", "Measure"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,11 @@ class Measure:
         return cpp.reduction(self.program, "sum" if self.reduction == "sum" else "largest")
 
 
+GRAD_SUM_SQUARES = Measure("grad_sum_squares", "sum", lambda g, p, u: g**2)
+"""The one that every step takes: the global norm comes from it, and it is not finite where a gradient is not."""
+
 MEASURES: tuple[Measure, ...] = (
-    Measure("grad_sum_squares", "sum", lambda g, p, u: g**2),
+    GRAD_SUM_SQUARES,
     Measure("param_sum_squares", "sum", lambda g, p, u: p**2),
     Measure("update_sum_squares", "sum", lambda g, p, u: u**2),
     Measure("grad_max_abs", "max", lambda g, p, u: abs(g)),

@@ -34,7 +34,7 @@ from .hyperparameters import checked, checked_or_schedule, suggest
 from .language.arrays import compile_scalars
 from .language.expression import Rule, Traced
 from .language.program import Program
-from .measures import MEASURES
+from .measures import GRAD_SUM_SQUARES, MEASURES
 from .parameters import (
     Entry,
     as_gradient,
@@ -53,7 +53,7 @@ __all__ = ["Optimizer", "StepReport"]
 
 Array = npt.NDArray[Any]
 
-GRAD_SUM_SQUARES = next(i for i, measure in enumerate(MEASURES) if measure.name == "grad_sum_squares")
+NORM = (MEASURES.index(GRAD_SUM_SQUARES),)
 ALL_MEASURES = tuple(range(len(MEASURES)))
 # Above these magnitudes a gradient's square might overflow; only then is it worth trying the step out first.
 FLOAT32_LARGEST = 3.4028235677973366e38  # a float64 from here on rounds to infinity
@@ -336,7 +336,7 @@ class Optimizer:
         checks = self._nonfinite != "propagate"
         factor, norm = 1.0, math.nan
         if checks or self._clip_norm is not None:
-            squares = self._engine.measure(table, (GRAD_SUM_SQUARES,), self._threads)[:, 0]
+            squares = self._engine.measure(table, NORM, self._threads)[:, 0]
             norm = self._norm(squares)
             if checks and not math.isfinite(norm):
                 bad = self._non_finite()
@@ -350,12 +350,12 @@ class Optimizer:
         self._place_scalars(values, factor)
         if checks:
             self._try_out(squares)
-        taken = ALL_MEASURES if measure else () if checks or self._clip_norm is not None else (GRAD_SUM_SQUARES,)
+        taken = ALL_MEASURES if measure else () if checks or self._clip_norm is not None else NORM
         if self._missing:
             self._together = False
         tallies = self._engine.update(table, taken, self._threads)
         if math.isnan(norm) and not checks and self._clip_norm is None:
-            norm = self._norm(tallies[:, taken.index(GRAD_SUM_SQUARES)])
+            norm = self._norm(tallies[:, taken.index(NORM[0])])
         seen = None
         if measure:
             names = [m.name for m in MEASURES]
