@@ -6,6 +6,8 @@
 
 namespace openadam {
 
+constexpr std::int64_t kMaxDimensions = 64;
+
 // Where the elements of a tensor stand, in the order in which its states are stored. Strides are in bytes.
 struct Strided {
   std::int64_t dimensions;
@@ -16,7 +18,6 @@ struct Strided {
 // Copies elements [begin, begin + n) between strided memory and a dense block; kBytes is the size of one.
 template <std::size_t kBytes, bool kFetch>
 void copy_strided(char* base, const Strided& at, std::int64_t begin, std::int64_t n, char* dense) {
-  constexpr int kMaxDimensions = 64;
   std::int64_t index[kMaxDimensions] = {};
   std::int64_t offset = 0;
   std::int64_t rest = begin;

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -58,6 +59,7 @@ inline std::int64_t bytes_of(std::int64_t dtype) { return dtype == kFloat32 ? 4 
 
 // Refuses a table that would touch memory it should not; after this nothing can fail.
 inline void check(const Request& request) {
+  if (request.threads < 1 || request.threads > kMaxThreads) throw std::invalid_argument("the number of threads is out of range");
   const auto refuse = [](std::int64_t row, const char* what) {
     throw std::invalid_argument("row " + std::to_string(row) + " of the step's table: " + what);
   };
@@ -70,12 +72,12 @@ inline void check(const Request& request) {
     if (!row.active) continue;
     if (row.dtype < 0 || row.dtype >= kDtypes) refuse(i, "unknown dtype");
     if (row.kernel < 1 || row.kernel >= request.kernels->update_count) refuse(i, "unknown kernel");
-    if (row.length < 0) refuse(i, "negative length");
+    if (row.length < 0 || row.length > std::numeric_limits<std::int64_t>::max() / 16) refuse(i, "impossible length");
     const UpdateKernel& kernel = request.kernels->updates[row.kernel];
     if (kernel.states > kMaxStates) refuse(i, "too many states");
     if (request.update) {
-      if (row.scalars < 0 || row.scalars + kernel.scalars > request.scalars.size) refuse(i, "scalars out of range");
-      if (row.prepare < -1 || (row.prepare >= 0 && row.prepare + prepare_scalars > request.scalars.size))
+      if (row.scalars < 0 || row.scalars > request.scalars.size - kernel.scalars) refuse(i, "scalars out of range");
+      if (row.prepare < -1 || (row.prepare >= 0 && row.prepare > request.scalars.size - prepare_scalars))
         refuse(i, "scalars of the preparation out of range");
     }
     if (row.length == 0) continue;
@@ -83,11 +85,14 @@ inline void check(const Request& request) {
     bool p_strided = false;
     bool g_strided = false;
     if (row.layout != -1) {
-      if (row.layout < 0 || row.layout + 3 > request.layouts.size) refuse(i, "layout out of range");
+      if (row.layout < 0 || row.layout > request.layouts.size - 3) refuse(i, "layout out of range");
       const std::int64_t* layout = request.layouts.data + row.layout;
-      if (layout[0] < 0 || layout[0] > 64 || row.layout + 3 + 3 * layout[0] > request.layouts.size) refuse(i, "layout out of range");
-      std::int64_t elements = 1;
-      for (std::int64_t d = 0; d < layout[0]; ++d) elements *= layout[3 + d];
+      if (layout[0] < 0 || layout[0] > kMaxDimensions || 3 * layout[0] > request.layouts.size - 3 - row.layout) refuse(i, "layout out of range");
+      std::int64_t elements = 1;  // of a row that has some, so no length is 0 and none exceeds the row's
+      for (std::int64_t d = 0; d < layout[0]; ++d) {
+        if (layout[3 + d] < 1 || layout[3 + d] > row.length / elements) refuse(i, "the layout's shape is not the row's length");
+        elements *= layout[3 + d];
+      }
       if (elements != row.length) refuse(i, "the layout's shape is not the row's length");
       p_strided = layout[1] != 0;
       g_strided = layout[2] != 0;

@@ -75,7 +75,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "range": ("for _ in range(h.t): pass", "float"),
     "np.sqrt": ("m = np.sqrt(g)", "ufunc"),
     "np.maximum": ("m = np.maximum(g, s.m)", "ufunc"),
-    "np.where": ("m = np.where(g > 0, g, 0)", "branch on a value"),
+    "np.where": ("m = np.where(g > 0, g, 0)", "ValueError"),
     "array": ("m = np.ones(3) * g", "cannot stand in a rule"),
     "array on the right": ("m = g + np.ones(3)", "cannot stand in a rule"),
     "NumPy scalar": ("m = g * np.float32(0.5)", "cannot stand in a rule"),
@@ -119,8 +119,8 @@ WRONG: dict[str, tuple[str, str]] = {
     "log of a state": ("return Step(g, m=openadam.log(s.m) + g)", "log of a tensor"),
     "exp of a state that a tensor flows into": ("return Step(g, m=s.n, n=s.n + openadam.exp(s.m) + g)", "exp of a tensor"),
     "state not returned": ("return Step(g * s.m)", "reads the state `m` but does not return it"),
-    "state named g": ("return Step(g, g=s.g + g)", "cannot be named `g`"),
-    "state named p": ("return Step(g, p=s.p + g)", "cannot be named `p`"),
+    "state named g": ("return Step(g, g=s.g + g)", "that name is taken"),
+    "state named p": ("return Step(g, p=s.p + g)", "that name is taken"),
     "comparison returned": ("return Step(g > 0)", "the direction is a comparison"),
     "comparison as a state": ("return Step(g, m=s.m > g)", "m is a comparison"),
     "string returned": ("return Step('g')", "cannot stand in a rule"),
@@ -133,55 +133,55 @@ WRONG: dict[str, tuple[str, str]] = {
 }
 
 
-def define(body: str, path: Path, decorator: str = "@openadam.rule") -> Any:
+def define(body: str, path: Path) -> Any:
     """A rule of this body, in a file of its own."""
-    path.write_text(f"import math\nimport numpy as np\nimport openadam\nfrom openadam import Step\n\n\n{decorator}\ndef mine(g, s, h):\n    {body}\n")
-    linecache.checkcache(str(path))
-    namespace: dict[str, Any] = {}
-    exec(compile(path.read_text(), str(path), "exec"), namespace)
-    return namespace["mine"]
+    source = f"import math\nimport numpy as np\nimport openadam\nfrom openadam import Step\n\n\n@openadam.rule\ndef mine(g, s, h):\n    {body}\n"
+    return execute(path, source)["mine"]
 
 
-@pytest.mark.parametrize("case", WRONG)
+WHOLE = ("must return", "reads the state", "name is taken")
+"""Complaints about a rule as a whole, which name its first line."""
+LATER = [case for case, (_, text) in WRONG.items() if "of a tensor" in text or "not to" in text or "raised to" in text]
+
+
+AFTERWARDS = pytest.mark.xfail(strict=True, reason="what is found after the trace names the first line")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=AFTERWARDS if case in LATER else ()) for case in WRONG])
 def test_what_the_language_lacks_fails_at_definition_and_names_the_line(case: str, tmp_path: Path) -> None:
     body, text = WRONG[case]
     path = tmp_path / "mine.py"
     with pytest.raises(RuleError) as caught:
         define(body, path)
-    assert text in str(caught.value)
-    assert "rule 'mine'" in str(caught.value)
-    if "must return" not in text and "reads the state" not in text and "named" not in text:
-        line = 9 if "tensor" not in text and "raised" not in text and "not to" not in text else 7
-        assert f"{path}:{line}: " in str(caught.value)
-        assert isinstance(caught.value, TypeError)
-    if f"{path}:9: " in str(caught.value):
-        assert f"`{body}`" in str(caught.value), "the line is quoted"
+    message = str(caught.value)
+    assert text in message
+    line, quoted = (7, "@openadam.rule") if any(complaint in message for complaint in WHOLE) else (9, body)
+    assert message.startswith(f"rule 'mine', {path}:{line}: `{quoted}`: ")
+    assert isinstance(caught.value, TypeError)
 
 
-def test_the_line_is_that_of_a_helper_of_the_rule_too(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    with pytest.raises(RuleError, match=r"mine\.py:11: `return math\.sqrt\(x\)`"):
-        define("return Step(root(g))\n\n\nX = 1\n", path.with_name("other.py")) if False else _with_helper(path)
-
-
-def _with_helper(path: Path) -> None:
-    path.write_text(
-        "import math\nimport openadam\n\n\ndef later():\n    @openadam.rule\n    def mine(g, s, h):\n        return openadam.Step(root(g))\n\n"
-        "def root(x):\n    return math.sqrt(x)\n\nlater()\n"
-    )
+def execute(path: Path, source: str) -> dict[str, Any]:
+    """What a file of this source defines; messages quote its lines."""
+    path.write_text(source)
     linecache.checkcache(str(path))
-    exec(compile(path.read_text(), str(path), "exec"), {})
+    namespace: dict[str, Any] = {}
+    exec(compile(source, str(path), "exec"), namespace)
+    return namespace
+
+
+def test_the_line_may_be_that_of_a_function_that_the_rule_calls(tmp_path: Path) -> None:
+    called = "import math, openadam\ndef root(x):\n    return math.sqrt(x)\n@openadam.rule\ndef mine(g, s, h):\n    return openadam.Step(root(g))\n"
+    with pytest.raises(RuleError, match=r"mine\.py:3: `return math\.sqrt\(x\)`"):
+        execute(tmp_path / "mine.py", called)
 
 
 def test_a_fault_in_one_variant_shows_at_definition(tmp_path: Path) -> None:
-    with pytest.raises(RuleError, match=r"mine\.py:11"):
-        path = tmp_path / "mine.py"
-        path.write_text(
-            "import openadam\n\n\n@openadam.rule(options={'form': ('fine', 'bad')})\ndef mine(g, s, h, *, form):\n"
-            "    if form == 'fine':\n        return openadam.Step(g)\n    # a comment\n    # and another\n    x = 1\n    return openadam.Step(g[x])\n"
-        )
-        linecache.checkcache(str(path))
-        exec(compile(path.read_text(), str(path), "exec"), {})
+    bad = (
+        "import openadam\n@openadam.rule(options={'form': ('fine', 'bad')})\ndef mine(g, s, h, *, form):\n"
+        "    if form == 'fine':\n        return openadam.Step(g)\n    return openadam.Step(g[0])\n"
+    )
+    with pytest.raises(RuleError, match=r"mine\.py:6: `return openadam\.Step\(g\[0\]\)`"):
+        execute(tmp_path / "mine.py", bad)
 
 
 @pytest.mark.parametrize("thing", [None, 3, "adam", print, RuleError])
@@ -199,7 +199,6 @@ def test_the_arguments_of_the_decorator_are_checked() -> None:
         rules.adam.trace(epsilon="root")
 
 
-@pytest.mark.xfail(strict=True, reason="such names are taken by the optimizer, which then cannot be built, or writes over them")
 @pytest.mark.parametrize("body", ["return Step(g * h.gradient_scale)", "return Step(g * h.clip_norm)", "return Step(g, step=s.step + g)"])
 def test_names_that_mean_something_else_are_refused(body: str, tmp_path: Path) -> None:
     with pytest.raises(RuleError):
@@ -335,7 +334,7 @@ def test_a_copy_of_a_rule_of_the_package_gets_its_kernel() -> None:
 
 def test_the_same_rule_under_another_name_has_no_kernel() -> None:
     assert openadam.Optimizer(np.zeros(1), rule=everything)._engine.name == "reference"
-    with pytest.raises(openadam.HyperparameterError, match="no kernel for 'everything'|no native code here"):
+    with pytest.raises(openadam.HyperparameterError, match=r"no kernel for 'everything'|no native code here"):
         openadam.Optimizer(np.zeros(1), rule=everything, engine="native")
 
 
@@ -363,7 +362,7 @@ def test_digests_differ_where_graphs_differ() -> None:
         lambda g, s, h: Step(g * (h.a * g)),
         lambda g, s, h: Step(openadam.where(g < 0, g, 1)),
         lambda g, s, h: Step(openadam.where(g <= 0, g, 1)),
-        lambda g, s, h: Step(openadam.where(0 < g, g, 1)),
+        lambda g, s, h: Step(openadam.where(g > 0, g, 1)),
         lambda g, s, h: Step(openadam.maximum(g, 1)),
         lambda g, s, h: Step(openadam.minimum(g, 1)),
         lambda g, s, h: Step(abs(g)),
@@ -388,6 +387,12 @@ def test_digests_are_the_same_in_every_process() -> None:
         assert done.stdout.strip() == here
 
 
+def forget_engines() -> None:
+    """Engines are kept once they have been made."""
+    for each in vars(engines).values():
+        getattr(each, "cache_clear", int)()
+
+
 @pytest.mark.skipif("native" not in ENGINES, reason="no native kernels here")
 @pytest.mark.parametrize("what", ["rule", "preparation", "measures"])
 def test_stale_kernels_are_not_used(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +414,7 @@ def test_stale_kernels_are_not_used(what: str, monkeypatch: pytest.MonkeyPatch) 
             return native.measures(isa)[::-1] if what == "measures" else native.measures(isa)
 
     monkeypatch.setattr(engines, "_native", Stale())
-    engines._native_engine.cache_clear()
+    forget_engines()
     try:
         assert openadam.Adam(np.zeros(1))._engine.name == "reference"
         assert openadam.SGD(np.zeros(1))._engine.name == ("native" if what == "rule" else "reference")
@@ -419,7 +424,8 @@ def test_stale_kernels_are_not_used(what: str, monkeypatch: pytest.MonkeyPatch) 
         openadam.Adam(w, lr=0.5).step(np.ones(3))
         assert np.allclose(w, 0.5)
     finally:
-        engines._native_engine.cache_clear()
+        monkeypatch.undo()
+        forget_engines()
 
 
 def test_the_build_prints_the_rules_that_are_here(tmp_path: Path) -> None:
@@ -472,7 +478,6 @@ def test_one_minus_a_power_is_rewritten_only_where_it_is_that() -> None:
         assert "expm1" not in operations
 
 
-@pytest.mark.xfail(strict=True, reason="the logarithm of b is taken whatever b is")
 @pytest.mark.parametrize(("base", "exponent"), [(-0.5, 1.0), (-0.5, 2.0), (-2.0, 3.0), (0.0, 0.0)])
 def test_one_minus_a_power_of_any_base(base: float, exponent: float) -> None:
     """A rule of one's own may have a negative base, or the exponent t - 1: the rewrite must not turn numbers into NaN."""
@@ -552,7 +557,6 @@ def test_a_power_of_one_half_is_the_root() -> None:
     assert same(element(lambda g, p: g**0.5, g=g), np.sqrt(g))
 
 
-@pytest.mark.xfail(strict=True, reason="0.0 and -0.0 are one key of the table of nodes")
 def test_zeros_of_either_sign_are_constants_of_their_own() -> None:
     found = element(lambda g, p: openadam.where(g < 0, node("add", -0.0, 0 * p - 0.0), openadam.where(g < 1, 0.0, -0.0)), g=[2.0, 0.5], p=[1.0, 1.0])
     assert np.signbit(found).tolist() == [True, False]
@@ -603,10 +607,3 @@ def test_repeated_symbols_do_not_grow_the_graph() -> None:
         x = x + x
     assert len(lower("deep", {"out": x}).instructions) == 50
     assert len(repr(x)) < 10_000
-
-
-def test_deep_graphs_do_not_exhaust_the_stack() -> None:
-    x: Any = symbol("tensor", "g")
-    for _ in range(5000):
-        x = x + 1
-    assert len(lower("deep", {"out": x}).instructions) == 5000

@@ -110,7 +110,8 @@ def test_every_line_read_as_python_gives_its_result(name: str, options: dict[str
         for line in step.lines:
             names = {**now, **{f"{key}_before": value for key, value in before.items()}}
             exact = with_zero_quotients(line, work_out(line.formula.text, names))
-            np.testing.assert_allclose(exact, line.value, rtol=1e-11, atol=1e-300, err_msg=line.formula.text)
+            rtol = 1e-9 if line.formula.text.startswith("rho_max -") else 1e-11  # RAdam's rho is what two numbers near 2000 leave
+            np.testing.assert_allclose(exact, line.value, rtol=rtol, atol=1e-300, err_msg=line.formula.text)
             shown = with_zero_quotients(line, work_out(line.numbers.text, {}))
             np.testing.assert_allclose(shown, line.value, rtol=1e-6, atol=1e-9, err_msg=line.numbers.text)
             now[line.name] = np.array(line.value)

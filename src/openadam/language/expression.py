@@ -35,6 +35,11 @@ ARITIES = {
     "exp": 1, "expm1": 1, "log": 1, "sign": 1, "maximum": 2, "minimum": 2,
     "less": 2, "less_equal": 2, "equal": 2, "where": 3,
 }  # fmt: skip
+TAKEN_STATES = frozenset({"g", "p", "step"})
+TAKEN_HYPERPARAMETERS = frozenset({
+    "gradient_scale", "clip_value", "clip_norm", "coupled_decay", "decoupled_decay", "maximize",
+    "params", "rule", "coupling", "no_decay", "nonfinite", "threads", "engine", "isa",
+})  # fmt: skip
 CONDITIONS = frozenset({"less", "less_equal", "equal"})
 
 
@@ -364,8 +369,11 @@ class Rule:
                     break
                 element_states = grown
             for name in read:
-                if name in ("g", "p"):
-                    raise RuleError(f"a state cannot be named `{name}`: that is the {'gradient' if name == 'g' else 'parameter'}")
+                if name in TAKEN_STATES:
+                    raise RuleError(f"a state cannot be named `{name}`: that name is taken")
+            for name in hyper._symbols:
+                if name in TAKEN_HYPERPARAMETERS:
+                    raise RuleError(f"a hyperparameter cannot be named `{name}`: that name is taken by what surrounds a rule")
             check_elements(step, element_states)
         except Exception as error:
             raise _located(error, self.function) from error

@@ -2,7 +2,7 @@
 
 The rewrites, each applied to the graph so that all back ends agree bit for bit:
 
-- ``1 - b**t`` becomes ``-expm1(t * log(b))``: the plain form cancels (off by 1.3e-5 in float32 at b = 0.999, t = 1).
+- ``1 - b**t`` becomes ``-expm1(t * log(b))`` where b > 0: the plain form cancels (off by 1.3e-5 in float32 at b = 0.999, t = 1).
 - An element divided by a scalar is multiplied by the scalar's reciprocal, which is rounded once.
 - An element divided by an element is 0 where the denominator is 0: a coordinate without history does not move.
 - An element raised to a whole number is multiplied out; raised to 0.5, its square root is taken.
@@ -17,8 +17,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from .expression import Expression, depends_on_tensors, postorder
+from .expression import Expression, postorder
 
 __all__ = ["Instruction", "Program", "lower"]
 
@@ -56,22 +57,23 @@ class Rewriter:
         self.element_states = element_states
         self.unique: dict[tuple[object, ...], Expression] = {}
         self.rewritten: dict[int, Expression] = {}
-        self.kinds: dict[int, bool] = {}
+        self.elements: dict[int, bool] = {}
         self.alive: list[Expression] = []  # ids are keys above, so nothing may be freed
 
-    def intern(self, operation: str, *arguments: Expression, value: object = None) -> Expression:
-        key = (operation, value, *(id(argument) for argument in arguments))
+    def intern(self, operation: str, *arguments: Expression, value: Any = None) -> Expression:
+        key = (operation, repr(value), *(id(argument) for argument in arguments))  # by repr, -0.0 is not 0.0
         if key not in self.unique:
-            self.unique[key] = Expression(operation, arguments, value)
+            expression = self.unique[key] = Expression(operation, arguments, value)
+            is_leaf = operation == "symbol" and (value[0] == "tensor" or (value[0] == "state" and value[1] in self.element_states))
+            self.elements[id(expression)] = is_leaf or any(map(self.is_element, arguments))
         return self.unique[key]
 
     def constant(self, value: float) -> Expression:
         return self.intern("constant", value=float(value))
 
     def is_element(self, expression: Expression) -> bool:
-        if id(expression) not in self.kinds:
-            self.kinds[id(expression)] = depends_on_tensors(expression, self.element_states)
-        return self.kinds[id(expression)]
+        """Whether a rewritten expression differs from element to element."""
+        return self.elements[id(expression)]
 
     def __call__(self, root: Expression) -> Expression:
         for expression in postorder(root):
@@ -113,7 +115,9 @@ class Rewriter:
             a, b = arguments
             if a.operation == "constant" and a.value == 1.0 and b.operation == "power":
                 base, exponent = b.arguments
-                return self.intern("negative", self.intern("expm1", self.intern("multiply", exponent, self.intern("log", base))))
+                exact = self.intern("negative", self.intern("expm1", self.intern("multiply", exponent, self.intern("log", base))))
+                plain = self.intern(operation, *arguments)
+                return self.intern("where", self.intern("less", self.constant(0.0), base), exact, plain)
         return self.intern(operation, *arguments)
 
     def multiply_out(self, base: Expression, exponent: int) -> Expression:
@@ -140,34 +144,30 @@ def lower(name: str, outputs: Mapping[str, Expression], *, states: tuple[str, ..
     places: dict[int, tuple[str, object]] = {}
 
     def argument(expression: Expression) -> tuple[str, object]:
+        """Where an operand is found; a scalar that meets an element for the first time is numbered."""
         if expression.operation == "constant":
             return ("constant", expression.value)
-        return places[id(expression)]
-
-    def place(expression: Expression) -> None:
-        """Number a node: its scalar sub-expressions as scalars, tensors as inputs, the rest as instructions."""
-        if id(expression) in places or expression.operation == "constant":
-            return
-        if not rewriter.is_element(expression):
+        if id(expression) not in places:
             places[id(expression)] = ("scalar", len(scalars))
             scalars.append(expression)
-        elif expression.operation == "symbol":
+        return places[id(expression)]
+
+    for expression in postorder(*roots.values()):
+        if not rewriter.is_element(expression):
+            continue
+        if expression.operation == "symbol":
             _, symbol_name = expression.value
             inputs.setdefault(symbol_name)
             places[id(expression)] = ("input", symbol_name)
         else:
-            for operand in expression.arguments:
-                place(operand)
             instructions.append(Instruction(expression.operation, tuple(map(argument, expression.arguments))))
             places[id(expression)] = ("value", len(instructions) - 1)
-
-    for root in roots.values():
-        place(root)
+    outputs_at = {target: argument(root) for target, root in roots.items()}
     return Program(
         name=name,
         inputs=tuple(inputs),
         scalars=tuple(scalars),
         instructions=tuple(instructions),
-        outputs={target: argument(root) for target, root in roots.items()},
+        outputs=outputs_at,
         states=states,
     )
