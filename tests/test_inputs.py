@@ -618,7 +618,7 @@ NUMBERS: list[tuple[str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "outcome"), NUMBERS, ids=lambda x: repr(x)[:30])
-def test_a26_a27_a28_t15_numbers(adam: Make, name: str, value: Any, outcome: Any) -> None:
+def test_a26_a27_a28_numbers(adam: Make, name: str, value: Any, outcome: Any) -> None:
     """Wherever a number is given: to the optimizer, in a group, in a group added later, between two steps, from a schedule."""
     optimizer = adam(pair(), steps=1)
 
@@ -700,7 +700,7 @@ def test_a28_an_eps_that_the_dtype_cannot_hold(adam: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "eps"])
-def test_t15_numbers_that_are_infinite_in_float32(adam: Make, name: str) -> None:
+def test_a26_numbers_that_are_infinite_in_float32(adam: Make, name: str) -> None:
     with pytest.raises(HyperparameterError, match=rf"{name}=1e\+39 in group 0 .*float32, the dtype of parameter 'w'"):
         adam({"w": np.zeros(1, np.float32)}, **{name: 1e39}).step({"w": np.zeros(1, np.float32)})
 
@@ -785,7 +785,7 @@ def test_what_is_missing_is_named() -> None:
 
 @pytest.mark.parametrize("subject", PLAIN, ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_t5_a_bad_gradient_in_the_last_group_leaves_the_first_alone(subject: Variant, engine: str) -> None:
+def test_a1_a_bad_gradient_in_the_last_group_leaves_the_first_alone(subject: Variant, engine: str) -> None:
     optimizer = subject.make([{"params": np.ones(70_000)}, {"params": {"b": np.ones(5)}}], engine=engine, clip_norm=1.0)
     good, bad = np.ones(70_000), np.full(5, np.nan)
     optimizer.step([good, {"b": np.ones(5)}])

@@ -219,7 +219,7 @@ def _native_engine(isa: str | None) -> NativeEngine | None:
         raise HyperparameterError(f"isa={isa!r} is none of those that run here: {', '.join(isas) or 'there is no native code'}")
     wanted = isa or os.environ.get("OPENADAM_ISA")
     if wanted and isas and wanted not in isas:
-        warnings.warn(f"OPENADAM_ISA={wanted!r} is none of {', '.join(isas)}; using {isas[0]}", UserWarning, stacklevel=5)
+        warnings.warn(f"OPENADAM_ISA={wanted!r} is none of {', '.join(isas)}; using {isas[0]}", UserWarning, stacklevel=4)
         wanted = None
     return _native_engine_at(isas.index(wanted) if wanted else 0) if isas else None
 
@@ -251,7 +251,7 @@ def choose_engine(program: Program, engine: str | None = None, isa: str | None =
             "openadam has no native kernels here; steps run on the NumPy reference (slower, the same bits). "
             "Reinstall with a C++20 compiler, or set OPENADAM_ENGINE=reference to accept it.",
             NativeMissingWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return ReferenceEngine()
 

@@ -8,10 +8,9 @@ import math
 import os
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -62,7 +61,13 @@ SUSPICIOUS = {np.dtype(np.float32): 1e18, np.dtype(np.float64): 1e150}
 
 
 class StepReport(NamedTuple):
-    """What a trainer wants to log of one step."""
+    """What a trainer wants to log of one step.
+
+    >>> import numpy as np, openadam
+    >>> report = openadam.Adam(np.zeros(2)).step(np.array([3.0, 4.0]))
+    >>> report.step, report.grad_norm, report.skipped
+    (1, 5.0, False)
+    """
 
     step: int
     """Number of steps taken so far, this one included unless it was skipped."""
@@ -189,7 +194,8 @@ class Optimizer:
         self._missing: list[int] = []  # tensors without a gradient in the current step
         self._together = True  # every tensor has taken the same number of steps and holds the same scalar states
         self._placed: tuple[list[int], list[int]] | None = None
-        self._names_of: list[list[str]] = []
+        self._names_of: list[list[str]] = []  # of each group
+        self._singles: dict[int, str] = {}  # of each group that has one, the first float32 parameter
         # The groups' settings when they were last checked, and what they come to, if no schedule changes them.
         self._settings: tuple[list[Any], list[dict[str, Any]] | None] = ([], None)
         self._lock = threading.Lock()
@@ -239,8 +245,8 @@ class Optimizer:
         if not existing:
             raise ParameterError("there is nothing to optimize: empty parameter list")
         overlaps(existing)
-        for entry in added:
-            entry.decayed = not _excluded(self._no_decay, entry)
+        for entry, excluded in zip(added, _excluded(self._no_decay, added), strict=True):
+            entry.decayed = not excluded
         self._check_groups([*self.groups, *settings_of], existing)
 
         states = _allocate_states(added, self._traced, settings_of, len(self.groups))
@@ -281,7 +287,10 @@ class Optimizer:
         table.rows = rows
         self._plain = [entry.view if entry.is_plain else None for entry in self._entries]
         self._doubtful = True
-        self._names_of = [[entry.name for entry in self._entries if entry.group == index] for index in range(len(self.groups))]
+        self._names_of = [[] for _ in self.groups]
+        for entry in self._entries:
+            self._names_of[entry.group].append(entry.name)
+        self._singles = _first_singles(self._entries)
         self._protected = protected_intervals(self._entries, table.states)
         self._doubles = any(entry.view.dtype == np.float64 for entry in self._entries)
         self._placed = None
@@ -468,6 +477,7 @@ class Optimizer:
 
     def _check_groups(self, groups: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> None:
         """Refuse settings that are out of range, or that the parameters' dtype cannot hold; keep numbers as Python floats."""
+        singles = _first_singles(entries)
         for index, group in enumerate(groups):
             for name in (*self._names, "maximize"):
                 if name not in group:
@@ -478,25 +488,11 @@ class Optimizer:
             numbers = {name: checked_or_schedule(name, group[name], where=f" in group {index}") for name in self._names}
             if not isinstance(group["maximize"], (bool, np.bool_)):
                 raise HyperparameterError(f"maximize={group['maximize']!r} in group {index} is neither True nor False")
-            self._check_dtype(index, numbers, entries)
+            _check_dtype(index, numbers, singles.get(index))
             lr, decay = numbers["lr"], numbers["weight_decay"]
             if self._coupling == "decoupled" and not callable(lr) and not callable(decay) and lr * decay > 1:
                 warnings.warn(f"lr * weight_decay = {lr * decay:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=4)
             group.update(numbers)
-
-    def _check_dtype(self, index: int, values: Mapping[str, Any], entries: Sequence[Entry]) -> None:
-        """Refuse numbers that a float32 parameter of the group cannot work with: infinite there, or an eps that is 0 there."""
-        single = next((entry.name for entry in entries if entry.group == index and entry.view.dtype == np.float32), None)
-        if single is None:
-            return
-        for name, value in values.items():
-            if callable(value):
-                continue
-            if name == "eps" and 0 < value < FLOAT32_TINIEST:
-                hint = f"use at least {FLOAT32_TINIEST:.2g}, or eps=0"
-                raise HyperparameterError(f"eps={value!r} in group {index} is 0 in float32, the dtype of parameter {single!r}; {hint}")
-            if abs(value) > FLOAT32_LARGEST:
-                raise HyperparameterError(f"{name}={value!r} in group {index} is infinite in float32, the dtype of parameter {single!r}")
 
     def _values(self) -> list[dict[str, Any]]:
         """The hyperparameters of the coming step, checked; schedules are asked for step `self.steps` + 1."""
@@ -516,7 +512,7 @@ class Optimizer:
     def _settings_at(self, t: int) -> list[dict[str, Any]]:
         values = [{name: _at(name, group[name], t) for name in self._names} for group in self.groups]
         for index, each in enumerate(values):
-            self._check_dtype(index, each, self._entries)
+            _check_dtype(index, each, self._singles.get(index))
         return [each | {"maximize": bool(group["maximize"])} for each, group in zip(values, self.groups, strict=True)]
 
     def _place_scalars(self, values: list[dict[str, Any]], factor: float) -> None:
@@ -727,19 +723,21 @@ class _Exclusive:
         self._optimizer._lock.release()
 
     def _abandoned(self) -> bool:
-        for _ in range(5):
-            holder = self._optimizer._holder
-            if holder is not None:
-                process, frame = holder
-                return process == os.getpid() and not any(_is_below(frame, top) for top in sys._current_frames().values())
-            time.sleep(0.001)  # a thread that has just taken the lock is about to say so
+        """Whether no call that is still running, in any thread, holds the lock or is about to take it or give it back."""
+        holder = self._optimizer._holder
+        if holder is not None and holder[0] != os.getpid():
+            return False  # a fork in the middle of a step: what the step left half-done is half-done here too
+        mine = sys._getframe(1)
+        codes = (type(self).__enter__.__code__, type(self).__exit__.__code__)
+        for frame in sys._current_frames().values():
+            current: FrameType | None = frame
+            while current is not None:
+                if holder is not None and current is holder[1]:
+                    return False
+                if current is not mine and current.f_code in codes and current.f_locals["self"]._optimizer is self._optimizer:
+                    return False
+                current = current.f_back
         return True
-
-
-def _is_below(frame: Any, top: Any) -> bool:
-    while top is not None and top is not frame:
-        top = top.f_back
-    return top is frame
 
 
 @functools.lru_cache(maxsize=256)
@@ -757,13 +755,35 @@ def _at(name: str, value: Any, t: int) -> float:
     return checked(name, value(t), where=f" (from its schedule at t={t})") if callable(value) else float(value)
 
 
-def _excluded(no_decay: Any, entry: Entry) -> bool:
-    """Whether weight decay leaves this parameter alone."""
+def _excluded(no_decay: Any, entries: Sequence[Entry]) -> list[bool]:
+    """For each parameter whether weight decay leaves it alone."""
     if callable(no_decay):
-        return bool(no_decay(entry.name, entry.array))
-    if isinstance(no_decay, str) or hasattr(no_decay, "dtype"):
-        no_decay = [no_decay]
-    return any(item == entry.name if isinstance(item, str) else item is entry.array for item in no_decay)
+        return [bool(no_decay(entry.name, entry.array)) for entry in entries]
+    items = [no_decay] if isinstance(no_decay, str) or hasattr(no_decay, "dtype") else list(no_decay)
+    names = {item for item in items if isinstance(item, str)}
+    arrays = {id(item) for item in items if not isinstance(item, str)}
+    return [entry.name in names or id(entry.array) in arrays for entry in entries]
+
+
+def _first_singles(entries: Sequence[Entry]) -> dict[int, str]:
+    """Of each group that has one, the name of its first float32 parameter."""
+    singles: dict[int, str] = {}
+    for entry in entries:
+        if entry.view.dtype == np.float32:
+            singles.setdefault(entry.group, entry.name)
+    return singles
+
+
+def _check_dtype(index: int, values: Mapping[str, Any], single: str | None) -> None:
+    """Refuse numbers that a float32 parameter of the group cannot work with: infinite there, or an eps that is 0 there."""
+    for name, value in values.items() if single is not None else ():
+        if callable(value):
+            continue
+        if name == "eps" and 0 < value < FLOAT32_TINIEST:
+            hint = f"use at least {FLOAT32_TINIEST:.2g}, or eps=0"
+            raise HyperparameterError(f"eps={value!r} in group {index} is 0 in float32, the dtype of parameter {single!r}; {hint}")
+        if abs(value) > FLOAT32_LARGEST:
+            raise HyperparameterError(f"{name}={value!r} in group {index} is infinite in float32, the dtype of parameter {single!r}")
 
 
 def _allocate_states(entries: list[Entry], traced: Any, groups: list[dict[str, Any]], first_group: int) -> list[tuple[Array, ...]]:

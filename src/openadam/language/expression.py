@@ -6,8 +6,10 @@ import inspect
 import itertools
 import linecache
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NoReturn, overload
 
 from ..errors import RuleError
@@ -50,13 +52,14 @@ class Expression:
     (hyperparameters and the step number ``t``).
     """
 
-    __slots__ = ("arguments", "operation", "value")
+    __slots__ = ("arguments", "line", "operation", "value")
     __array_ufunc__ = None  # np.sqrt(m) and array * m must reach our operators, which refuse them by name
 
     def __init__(self, operation: str, arguments: tuple[Expression, ...] = (), value: Any = None) -> None:
         self.operation = operation
         self.arguments = arguments
         self.value = value
+        self.line: tuple[str, int] | None = None  # where it was written, of what may have to be refused later
 
     @property
     def is_condition(self) -> bool:
@@ -174,41 +177,87 @@ def node(operation: str, *arguments: Any) -> Expression:
             if wants_condition:
                 raise RuleError("the first argument of where must be a comparison")
             raise RuleError("a comparison can only be the first argument of where(condition, a, b)")
-    return Expression(operation, expressions)
+    made = Expression(operation, expressions)
+    if operation in ("power", "exp", "log"):
+        made.line = _line_of_the_rule()
+    return made
+
+
+def _line_of_the_rule() -> tuple[str, int] | None:
+    """The line, outside of this file, that is being traced."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
 
 
 def sqrt(x: Any) -> Expression:
-    """Square root; correctly rounded on every back end."""
+    """Square root; correctly rounded on every back end.
+
+    >>> h = Namespace("scalar")
+    >>> sqrt(h.t)
+    sqrt(t)
+    """
     return node("sqrt", x)
 
 
 def exp(x: Any) -> Expression:
-    """Exponential, of scalars only."""
+    """Exponential, of scalars only.
+
+    >>> h = Namespace("scalar")
+    >>> exp(-h.t)
+    exp(-t)
+    """
     return node("exp", x)
 
 
 def log(x: Any) -> Expression:
-    """Natural logarithm, of scalars only."""
+    """Natural logarithm, of scalars only.
+
+    >>> h = Namespace("scalar")
+    >>> log(h.t + 1)
+    log(t + 1)
+    """
     return node("log", x)
 
 
 def sign(x: Any) -> Expression:
-    """-1, 0 or 1; NaN stays NaN."""
+    """The sign: -1, 0 or 1; NaN stays NaN.
+
+    >>> h = Namespace("scalar")
+    >>> sign(h.x)
+    sign(x)
+    """
     return node("sign", x)
 
 
 def maximum(a: Any, b: Any) -> Expression:
-    """The larger of two; NaN if either is NaN."""
+    """The larger of two; NaN if either is NaN.
+
+    >>> h = Namespace("scalar")
+    >>> maximum(h.x, 0)
+    maximum(x, 0)
+    """
     return node("maximum", a, b)
 
 
 def minimum(a: Any, b: Any) -> Expression:
-    """The smaller of two; NaN if either is NaN."""
+    """The smaller of two; NaN if either is NaN.
+
+    >>> h = Namespace("scalar")
+    >>> minimum(h.x, 1)
+    minimum(x, 1)
+    """
     return node("minimum", a, b)
 
 
 def where(condition: Any, a: Any, b: Any) -> Expression:
-    """``a`` where the comparison holds, else ``b``."""
+    """``a`` where the comparison holds, else ``b``.
+
+    >>> h = Namespace("scalar")
+    >>> where(h.t == 1, h.a, h.b)
+    where(t == 1, a, b)
+    """
     return node("where", condition, a, b)
 
 
@@ -261,7 +310,13 @@ class Namespace:
 
 
 class Step:
-    """What a rule returns: the direction, the new states, and any intermediate values worth seeing, by name."""
+    """What a rule returns: the direction, the new states, and any intermediate values worth seeing, by name.
+
+    >>> g, s, h = symbol("tensor", "g"), Namespace("state"), Namespace("scalar")
+    >>> m = h.beta1 * s.m + (1 - h.beta1) * g
+    >>> Step(m, m=m).named
+    {'m': beta1*m[t-1] + (1 - beta1)*g}
+    """
 
     def __init__(self, direction: Any, **named: Any) -> None:
         self.direction = as_expression(direction)
@@ -392,26 +447,36 @@ def check_elements(step: Step, element_states: frozenset[str]) -> None:
     """Refuse what exists for scalars only where it is applied to tensors."""
     for expression in postorder(step.direction, *step.named.values()):
         if expression.operation in ("exp", "log") and depends_on_tensors(expression, element_states):
-            raise RuleError(f"{expression.operation} of a tensor is not in the language (its bits differ between libraries)")
+            raise _LateError(expression, f"{expression.operation} of a tensor is not in the language (its bits differ between libraries)")
         if expression.operation == "power" and depends_on_tensors(expression, element_states):
             exponent = expression.arguments[1]
             allowed = exponent.operation == "constant" and (exponent.value == 0.5 or exponent.value in range(1, 17))
             if not allowed:
-                raise RuleError(f"a tensor can be raised to 0.5 or to a whole number from 1 to 16, not to {exponent!r}")
+                raise _LateError(expression, f"a tensor can be raised to 0.5 or to a whole number from 1 to 16, not to {exponent!r}")
+
+
+class _LateError(RuleError):
+    """What is wrong with an expression could only be told once the whole rule was traced."""
+
+    def __init__(self, expression: Expression, reason: str) -> None:
+        super().__init__(reason)
+        self.line = expression.line
 
 
 def _located(error: Exception, function: Callable[..., Any]) -> RuleError:
     """The same complaint, naming the line of the rule it comes from."""
     code = function.__code__
-    line = code.co_firstlineno
+    file, line = code.co_filename, code.co_firstlineno
     traceback = error.__traceback__
     while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == code.co_filename:
+        if traceback.tb_frame.f_code.co_filename == file:
             line = traceback.tb_lineno
         traceback = traceback.tb_next
-    source = linecache.getline(code.co_filename, line).strip()
+    if isinstance(error, _LateError) and error.line is not None:
+        file, line = error.line
+    source = linecache.getline(file, line).strip()
     reason = str(error) if isinstance(error, RuleError) else f"{type(error).__name__}: {error}"
-    return RuleError(f"rule {function.__name__!r}, {code.co_filename}:{line}: `{source}`: {reason}")
+    return RuleError(f"rule {function.__name__!r}, {file}:{line}: `{source}`: {reason}")
 
 
 def _find_rule(module: str, qualified_name: str) -> Any:
