@@ -381,7 +381,6 @@ def test_c6_an_interrupt_at_every_place(engine: str, use: str) -> None:
     assert not broken, f"{len(broken)} of {place} places:\n" + "\n".join(sorted(set(broken)))
 
 
-@pytest.mark.xfail(strict=True, reason="a lock whose holder has not said so for 5 ms is taken from it")
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="places are those of CPython's interpreter")
 def test_c3_another_thread_at_every_place() -> None:
     """Wherever one thread stands in a step, for however long, the step of another is refused, or comes wholly before or after."""

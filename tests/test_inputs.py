@@ -189,7 +189,9 @@ def test_a7_an_empty_group_among_others(adam: Make) -> None:
     assert (w < 0.001).all()
 
 
-@pytest.mark.parametrize("nothing", [[], (), {}, [{"params": []}], [{"params": {}}, {"params": []}], iter(())], ids=lambda nothing: type(nothing).__name__)
+@pytest.mark.parametrize(
+    "nothing", [[], (), {}, [{"params": []}], [{"params": {}}, {"params": []}], iter(())], ids=lambda nothing: type(nothing).__name__
+)
 def test_a7_nothing_to_optimize(nothing: Any) -> None:
     with pytest.raises(ParameterError, match="empty parameter list"):
         openadam.Adam(nothing)

@@ -141,13 +141,9 @@ def define(body: str, path: Path) -> Any:
 
 WHOLE = ("must return", "reads the state", "name is taken")
 """Complaints about a rule as a whole, which name its first line."""
-LATER = [case for case, (_, text) in WRONG.items() if "of a tensor" in text or "not to" in text or "raised to" in text]
 
 
-AFTERWARDS = pytest.mark.xfail(strict=True, reason="what is found after the trace names the first line")
-
-
-@pytest.mark.parametrize("case", [pytest.param(case, marks=AFTERWARDS if case in LATER else ()) for case in WRONG])
+@pytest.mark.parametrize("case", WRONG)
 def test_what_the_language_lacks_fails_at_definition_and_names_the_line(case: str, tmp_path: Path) -> None:
     body, text = WRONG[case]
     path = tmp_path / "mine.py"
