@@ -1,7 +1,8 @@
 """The native step against the reference, bit for bit, and the memory and modes it must not touch.
 
 The same bits are asked of every rule variant, dtype, instruction set, thread count, length, alignment, layout and way of cutting. Where a
-result is NaN, it is NaN in both; its sign and payload carry no meaning and are not compared.
+result is NaN, it is NaN in both; its sign and payload carry no meaning and are not compared. Labels such as N28 are the case numbers of
+docs/faults.md.
 """
 
 from __future__ import annotations
@@ -376,6 +377,43 @@ def test_nothing_beside_the_arrays_is_read_or_written() -> None:
     """Every kernel, for every length from 1 to 257, on arrays that end or start at a page that must not be touched."""
     kernels = len(engines._native.updates(0)) - 1
     assert int(python(GUARDED, timeout=120)) == len(ISAS) * kernels * 4
+
+
+HUGE = """
+import ctypes, mmap, os
+import numpy as np
+import openadam
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+PIECE, COUNT = 2**22, 2**31 + 17
+NORESERVE, FIXED = 0x4000, 0x10
+
+
+def huge():
+    "So many float32; all stretches of them but the last are one and the same piece of memory."
+    size = -(-4 * COUNT // PIECE) * PIECE
+    base = libc.mmap(None, size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE, -1, 0)
+    file = os.memfd_create("piece")
+    os.ftruncate(file, 2 * PIECE)
+    for at in range(0, size, PIECE):
+        place = PIECE if at == size - PIECE else 0
+        assert libc.mmap(base + at, PIECE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | FIXED, file, place) == base + at
+    return np.frombuffer((ctypes.c_char * (4 * COUNT)).from_address(base), np.float32)
+
+
+p, g = huge(), huge()
+g[-1] = 2
+report = openadam.SGD(p, lr=0.5, nonfinite="propagate", threads=1).step(g)
+print(p.size, report.grad_norm, p[-1], np.count_nonzero(p[-17:]), np.count_nonzero(p[:2**20]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is mapped by Linux's calls")
+def test_n28_more_elements_than_32_bits_can_count() -> None:
+    """The last of them is seen and updated, once, and no other."""
+    assert python(HUGE).split() == [str(2**31 + 17), "2.0", "-1.0", "1", "0"]
 
 
 def test_allocated_memory() -> None:

@@ -5,6 +5,7 @@ Labels such as I16 are the case numbers of docs/faults.md.
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import importlib.metadata
 import importlib.resources
@@ -15,6 +16,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -216,6 +218,25 @@ def test_members_show_their_arguments(member: type[openadam.Optimizer]) -> None:
 def test_it_is_typed_and_has_its_version() -> None:
     assert importlib.resources.files(openadam).joinpath("py.typed").is_file()
     assert importlib.metadata.version("openadam") == openadam.__version__
+
+
+TESTS = Path(__file__).resolve().parent
+FAULTS = TESTS.parent / "docs" / "faults.md"
+
+
+@pytest.mark.skipif(not FAULTS.exists(), reason="the documents are not here")
+def test_the_list_of_faults_is_true_to_the_tests() -> None:
+    """Every test that docs/faults.md names exists, and every label in a test's name stands in it."""
+    listed = FAULTS.read_text()
+    rows = re.findall(r"^\| ([A-Z]\d+) \|.*\| (`.*`) \|$", listed, flags=re.MULTILINE)
+    labels = [label for label, _ in rows]
+    assert sorted(set(labels)) == sorted(labels)
+    existing = {path.stem.removeprefix("test_"): re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE) for path in TESTS.glob("test_*.py")}
+    for label, named in rows:
+        for file, pattern in re.findall(r"`(\w+): (\w+\*?)`", named):
+            assert fnmatch.filter(existing[file], pattern), f"{label}: {file}: {pattern}"
+    used = {label.upper() for names in existing.values() for name in names for label in re.findall(r"(?<=_)[anscif]\d+(?=_)", name)}
+    assert used <= set(labels)
 
 
 # --- settings from outside ---------------------------------------------------------------------------------------------
