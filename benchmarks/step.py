@@ -222,7 +222,8 @@ def markdown(path: str) -> str:
     run = json.loads(Path(path).read_text())
     about = run["about"]
     lines = [
-        f"{about['machine']}, {about['threads']} threads, kernels {about['isa']}; torch {about['torch']}, NumPy {about['numpy']}, Python {about['python']}.",
+        f"{about['machine']}, {about['threads']} threads, kernels {about['isa']}; "
+        f"torch {about['torch']}, NumPy {about['numpy']}, Python {about['python']}.",
         "",
         "| case | what | measured | bar |",
         "| --- | --- | ---: | ---: |",
