@@ -17,43 +17,42 @@ def _check_steps(steps: int) -> None:
 
 
 @dataclass(frozen=True)
-class Linear:
+class _Ramp:
+    """From ``start`` (before the first step) to ``end``, reached at step ``steps`` and kept."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
+    def _done(self, t: int) -> float:
+        return min(t / self.steps, 1.0)
+
+
+@dataclass(frozen=True)
+class Linear(_Ramp):
     """From ``start`` (before the first step) straight to ``end``, reached at step ``steps`` and kept.
 
     >>> [Linear(1.0, 0.0, steps=4)(t) for t in range(1, 6)]
     [0.75, 0.5, 0.25, 0.0, 0.0]
     """
 
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
-
     def __call__(self, t: int) -> float:
-        done = min(t / self.steps, 1.0)
-        return self.start + (self.end - self.start) * done
+        return self.start + (self.end - self.start) * self._done(t)
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_Ramp):
     """From ``start`` along half a cosine to ``end``, reached at step ``steps`` and kept. Loshchilov and Hutter, 2017, eq. 5.
 
     >>> [round(Cosine(1.0, 0.0, steps=4)(t), 4) for t in range(1, 6)]
     [0.8536, 0.5, 0.1464, 0.0, 0.0]
     """
 
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
-
     def __call__(self, t: int) -> float:
-        done = min(t / self.steps, 1.0)
-        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * self._done(t)))
 
 
 @dataclass(frozen=True)
