@@ -54,9 +54,9 @@ Array = npt.NDArray[Any]
 
 NORM = (MEASURES.index(GRAD_SUM_SQUARES),)
 ALL_MEASURES = tuple(range(len(MEASURES)))
-# Above these magnitudes a gradient's square might overflow; only then is it worth trying the step out first.
 FLOAT32_LARGEST = 3.4028235677973366e38  # a float64 from here on rounds to infinity
 FLOAT32_TINIEST = 7.1e-46  # and one below half the smallest subnormal number to 0
+# Above these magnitudes a gradient's square might overflow; only then is it worth trying the step out first.
 SUSPICIOUS = {np.dtype(np.float32): 1e18, np.dtype(np.float64): 1e150}
 
 
@@ -99,6 +99,7 @@ class Optimizer:
         maximize: Ascend instead of descend.
         threads: Most threads of a step; default ``OPENADAM_NUM_THREADS``, else the processors this process may use.
         engine: ``native`` or ``reference``; default ``OPENADAM_ENGINE``, else native where there is a kernel.
+        isa: Instruction set of the native kernels, for tests; default ``OPENADAM_ISA``, else the best that runs here.
         **hyperparameters: Those of the rule, plus ``lr`` and ``weight_decay``: numbers, or functions of the step number
             t (from 1); and the options of the rule by name.
 
