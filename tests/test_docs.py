@@ -50,7 +50,7 @@ def test_console_sessions_are_true_to_the_letter(session, capsys):
 
 def test_the_worked_example_of_a_new_rule_is_true(tmp_path):
     """The rule of CONTRIBUTING.md, put where it says, is a rule that learns."""
-    source, _ = blocks("CONTRIBUTING.md", "python")
+    source, _row, _lion = blocks("CONTRIBUTING.md", "python")
     path = tmp_path / "yogi.py"
     path.write_text(source)  # tracing quotes the line, so the rule stands in a file
     namespace = {name: getattr(openadam, name) for name in ("rule", "Step", "sign")}
@@ -62,3 +62,12 @@ def test_the_worked_example_of_a_new_rule_is_true(tmp_path):
         opt.step(2 * w)
     assert np.abs(w).max() < 0.05
     assert opt.state["0"]["v"].shape == (2,)
+
+
+def test_the_rule_of_ones_own_that_contributing_shows_learns(tmp_path):
+    *_, source = blocks("CONTRIBUTING.md", "python")
+    path = tmp_path / "lion.py"
+    path.write_text(source)
+    namespace: dict = {}
+    exec(compile(source, str(path), "exec"), namespace)
+    assert np.abs(namespace["w"]).max() < 0.6  # from 2; the sign of an average overshoots and comes back

@@ -833,3 +833,16 @@ def test_floating_point_errors_that_the_caller_made_fatal(member: Any) -> None:
                     optimizer.step({"w": np.array(gradient, dtype)}, measure=True)
                 runs.append(fingerprint(optimizer))
             assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "maximize", "clip_norm", "nonfinite", "threads", "no_decay"])
+def test_settings_cannot_be_set_where_they_would_not_be_read(adam: Make, name: str) -> None:
+    optimizer = adam(pair())
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}': it is (a setting of each group|chosen when)"):
+        setattr(optimizer, name, 0.5)
+    assert not hasattr(optimizer, name)
+
+
+def test_what_weight_decay_leaves_alone_must_be_said_in_a_known_way(adam: Make) -> None:
+    with pytest.raises(HyperparameterError, match="no_decay=3 is neither names"):
+        adam(pair(), no_decay=3)

@@ -91,6 +91,8 @@ def suggest(what: str, unknown: str, allowed: Iterable[str]) -> UnknownHyperpara
         "b1": "beta1=…",
         "b2": "beta2=…",
         "nesterov": "form='nesterov'",
+        "amsgrad": "openadam.AMSGrad(…)",
+        "momentum": "openadam.Momentum(…)",
     }
     near = [] if unknown in known_elsewhere else difflib.get_close_matches(unknown, allowed, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"write {known_elsewhere[unknown]}." if unknown in known_elsewhere else ""

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType, MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -700,7 +700,30 @@ class Optimizer:
             numbers = ", ".join(f"{name}={group[name]!r}" for name in self._names)
             elements = sum(entry.view.size for entry in self._entries if entry.group == index)
             lines.append(f"  group {index}: {len(group['params'])} tensors, {elements:,} elements; {numbers}")
+            undecayed = [entry.name for entry in self._entries if entry.group == index and not entry.decayed]
+            if undecayed:
+                lines.append(f"    without weight decay: {', '.join(undecayed)}")
+        lines.append(f"  nonfinite={self._nonfinite!r}, clip_norm={self._clip_norm}, clip_value={self._clip_value}, threads={self._threads}")
         return "\n".join(lines)
+
+
+class _Elsewhere:
+    """An attribute that people look for and that stands elsewhere: setting it would do nothing, so it is refused."""
+
+    def __init__(self, name: str, where: str) -> None:
+        self._message = f"an optimizer has no attribute {name!r}: {where}"
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        raise AttributeError(self._message)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        raise AttributeError(self._message)
+
+
+for _name in ("lr", "beta1", "beta2", "eps", "momentum", "dampening", "rho", "lr_decay", "momentum_decay", "weight_decay", "maximize"):
+    setattr(Optimizer, _name, _Elsewhere(_name, f"it is a setting of each group, opt.groups[0][{_name!r}]"))
+for _name in ("clip_norm", "clip_value", "nonfinite", "no_decay", "threads", "engine", "isa"):
+    setattr(Optimizer, _name, _Elsewhere(_name, "it is chosen when the optimizer is made; make another and give it this one's state_dict()"))
 
 
 class _Exclusive:
@@ -760,6 +783,8 @@ def _excluded(no_decay: Any, entries: Sequence[Entry]) -> list[bool]:
     """For each parameter whether weight decay leaves it alone."""
     if callable(no_decay):
         return [bool(no_decay(entry.name, entry.array)) for entry in entries]
+    if not isinstance(no_decay, Iterable):
+        raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor arrays, nor a function of (name, array)")
     items = [no_decay] if isinstance(no_decay, str) or hasattr(no_decay, "dtype") else list(no_decay)
     names = {item for item in items if isinstance(item, str)}
     arrays = {id(item) for item in items if not isinstance(item, str)}

@@ -129,7 +129,7 @@ class Expression:
         raise RuleError("a rule cannot branch on a value (`if`, `and`, `or`, `not`, `min`, `max`); use where, maximum, minimum")
 
     def __float__(self) -> NoReturn:
-        raise RuleError("a rule cannot turn a symbol into a number (`float`, `math.…`); use sqrt, exp, log of openadam.language")
+        raise RuleError("a rule cannot turn a symbol into a number (`float`, `math.…`); use openadam.sqrt, openadam.exp, openadam.log")
 
     __int__ = __index__ = __complex__ = __float__
 

@@ -148,7 +148,9 @@ def print_table(comparison: Comparison, *, interrupted: bool = False) -> None:
 
 def _title(comparison: Comparison) -> str:
     network = "-".join(map(str, LAYERS))
-    return f"Handwritten digits, network {network}, {_count(comparison.epochs, 'epoch')}, {_count(comparison.seeds, 'seed')}"
+    cut_short = len(comparison.runs) < len(comparison.optimizers) * comparison.seeds
+    seeds = f"interrupted before {_count(comparison.seeds, 'seed')}" if cut_short else _count(comparison.seeds, "seed")
+    return f"Handwritten digits, network {network}, {_count(comparison.epochs, 'epoch')}, {seeds}"
 
 
 def _count(number: int, what: str) -> str:
@@ -169,7 +171,7 @@ def _notes(comparison: Comparison, summaries: Sequence[Summary], interrupted: bo
     engine, threads = _engine(comparison), engines.resolve_threads(None)
     notes = [
         _fairness(comparison),
-        "Means over the seeds, ± one standard deviation; the same initial weights and batches for all.",
+        "Means over the seeds, ± one standard deviation; a seed has the same initial weights and batches for all.",
         f"There are {len(load_data().test.digits)} test images: less than one point of test accuracy tells little.",
         f"Steps until validation accuracy reached {100 * TARGET:g} %: the median, looked at every {EVERY} steps.",
         f"µs: the median duration of the optimizer's step alone, on this machine ({engine.name}, {engine.isa}, {_count(threads, 'thread')}).",
