@@ -428,7 +428,6 @@ class Gate:
         return 0.1
 
 
-@pytest.mark.xfail(strict=True, reason="between the look at the lock and the look at who holds it, the holder may have gone and come back")
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="places are those of CPython's interpreter")
 def test_c3_the_other_thread_ends_its_step_and_begins_the_next_at_every_place() -> None:
     """Whatever the second thread has seen of the first one's step by then, there are never two steps at once."""

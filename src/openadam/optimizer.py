@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import FrameType, MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +49,8 @@ from .parameters import (
 __all__ = ["Optimizer", "StepReport"]
 
 Array = npt.NDArray[Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 NORM = (MEASURES.index(GRAD_SUM_SQUARES),)
 ALL_MEASURES = tuple(range(len(MEASURES)))
@@ -79,6 +79,28 @@ class StepReport(NamedTuple):
     """Whether the step was skipped because of a gradient that is not finite (``nonfinite="skip"``)."""
     measures: dict[str, dict[str, float]] | None = None
     """Per tensor, what `step(..., measure=True)` saw on the way; see `openadam.measures`."""
+
+
+def _alone(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """One use of an optimizer at a time: a second one is refused, not made to wait (a wait could hang after a fork).
+
+    The lock is held for one line without calls, in which neither a signal handler nor another thread can run.
+    """
+
+    @functools.wraps(method)
+    def exclusive(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        mine = False
+        try:
+            with self._guard:
+                mine, self._in_use = not self._in_use, True
+            if not mine:
+                raise ConcurrentStepError("this optimizer is in use by another thread, or by the call that led here; use one optimizer per thread")
+            return method(self, *args, **kwargs)
+        finally:
+            if mine:
+                self._in_use = False
+
+    return exclusive
 
 
 class Optimizer:
@@ -199,8 +221,8 @@ class Optimizer:
         self._singles: dict[int, str] = {}  # of each group that has one, the first float32 parameter
         # The groups' settings when they were last checked, and what they come to, if no schedule changes them.
         self._settings: tuple[list[Any], list[dict[str, Any]] | None] = ([], None)
-        self._lock = threading.Lock()
-        self._holder: tuple[int, Any] | None = None  # the process and the frame that hold the lock
+        self._guard = threading.Lock()
+        self._in_use = False
         structure, groups = read_structure(params)
         self._grouped = structure == "groups"
         self._structures: list[str] = []  # of each group: single, sequence or mapping
@@ -216,14 +238,14 @@ class Optimizer:
 
     # --- parameters and groups -------------------------------------------------------------------------------------
 
+    @_alone
     def add_group(self, group: Mapping[str, Any]) -> None:
         """Add a group: a mapping with ``params`` and hyperparameters of its own. Its tensors start at step 1.
 
         Gradients are then given as a list with one entry per group.
         """
-        with self._exclusive():
-            self._add([read_group(group, len(self._entries))])
-            self._grouped = True
+        self._add([read_group(group, len(self._entries))])
+        self._grouped = True
 
     def _add(self, groups: list[tuple[list[tuple[str, Any]], dict[str, Any]]]) -> None:
         """Check the groups whole, then take them in."""
@@ -304,6 +326,7 @@ class Optimizer:
 
     # --- the step --------------------------------------------------------------------------------------------------
 
+    @_alone
     def step(self, grads: Any, *, measure: bool = False) -> StepReport:
         """Update the parameters in place from their gradients; all of it, or nothing.
 
@@ -329,11 +352,10 @@ class Optimizer:
         ...
         openadam.errors.NonFiniteGradientError: the gradient of parameter 'w' is not finite at step 2: nan at flat index 1, ...
         """
-        with self._exclusive():
-            try:
-                return self._step(self._flatten(grads), measure)
-            finally:
-                self._table.gradients = []  # they are the caller's; keep none alive
+        try:
+            return self._step(self._flatten(grads), measure)
+        finally:
+            self._table.gradients = []  # they are the caller's; keep none alive
 
     def _step(self, gradients: list[Any], measure: bool) -> StepReport:
         table = self._table
@@ -611,15 +633,16 @@ class Optimizer:
             result[entry.name] = state
         return result
 
+    @_alone
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters, copied: plain numbers, strings, lists, dicts and arrays.
 
         A hyperparameter that is a function of t is stored as ``{"schedule": its repr}``; loading keeps the function that the
         optimizer has.
         """
-        with self._exclusive():
-            return states.write(self)
+        return states.write(self)
 
+    @_alone
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a `state_dict`, matched by parameter names; all of it, or nothing.
 
@@ -628,8 +651,7 @@ class Optimizer:
             CheckpointMismatchError: It belongs to another rule or to other parameters.
             CheckpointCorruptError: A value is impossible: a negative step or second moment, a state that is not finite.
         """
-        with self._exclusive():
-            self._take_over(states.read(self, state_dict))
+        self._take_over(states.read(self, state_dict))
 
     def _take_over(self, loaded: states.Loaded, parameters: Mapping[str, Array] = MappingProxyType({})) -> None:
         """Commit what has been checked."""
@@ -651,9 +673,7 @@ class Optimizer:
         """
         from . import checkpoint
 
-        with self._exclusive():
-            state = states.write(self)
-            tensors = {name: np.array(array) for name, array in self.params.items()} if parameters else {}
+        state, tensors = self._copies(parameters)
         checkpoint.save(path, state, tensors)
 
     def load(self, path: Any) -> None:
@@ -665,23 +685,26 @@ class Optimizer:
         """
         from . import checkpoint
 
-        state, parameters = checkpoint.load(path)
-        with self._exclusive():
-            read = states.read(self, state)
-            own = self.params
-            if parameters and set(parameters) != set(own):
-                raise CheckpointMismatchError(f"the file holds the parameters {sorted(parameters)}, this optimizer has {sorted(own)}")
-            for name, value in parameters.items():
-                if value.dtype != own[name].dtype or value.shape != own[name].shape:
-                    raise CheckpointMismatchError(
-                        f"parameter {name!r} is {value.dtype} {value.shape} in the file, {own[name].dtype} {own[name].shape} here"
-                    )
-            self._take_over(read, parameters)
+        self._take_over_all(*checkpoint.load(path))
+
+    @_alone
+    def _copies(self, parameters: bool) -> tuple[dict[str, Any], dict[str, Array]]:
+        return states.write(self), {name: np.array(array) for name, array in self.params.items()} if parameters else {}
+
+    @_alone
+    def _take_over_all(self, state: Mapping[str, Any], parameters: Mapping[str, Array]) -> None:
+        read = states.read(self, state)
+        own = self.params
+        if parameters and set(parameters) != set(own):
+            raise CheckpointMismatchError(f"the file holds the parameters {sorted(parameters)}, this optimizer has {sorted(own)}")
+        for name, value in parameters.items():
+            if value.dtype != own[name].dtype or value.shape != own[name].shape:
+                raise CheckpointMismatchError(
+                    f"parameter {name!r} is {value.dtype} {value.shape} in the file, {own[name].dtype} {own[name].shape} here"
+                )
+        self._take_over(read, parameters)
 
     # --- the object itself -----------------------------------------------------------------------------------------
-
-    def _exclusive(self) -> _Exclusive:
-        return _Exclusive(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = []
@@ -724,44 +747,6 @@ for _name in ("lr", "beta1", "beta2", "eps", "momentum", "dampening", "rho", "lr
     setattr(Optimizer, _name, _Elsewhere(_name, f"it is a setting of each group, opt.groups[0][{_name!r}]"))
 for _name in ("clip_norm", "clip_value", "nonfinite", "no_decay", "threads", "engine", "isa"):
     setattr(Optimizer, _name, _Elsewhere(_name, "it is chosen when the optimizer is made; make another and give it this one's state_dict()"))
-
-
-class _Exclusive:
-    """One use of an optimizer at a time: a second one is refused, not made to wait (a wait could hang after a fork).
-
-    A signal handler may raise between taking the lock and the caller's ``with``, or while it is given back. The lock is then held
-    by a call that is over, which the frame that took it shows; it is taken from that.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-
-    def __enter__(self) -> None:
-        optimizer = self._optimizer
-        if not optimizer._lock.acquire(blocking=False) and not self._abandoned():
-            raise ConcurrentStepError("this optimizer is in use by another thread, or by the call that led here; use one optimizer per thread")
-        optimizer._holder = (os.getpid(), sys._getframe(1))
-
-    def __exit__(self, *_: object) -> None:
-        self._optimizer._holder = None
-        self._optimizer._lock.release()
-
-    def _abandoned(self) -> bool:
-        """Whether no call that is still running, in any thread, holds the lock or is about to take it or give it back."""
-        holder = self._optimizer._holder
-        if holder is not None and holder[0] != os.getpid():
-            return False  # a fork in the middle of a step: what the step left half-done is half-done here too
-        mine = sys._getframe(1)
-        codes = (type(self).__enter__.__code__, type(self).__exit__.__code__)
-        for frame in sys._current_frames().values():
-            current: FrameType | None = frame
-            while current is not None:
-                if holder is not None and current is holder[1]:
-                    return False
-                if current is not mine and current.f_code in codes and current.f_locals["self"]._optimizer is self._optimizer:
-                    return False
-                current = current.f_back
-        return True
 
 
 @functools.lru_cache(maxsize=256)
