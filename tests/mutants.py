@@ -103,14 +103,15 @@ def main() -> None:
     """Try every mutant; exit with 1 if one survives."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="run the mutants whose names contain this")
-    wanted = parser.parse_args().only
+    parser.add_argument("--first", type=int, default=1, help="begin with this one, after a run that was cut off")
+    arguments = parser.parse_args()
     tree = ROOT / "build" / "mutants"
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir(parents=True)
     for part in ("src", "native"):
         shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     build(tree)
-    chosen = [mutant for mutant in MUTANTS if wanted in mutant.name]
+    chosen = [mutant for mutant in MUTANTS[arguments.first - 1 :] if arguments.only in mutant.name]
     everything = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
     if not survives(tree, everything):
         raise SystemExit("the tests fail without any mutant")
