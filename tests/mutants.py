@@ -31,7 +31,8 @@ class Mutant:
     tests: tuple[str, ...] = NUMERICS
 
 
-RULES, PROGRAM, LOOP, OPTIMIZER = "src/openadam/rules.py", "src/openadam/language/program.py", "native/loop.hpp", "src/openadam/optimizer.py"
+RULES, PROGRAM, LOOP = "src/openadam/rules.py", "src/openadam/language/program.py", "native/loop.hpp"
+STEP, OPTIMIZER = "src/openadam/step.py", "src/openadam/optimizer.py"
 
 MUTANTS = (
     Mutant("eps inside the root", RULES, "    return sqrt(v_hat) + eps\n", "    return sqrt(v_hat + eps)\n"),
@@ -66,11 +67,11 @@ MUTANTS = (
     Mutant("flush-to-zero while stepping", "native/threads.hpp", "_mm_setcsr(0x1F80)", "_mm_setcsr(0x9FC0)", ("test_native.py", "test_numerics.py")),
     Mutant("caller's floating-point mode lost", "native/threads.hpp", "~IeeeMode() { _mm_setcsr(saved_); }", "~IeeeMode() {}", ("test_native.py", "test_package.py")),
     Mutant("table not checked", LOOP, "    check(request);\n", "", ("test_native.py",)),
-    Mutant("maximize forgotten", OPTIMIZER, "-factor if h[\"maximize\"] else factor", "factor"),
+    Mutant("maximize forgotten", STEP, "-factor if h[\"maximize\"] else factor", "factor"),
     Mutant("a refused gradient trusted the next time", OPTIMIZER, "        self._doubtful = True  # until everything below has been checked\n", "", ("test_inputs.py",)),
     Mutant("alias check left out", OPTIMIZER, "            self._refuse_alias(self._entries[i].name, gradients[i])\n", "            pass\n", ("test_inputs.py",)),
-    Mutant("non-finite gradients let through", OPTIMIZER, "                if bad is not None and self._nonfinite == \"raise\":\n                    raise bad\n", "", ("test_inputs.py", "test_contract.py")),
-    Mutant("a tensor without gradient counted", OPTIMIZER, "            table.counters_after[self._missing] -= 1\n", "            pass\n", ("test_contract.py", "test_inputs.py")),
+    Mutant("non-finite gradients let through", STEP, "                if bad is not None and self.nonfinite == \"raise\":\n                    raise bad\n", "", ("test_inputs.py", "test_contract.py")),
+    Mutant("a tensor without gradient counted", STEP, "            after_steps[self.missing] -= 1\n", "            pass\n", ("test_contract.py", "test_inputs.py")),
     Mutant("negative second moment accepted", "src/openadam/states.py", "(value < 0).any()", "False", ("test_checkpoint.py",)),
 )  # fmt: skip
 

@@ -51,8 +51,8 @@ LANES = 16
 class Table:
     """Everything one step needs. Parameters, gradients and states share an axis order in which states are dense."""
 
-    program: Program
     rows: npt.NDArray[np.int64]
+    programs: list[Program] = field(default_factory=list)
     parameters: list[Array] = field(default_factory=list)
     gradients: list[Array | None] = field(default_factory=list)
     states: list[tuple[Array, ...]] = field(default_factory=list)
@@ -139,7 +139,7 @@ class ReferenceEngine:
                 p = table.parameters[i].reshape(-1)
                 outputs = self.outputs(table, i)
                 self._tally(tallies[i], measures, table.gradients[i], p, outputs["p"])
-                names = [*table.program.states, "p"]
+                names = [*table.programs[i].states, "p"]
                 for target, name in zip((*table.states[i], table.parameters[i]), names, strict=True):
                     targets.append(target)
                     values.append(np.broadcast_to(outputs[name], p.shape).reshape(target.shape))
@@ -152,6 +152,7 @@ class ReferenceEngine:
     def outputs(table: Table, i: int) -> dict[str, Any]:
         """What row i would become, flat; nothing is written."""
         _, _, _, _, _, scalars_at, prepare_at, *_ = table.rows[i].tolist()
+        program = table.programs[i]
         p = table.parameters[i].reshape(-1)
         gradient = table.gradients[i]
         assert gradient is not None
@@ -159,9 +160,9 @@ class ReferenceEngine:
         if prepare_at >= 0:
             prepare = table.scalars[prepare_at : prepare_at + len(PREPARE.scalars)]
             g = run(PREPARE, {"g": g, "p": p}, prepare.tolist(), np)["prepared"]
-        arrays = {"g": g, "p": p, **{name: state.reshape(-1) for name, state in zip(table.program.states, table.states[i], strict=True)}}
-        scalars = table.scalars[scalars_at : scalars_at + len(table.program.scalars)]
-        return run(table.program, arrays, scalars.tolist(), np)
+        arrays = {"g": g, "p": p, **{name: state.reshape(-1) for name, state in zip(program.states, table.states[i], strict=True)}}
+        scalars = table.scalars[scalars_at : scalars_at + len(program.scalars)]
+        return run(program, arrays, scalars.tolist(), np)
 
     @staticmethod
     def _active(table: Table) -> list[int]:

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from . import engine as engines
-from . import rules, states
-from .errors import (
-    AliasError,
-    CheckpointMismatchError,
-    ConcurrentStepError,
-    GradientError,
-    HyperparameterError,
-    HyperparameterWarning,
-    NonFiniteGradientError,
-    NonFiniteStateError,
-    ParameterError,
-)
+from . import states
+from .errors import AliasError, CheckpointMismatchError, GradientError, HyperparameterError, HyperparameterWarning, ParameterError
 from .hyperparameters import checked, checked_or_schedule, suggest
-from .language.arrays import compile_scalars
-from .language.expression import Rule, Traced
-from .language.program import Program
-from .measures import GRAD_SUM_SQUARES, MEASURES
+from .language.expression import Rule
 from .parameters import (
     Entry,
     as_gradient,
@@ -45,62 +30,11 @@ from .parameters import (
     structured,
     touches,
 )
+from .step import Stepper, StepReport, Update, alone, check_dtype, compiled
 
 __all__ = ["Optimizer", "StepReport"]
 
 Array = npt.NDArray[Any]
-P = ParamSpec("P")
-T = TypeVar("T")
-
-NORM = (MEASURES.index(GRAD_SUM_SQUARES),)
-ALL_MEASURES = tuple(range(len(MEASURES)))
-FLOAT32_LARGEST = 3.4028235677973366e38  # a float64 from here on rounds to infinity
-FLOAT32_TINIEST = 7.1e-46  # and one below half the smallest subnormal number to 0
-# Above these magnitudes a gradient's square might overflow; only then is it worth trying the step out first.
-SUSPICIOUS = {np.dtype(np.float32): 1e18, np.dtype(np.float64): 1e150}
-
-
-class StepReport(NamedTuple):
-    """What a trainer wants to log of one step.
-
-    >>> import numpy as np, openadam
-    >>> report = openadam.Adam(np.zeros(2)).step(np.array([3.0, 4.0]))
-    >>> report.step, report.grad_norm, report.skipped
-    (1, 5.0, False)
-    """
-
-    step: int
-    """Number of steps taken so far, this one included unless it was skipped."""
-    grad_norm: float
-    """Global Euclidean norm of the gradients as given, before clipping."""
-    clip_factor: float
-    """What the gradients were multiplied by to keep to ``clip_norm``; 1.0 if nothing was clipped."""
-    skipped: bool
-    """Whether the step was skipped because of a gradient that is not finite (``nonfinite="skip"``)."""
-    measures: dict[str, dict[str, float]] | None = None
-    """Per tensor, what `step(..., measure=True)` saw on the way; see `openadam.measures`."""
-
-
-def _alone(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """One use of an optimizer at a time: a second one is refused, not made to wait (a wait could hang after a fork).
-
-    The lock is held for one line without calls, in which neither a signal handler nor another thread can run.
-    """
-
-    @functools.wraps(method)
-    def exclusive(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        mine = False
-        try:
-            with self._guard:
-                mine, self._in_use = not self._in_use, True
-            if not mine:
-                raise ConcurrentStepError("this optimizer is in use by another thread, or by the call that led here; use one optimizer per thread")
-            return method(self, *args, **kwargs)
-        finally:
-            if mine:
-                self._in_use = False
-
-    return exclusive
 
 
 class Optimizer:
@@ -174,8 +108,6 @@ class Optimizer:
         self._maximize = bool(maximize)
         self._nonfinite = nonfinite
         self._no_decay = no_decay
-        self._clip_norm = None if clip_norm is None else checked("clip_norm", clip_norm)
-        self._clip_value = None if clip_value is None else checked("clip_value", clip_value)
         self._threads = engines.resolve_threads(threads)
         merged = {**chosen.defaults, **type(self).defaults, **hyperparameters}
         options = {name: merged.pop(name) for name in list(merged) if name in chosen.options}
@@ -184,13 +116,19 @@ class Optimizer:
                 raise HyperparameterError(f"{name}={value!r} is none of {', '.join(map(repr, chosen.options[name]))}")
         self._traced = chosen.trace(**options)
         self._options = options
-        program, self._scalars = _compiled(self._traced)
+        program, scalars = compiled(self._traced)
         self._engine = engines.choose_engine(program, engine, isa)
         self._chosen = {"engine": engine, "isa": isa}
         kernel = self._engine.kernel(program)
         assert kernel is not None
-        self._kernel = kernel
-        self._table = engines.Table(program, np.zeros((0, engines.COLUMNS), np.int64))
+        self._update = Update(self._traced, program, scalars, self._coupling, kernel)
+        self._entries: list[Entry] = []
+        self._stepper = _ArrayStepper(
+            self,
+            clip_norm=None if clip_norm is None else checked("clip_norm", clip_norm),
+            clip_value=None if clip_value is None else checked("clip_value", clip_value),
+        )
+        self._table = self._stepper.table
 
         initial = [value for value in self._traced.initial.values() if isinstance(value, str)]
         self._names = tuple(dict.fromkeys(["lr", *self._traced.hyperparameters, *initial, "weight_decay"]))
@@ -207,20 +145,13 @@ class Optimizer:
 
         self.groups: list[dict[str, Any]] = []
         """The groups: the names of their parameters and their hyperparameters, which may be changed between steps."""
-        self._entries: list[Entry] = []
-        # Tensors of one class (a group, decayed or not) share their scalars while their step numbers agree.
-        self._class_of: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-        self._classes: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] = (self._class_of, self._class_of)
         self._plain: list[Any] = []
         self._protected: tuple[Array, Array] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
         self._doubtful = True
-        self._missing: list[int] = []  # tensors without a gradient in the current step
-        self._together = True  # every tensor has taken the same number of steps and holds the same scalar states
-        self._placed: tuple[list[int], list[int]] | None = None
         self._names_of: list[list[str]] = []  # of each group
         self._singles: dict[int, str] = {}  # of each group that has one, the first float32 parameter
-        # The groups' settings when they were last checked, and what they come to, if no schedule changes them.
-        self._settings: tuple[list[Any], list[dict[str, Any]] | None] = ([], None)
+        # The groups' settings when they were last checked, and what they come to for each class, if no schedule changes them.
+        self._settings: tuple[list[Any], dict[int, dict[str, Any]] | None] = ([], None)
         self._guard = threading.Lock()
         self._in_use = False
         structure, groups = read_structure(params)
@@ -238,7 +169,7 @@ class Optimizer:
 
     # --- parameters and groups -------------------------------------------------------------------------------------
 
-    @_alone
+    @alone
     def add_group(self, group: Mapping[str, Any]) -> None:
         """Add a group: a mapping with ``params`` and hyperparameters of its own. Its tensors start at step 1.
 
@@ -277,12 +208,12 @@ class Optimizer:
         first = np.array([self._initial(name, settings_of[entry.group - len(self.groups)]) for entry in added for name in memory])
         self.groups += settings_of
         self._structures += [settings["structure"] for _, settings in groups]
-        self._entries = existing
+        self._entries[:] = existing
         table = self._table
         table.states += states
         table.parameters += [entry.view for entry in added]
-        # Steps of each tensor, steps of the optimizer, skipped ones: the engine commits them together.
-        table.counters = np.concatenate([table.counters[:-2], np.zeros(len(added), np.int64), [self.steps, self.skipped]])
+        table.programs = [self._update.program] * len(existing)
+        table.counters = np.concatenate([self._stepper.steps_of, np.zeros(len(added), np.int64), [self.steps, self.skipped]])
         table.memory = np.concatenate([table.memory, first])
         self._rebuild_rows()
         now = self._settings_now()
@@ -296,18 +227,17 @@ class Optimizer:
         """The table's rows, from the entries and states as they are now."""
         table = self._table
         rows = np.zeros((len(self._entries), engines.COLUMNS), np.int64)
-        self._class_of = np.array([2 * entry.group + (not entry.decayed) for entry in self._entries], np.int64)
-        _, sample, inverse = np.unique(self._class_of, return_index=True, return_inverse=True)
-        self._classes = (sample, inverse)
         for i, entry in enumerate(self._entries):
             rows[i, engines.PARAMETER] = entry.address
             rows[i, engines.LENGTH] = entry.view.size
             rows[i, engines.DTYPE] = engines.DTYPES[entry.view.dtype]
             for s, state in enumerate(table.states[i]):
                 rows[i, engines.STATES + s] = state.__array_interface__["data"][0]
-        rows[:, engines.KERNEL] = self._kernel
-        rows[:, engines.LAYOUT] = -1
-        table.rows = rows
+        rows[:, engines.KERNEL] = self._update.kernel
+        # Tensors of one class (a group, decayed or not) share their scalars while their step numbers agree.
+        classes = np.array([2 * entry.group + (not entry.decayed) for entry in self._entries], np.int64)
+        self._stepper.updates = dict.fromkeys(range(2 * len(self.groups)), self._update)
+        self._stepper.rebuild(rows, classes, [entry.view.dtype for entry in self._entries])
         self._plain = [entry.view if entry.is_plain else None for entry in self._entries]
         self._doubtful = True
         self._names_of = [[] for _ in self.groups]
@@ -315,18 +245,10 @@ class Optimizer:
             self._names_of[entry.group].append(entry.name)
         self._singles = _first_singles(self._entries)
         self._protected = protected_intervals(self._entries, table.states)
-        self._doubles = any(entry.view.dtype == np.float64 for entry in self._entries)
-        self._placed = None
-        self._note_together()
-
-    def _note_together(self) -> None:
-        steps = self._table.counters[:-2]
-        memory = self._table.memory.reshape(len(self._entries), -1)
-        self._together = bool((steps == steps[0]).all() and (memory == memory[0]).all())
 
     # --- the step --------------------------------------------------------------------------------------------------
 
-    @_alone
+    @alone
     def step(self, grads: Any, *, measure: bool = False) -> StepReport:
         """Update the parameters in place from their gradients; all of it, or nothing.
 
@@ -358,42 +280,11 @@ class Optimizer:
             self._table.gradients = []  # they are the caller's; keep none alive
 
     def _step(self, gradients: list[Any], measure: bool) -> StepReport:
-        table = self._table
-        values = self._values()
+        settings = self._values()
         self._take_gradients(gradients)
-        if len(self._missing) == len(self._entries):
+        if len(self._stepper.missing) == len(self._entries):
             return StepReport(self.steps, 0.0, 1.0, False, {} if measure else None)
-        if table.counters[:-1].max() >= states.MAX_STEP:
-            raise HyperparameterError(f"a parameter has taken {states.MAX_STEP} steps, more than can be counted exactly; start a new optimizer")
-        checks = self._nonfinite != "propagate"
-        factor, norm = 1.0, math.nan
-        if checks or self._clip_norm is not None:
-            squares = self._engine.measure(table, NORM, self._threads)[:, 0]
-            norm = self._norm(squares)
-            if checks and not math.isfinite(norm):
-                bad = self._non_finite()
-                if bad is not None and self._nonfinite == "raise":
-                    raise bad
-                if bad is not None:
-                    table.counters[-1] += 1
-                    return StepReport(self.steps, norm, 1.0, True, {} if measure else None)
-            if self._clip_norm is not None:
-                factor = rules.clip_factor(norm, self._clip_norm)
-        self._place_scalars(values, factor)
-        if checks:
-            self._try_out(squares)
-        taken = ALL_MEASURES if measure else () if checks or self._clip_norm is not None else NORM
-        if self._missing:
-            self._together = False
-        tallies = self._engine.update(table, taken, self._threads)
-        if math.isnan(norm) and not checks and self._clip_norm is None:
-            norm = self._norm(tallies[:, taken.index(NORM[0])])
-        seen = None
-        if measure:
-            names = [m.name for m in MEASURES]
-            given = table.rows[:, engines.ACTIVE].tolist()
-            seen = {e.name: dict(zip(names, row, strict=True)) for e, row, on in zip(self._entries, tallies.tolist(), given, strict=True) if on}
-        return StepReport(self.steps, norm, factor, False, seen)
+        return self._stepper.take(settings, self._threads, measure=measure)
 
     def _flatten(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters; refuses another structure."""
@@ -414,7 +305,7 @@ class Optimizer:
         others, suspects = engines.read_gradients(gradients, self._plain, table.rows, self._protected, self._doubtful)
         self._doubtful = True  # until everything below has been checked
         layouts: dict[int, list[int]] = {}
-        self._missing = [i for i in others if gradients[i] is None]
+        self._stepper.missing = [i for i in others if gradients[i] is None]
         for i in others:
             entry = self._entries[i]
             row = table.rows[i]
@@ -446,57 +337,7 @@ class Optimizer:
                         f"the gradient of parameter {name!r} shares memory with the {what} {entry.name!r}, which the step writes; pass a copy"
                     )
 
-    def _norm(self, squares: Array) -> float:
-        """The global norm from each tensor's sum of squares, added in order."""
-        with np.errstate(all="ignore"):
-            return self._norm_of(squares)
-
-    def _norm_of(self, squares: Array) -> float:
-        total = float(np.add.accumulate(squares)[-1])
-        # In float64 itself the squares can leave the range though the norm does not.
-        if self._doubles and not 1e-280 < total < math.inf:
-            largest = max((float(np.max(np.abs(g))) for g in self._table.gradients if g is not None and g.size), default=0.0)
-            if 0.0 < largest < math.inf:
-                scaled = [float(np.sum((np.asarray(g, np.float64) / largest) ** 2)) for g in self._table.gradients if g is not None]
-                return largest * math.sqrt(math.fsum(scaled))
-        return math.sqrt(total) if total >= 0 else math.nan
-
-    def _non_finite(self) -> NonFiniteGradientError | None:
-        """The error that names the first element that is not finite, if there is one."""
-        for entry, gradient in zip(self._entries, self._table.gradients, strict=True):
-            if gradient is None:
-                continue
-            bad = np.flatnonzero(~np.isfinite(entry.as_given(gradient)).reshape(-1))
-            if bad.size:
-                index = int(bad[0])
-                value = float(entry.as_given(gradient).reshape(-1)[index])
-                return NonFiniteGradientError(entry.name, index, value, int(bad.size), self.steps + 1)
-        return None
-
-    def _try_out(self, squares: Array) -> None:
-        """Refuse gradients so large that a state would not be finite."""
-        table = self._table
-        if not squares.max() > 1e36:
-            return
-        for i in np.flatnonzero(squares > 1e36).tolist():
-            entry = self._entries[i]
-            if math.sqrt(squares[i]) <= SUSPICIOUS[entry.view.dtype]:
-                continue
-            with np.errstate(all="ignore"):
-                outputs = engines.ReferenceEngine.outputs(table, i)
-            for name, before in zip((*table.program.states, "p"), (*table.states[i], table.parameters[i]), strict=True):
-                bad = np.flatnonzero(~np.isfinite(outputs[name]) & np.isfinite(before.reshape(-1)))
-                if bad.size:
-                    given = table.gradients[i]
-                    assert given is not None
-                    value = float(given.reshape(-1)[bad[0]])
-                    what = "it" if name == "p" else f"its state {self._public(name)!r}"
-                    raise NonFiniteStateError(
-                        f"the gradient of parameter {entry.name!r} is so large ({value:g} at element {int(bad[0])}) that {what} would not be finite "
-                        f"in {entry.view.dtype} at step {self.steps + 1}; nothing was changed (clip_norm or clip_value bounds gradients)"
-                    )
-
-    # --- hyperparameters and scalars -------------------------------------------------------------------------------
+    # --- hyperparameters -------------------------------------------------------------------------------------------
 
     def _check_groups(self, groups: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> None:
         """Refuse settings that are out of range, or that the parameters' dtype cannot hold; keep numbers as Python floats."""
@@ -511,14 +352,14 @@ class Optimizer:
             numbers = {name: checked_or_schedule(name, group[name], where=f" in group {index}") for name in self._names}
             if not isinstance(group["maximize"], (bool, np.bool_)):
                 raise HyperparameterError(f"maximize={group['maximize']!r} in group {index} is neither True nor False")
-            _check_dtype(index, numbers, singles.get(index))
+            check_dtype(index, numbers, singles.get(index))
             lr, decay = numbers["lr"], numbers["weight_decay"]
             if self._coupling == "decoupled" and not callable(lr) and not callable(decay) and lr * decay > 1:
                 warnings.warn(f"lr * weight_decay = {lr * decay:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=4)
             group.update(numbers)
 
-    def _values(self) -> list[dict[str, Any]]:
-        """The hyperparameters of the coming step, checked; schedules are asked for step `self.steps` + 1."""
+    def _values(self) -> dict[int, dict[str, Any]]:
+        """The hyperparameters of the coming step for each class, checked; schedules are asked for step `self.steps` + 1."""
         now = self._settings_now()
         checked_then, constant = self._settings
         if len(now) != len(checked_then) or any(a is not b for a, b in zip(now, checked_then, strict=True)):
@@ -532,63 +373,14 @@ class Optimizer:
         names = (*self._names, "maximize")
         return [group.get(name) for group in self.groups for name in names] + [len(group) for group in self.groups]
 
-    def _settings_at(self, t: int) -> list[dict[str, Any]]:
-        values = [{name: _at(name, group[name], t) for name in self._names} for group in self.groups]
-        for index, each in enumerate(values):
-            _check_dtype(index, each, self._singles.get(index))
-        return [each | {"maximize": bool(group["maximize"])} for each, group in zip(values, self.groups, strict=True)]
-
-    def _place_scalars(self, values: list[dict[str, Any]], factor: float) -> None:
-        """Compute the scalars of the step, once for each set of tensors that share them, and the counters after it."""
-        table = self._table
-        steps = table.counters[:-2]
-        table.counters_after = table.counters + 1
-        table.counters_after[-1] -= 1
-        if self._missing:
-            table.counters_after[self._missing] -= 1
-        names = self._traced.scalar_states
-        memory = table.memory.reshape(len(self._entries), len(names))
-        after = memory.copy()
-        if self._together:
-            sample, inverse = self._classes
-        else:
-            columns = [self._class_of, steps, *memory.T.copy().view(np.int64)]
-            _, sample, inverse = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
-            inverse = inverse.reshape(-1)
-        scalars: list[float] = []
-        starts: list[int] = []
-        prepare_starts: list[int] = []
-        for k, i in enumerate(sample.tolist()):
-            entry = self._entries[i]
-            h = dict(values[entry.group])
-            decay = h["weight_decay"] if entry.decayed else 0.0
-            coupled = self._coupling == "coupled"
-            h |= {"coupled_decay": decay if coupled else 0.0, "decoupled_decay": 0.0 if coupled else decay}
-            h["t"] = float(steps[i] + 1)
-            h["gradient_scale"] = -factor if h["maximize"] else factor
-            h["clip_value"] = math.inf if self._clip_value is None else self._clip_value
-            prepare_starts.append(-1)
-            if h["clip_value"] != math.inf or h["coupled_decay"] != 0.0:
-                prepare_starts[-1] = len(scalars)
-                scalars += _prepare_scalars(h)
-                h["gradient_scale"] = 1.0  # it has been applied
-            if names:
-                h.update(zip(names, memory[i].tolist(), strict=True))
-            computed = self._scalars(h)
-            split = len(computed) - len(names)
-            starts.append(len(scalars))
-            scalars += computed[:split]
-            if names:
-                after[inverse == k] = computed[split:]
-        table.scalars = np.array(scalars)
-        placed = (starts, prepare_starts) if self._together else None
-        if placed is None or placed != self._placed:
-            self._placed = None
-            table.rows[:, engines.SCALARS] = np.array(starts)[inverse]
-            table.rows[:, engines.PREPARATION] = np.array(prepare_starts)[inverse]
-            self._placed = placed
-        after[self._missing] = memory[self._missing]
-        table.memory_after = after.reshape(-1)
+    def _settings_at(self, t: int) -> dict[int, dict[str, Any]]:
+        settings = {}
+        for index, group in enumerate(self.groups):
+            numbers = {name: _at(name, group[name], t) for name in self._names}
+            check_dtype(index, numbers, self._singles.get(index))
+            settings[2 * index] = numbers | {"maximize": bool(group["maximize"])}
+            settings[2 * index + 1] = settings[2 * index] | {"weight_decay": 0.0}
+        return settings
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -598,12 +390,12 @@ class Optimizer:
     @property
     def steps(self) -> int:
         """Steps taken."""
-        return int(self._table.counters[-2]) if self._table.counters.size else 0
+        return self._stepper.steps
 
     @property
     def skipped(self) -> int:
         """Steps skipped because of gradients that are not finite."""
-        return int(self._table.counters[-1]) if self._table.counters.size else 0
+        return self._stepper.skipped
 
     @property
     def params(self) -> dict[str, Array]:
@@ -624,7 +416,7 @@ class Optimizer:
         memory = self._table.memory.reshape(len(self._entries), -1)
         for i, entry in enumerate(self._entries):
             state: dict[str, Any] = {"step": int(self._table.counters[i])}
-            for name, array in zip(self._table.program.states, self._table.states[i], strict=True):
+            for name, array in zip(self._update.program.states, self._table.states[i], strict=True):
                 view = entry.as_given(array).view()
                 view.flags.writeable = False
                 state[self._public(name)] = view
@@ -633,7 +425,7 @@ class Optimizer:
             result[entry.name] = state
         return result
 
-    @_alone
+    @alone
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters, copied: plain numbers, strings, lists, dicts and arrays.
 
@@ -642,7 +434,7 @@ class Optimizer:
         """
         return states.write(self)
 
-    @_alone
+    @alone
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a `state_dict`, matched by parameter names; all of it, or nothing.
 
@@ -656,12 +448,12 @@ class Optimizer:
     def _take_over(self, loaded: states.Loaded, parameters: Mapping[str, Array] = MappingProxyType({})) -> None:
         """Commit what has been checked."""
         table, own = self._table, self.params
-        self._together = False
+        self._stepper.no_longer_together()
         engines.assign_all(
             [*(own[name] for name in parameters), *(array for arrays in table.states for array in arrays), table.counters, table.memory, self.groups],
             [*parameters.values(), *(array for arrays in loaded.arrays for array in arrays), loaded.counters, loaded.memory, loaded.groups],
         )
-        self._note_together()
+        self._stepper.note_together()
 
     def save(self, path: Any, *, parameters: bool = True) -> None:
         """Write the state, and the parameters unless told not to, to one safetensors file, atomically.
@@ -687,11 +479,11 @@ class Optimizer:
 
         self._take_over_all(*checkpoint.load(path))
 
-    @_alone
+    @alone
     def _copies(self, parameters: bool) -> tuple[dict[str, Any], dict[str, Array]]:
         return states.write(self), {name: np.array(array) for name, array in self.params.items()} if parameters else {}
 
-    @_alone
+    @alone
     def _take_over_all(self, state: Mapping[str, Any], parameters: Mapping[str, Array]) -> None:
         read = states.read(self, state)
         own = self.params
@@ -711,8 +503,9 @@ class Optimizer:
         for group, names, structure in zip(self.groups, self._names_of, self._structures, strict=True):
             settings = {name: value for name, value in group.items() if name != "params"}
             parts.append({"params": structured(structure, [(name, self.params[name]) for name in names]), **settings})
+        stepper = self._stepper
         whole: dict[str, Any] = {
-            "rule": self._rule, "coupling": self._coupling, "no_decay": self._no_decay, "clip_norm": self._clip_norm, "clip_value": self._clip_value,
+            "rule": self._rule, "coupling": self._coupling, "no_decay": self._no_decay, "clip_norm": stepper.clip_norm, "clip_value": stepper.clip_value,
             "nonfinite": self._nonfinite, "maximize": self._maximize, "threads": self._threads, **self._chosen, **self._base, **self._options,
         }  # fmt: skip
         return _rebuild, (type(self), parts, self._grouped, whole, self.state_dict())
@@ -726,7 +519,9 @@ class Optimizer:
             undecayed = [entry.name for entry in self._entries if entry.group == index and not entry.decayed]
             if undecayed:
                 lines.append(f"    without weight decay: {', '.join(undecayed)}")
-        lines.append(f"  nonfinite={self._nonfinite!r}, clip_norm={self._clip_norm}, clip_value={self._clip_value}, threads={self._threads}")
+        lines.append(
+            f"  nonfinite={self._nonfinite!r}, clip_norm={self._stepper.clip_norm}, clip_value={self._stepper.clip_value}, threads={self._threads}"
+        )
         return "\n".join(lines)
 
 
@@ -749,14 +544,29 @@ for _name in ("clip_norm", "clip_value", "nonfinite", "no_decay", "threads", "en
     setattr(Optimizer, _name, _Elsewhere(_name, "it is chosen when the optimizer is made; make another and give it this one's state_dict()"))
 
 
-@functools.lru_cache(maxsize=256)
-def _compiled(traced: Traced) -> tuple[Program, Callable[[Mapping[str, float]], list[float]]]:
-    """The program of a traced rule, and the function that computes its scalars and then its scalar states."""
-    program = rules.update_program(traced)
-    return program, compile_scalars([*program.scalars, *(traced.named[name] for name in traced.scalar_states)])
+class _ArrayStepper(Stepper):
+    """Steps over the arrays of an optimizer."""
 
+    def __init__(self, optimizer: Optimizer, *, clip_norm: float | None, clip_value: float | None) -> None:
+        super().__init__(optimizer._engine, clip_norm=clip_norm, clip_value=clip_value, nonfinite=optimizer._nonfinite)
+        self._state_names = type(optimizer).state_names  # and not the optimizer itself, which would then live until the garbage collector comes
+        self._entries = optimizer._entries
 
-_prepare_scalars = compile_scalars(rules.PREPARE.scalars)
+    def name(self, i: int) -> str:
+        return self._entries[i].name
+
+    def gradient(self, i: int) -> Array | None:
+        gradient = self.table.gradients[i]
+        return None if gradient is None else self._entries[i].as_given(gradient)
+
+    def preview(self, i: int) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
+        table = self.table
+        with np.errstate(all="ignore"):
+            outputs = engines.ReferenceEngine.outputs(table, i)
+        given = table.gradients[i]
+        assert given is not None
+        before = zip((*table.programs[i].states, "p"), (*table.states[i], table.parameters[i]), strict=True)
+        return given.reshape(-1), [(self._state_names.get(name, name), array.reshape(-1), outputs[name]) for name, array in before]
 
 
 def _at(name: str, value: Any, t: int) -> float:
@@ -783,18 +593,6 @@ def _first_singles(entries: Sequence[Entry]) -> dict[int, str]:
         if entry.view.dtype == np.float32:
             singles.setdefault(entry.group, entry.name)
     return singles
-
-
-def _check_dtype(index: int, values: Mapping[str, Any], single: str | None) -> None:
-    """Refuse numbers that a float32 parameter of the group cannot work with: infinite there, or an eps that is 0 there."""
-    for name, value in values.items() if single is not None else ():
-        if callable(value):
-            continue
-        if name == "eps" and 0 < value < FLOAT32_TINIEST:
-            hint = f"use at least {FLOAT32_TINIEST:.2g}, or eps=0"
-            raise HyperparameterError(f"eps={value!r} in group {index} is 0 in float32, the dtype of parameter {single!r}; {hint}")
-        if abs(value) > FLOAT32_LARGEST:
-            raise HyperparameterError(f"{name}={value!r} in group {index} is infinite in float32, the dtype of parameter {single!r}")
 
 
 def _allocate_states(entries: list[Entry], traced: Any, groups: list[dict[str, Any]], first_group: int) -> list[tuple[Array, ...]]:

@@ -13,14 +13,14 @@ import numpy.typing as npt
 from .errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointVersionError, HyperparameterError
 from .hyperparameters import checked
 from .parameters import Entry, describe
+from .step import MAX_STEP
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
 
-__all__ = ["FORMAT", "MAX_STEP", "Loaded", "read", "write"]
+__all__ = ["FORMAT", "Loaded", "read", "write"]
 
 FORMAT = 1
-MAX_STEP = 2**53 - 1  # a float64 counts exactly up to here
 
 
 @dataclass
@@ -76,7 +76,7 @@ def read(optimizer: Optimizer, given: Mapping[str, Any]) -> Loaded:
             raise CheckpointMismatchError(f"the state of parameter {entry.name!r} must hold {sorted(expected)}, found {found}")
         counters.append(_counter(state["step"], f"step of parameter {entry.name!r}"))
         memory += [_scalar(optimizer, entry, name, state) for name in optimizer._traced.scalar_states]
-        names = optimizer._table.program.states
+        names = optimizer._update.program.states
         arrays.append([_array(optimizer, entry, name, state, own) for name, own in zip(names, optimizer._table.states[i], strict=True)])
     counters.append(_counter(given["steps"], "steps"))
     counters.append(_counter(given.get("skipped", 0), "skipped"))

@@ -229,7 +229,7 @@ def _settings(optimizer: Optimizer) -> dict[str, float | str | bool]:
     """What the trace was made with, without what is switched off and options that are the default."""
     numbers = {name: value for name, value in optimizer.groups[0].items() if name not in ("params", "weight_decay", "maximize")}
     around = {name: optimizer.groups[0][name] for name in ("weight_decay", "maximize")}
-    around |= {"clip_norm": optimizer._clip_norm, "clip_value": optimizer._clip_value}
+    around |= {"clip_norm": optimizer._stepper.clip_norm, "clip_value": optimizer._stepper.clip_value}
     settings = {**numbers, **{name: value for name, value in around.items() if value not in (None, False, 0.0)}}
     choices = optimizer._rule.options
     options = {name: value for name, value in optimizer._options.items() if value != choices[name][0]}
@@ -246,7 +246,7 @@ def _watch(optimizer: Optimizer, p: Array, gradient: Array) -> TracedStep:
     report = optimizer.step({"p": gradient})
 
     group = {name: value(t) if callable(value) else value for name, value in optimizer.groups[0].items() if name != "params"}
-    bound = optimizer._clip_value
+    bound = optimizer._stepper.clip_value
     around = surroundings(optimizer._coupling, group["weight_decay"], factor=report.clip_factor, maximize=group["maximize"], clip_value=bound)
     values: dict[tuple[str, str], Any] = {("scalar", name): float(value) for name, value in group.items()}
     values |= {("scalar", "t"): float(t), **around, **{("state", name): state for name, state in states.items()}}
