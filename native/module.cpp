@@ -14,6 +14,7 @@
 #include "dispatch.hpp"
 #include "loop.hpp"
 #include "memory.hpp"
+#include "tensors.hpp"
 
 namespace nb = nanobind;
 using openadam::Row;
@@ -163,5 +164,6 @@ NB_MODULE(_native, m) {
   m.def("read_gradients", &read_gradients, nb::arg("gradients"), nb::arg("parameters"), nb::arg("table").noconvert(), nb::arg("starts").noconvert(),
         nb::arg("ends").noconvert(), nb::arg("recheck"),
         "Write the addresses of plain gradients into the table; returns (rows that need a closer look, rows that reach into protected memory).");
+  openadam::bind_tensors(m);
   m.def("allocate", &allocate, nb::arg("bytes"), "Zeroed bytes, aligned to 64 and on huge pages where there are many.");
 }

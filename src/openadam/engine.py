@@ -32,7 +32,18 @@ try:
 except ImportError:  # a source install without a compiler
     _native = None
 
-__all__ = ["Engine", "Table", "assign_all", "choose_engine", "native_isas", "read_gradients", "resolve_threads", "zeros"]
+__all__ = [
+    "Engine",
+    "Table",
+    "assign_all",
+    "choose_engine",
+    "native_isas",
+    "native_or_reference",
+    "read_gradients",
+    "resolve_threads",
+    "tensor_reader",
+    "zeros",
+]
 
 Array = npt.NDArray[Any]
 
@@ -255,6 +266,17 @@ def choose_engine(program: Program, engine: str | None = None, isa: str | None =
             stacklevel=3,
         )
     return ReferenceEngine()
+
+
+def native_or_reference() -> Engine:
+    """The native engine if there is one and ``OPENADAM_ENGINE`` does not say otherwise, whatever kernels it has; else the reference."""
+    native = _native_engine(None) if os.environ.get("OPENADAM_ENGINE") != "reference" else None
+    return native if native is not None else ReferenceEngine()
+
+
+def tensor_reader() -> Any:
+    """What reads tensors of another framework natively (`read_tensors` and its kin), or None without native code."""
+    return _native
 
 
 def resolve_threads(threads: int | None) -> int:

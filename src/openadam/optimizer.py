@@ -30,7 +30,7 @@ from .parameters import (
     structured,
     touches,
 )
-from .step import Stepper, StepReport, Update, alone, check_dtype, compiled
+from .step import Stepper, StepReport, Update, allocate_states, alone, check_dtype, compiled
 
 __all__ = ["Optimizer", "StepReport"]
 
@@ -203,7 +203,8 @@ class Optimizer:
             entry.decayed = not excluded
         self._check_groups([*self.groups, *settings_of], existing)
 
-        states = _allocate_states(added, self._traced, settings_of, len(self.groups))
+        first_values = [[self._initial(name, settings_of[entry.group - len(self.groups)]) for name in self._update.program.states] for entry in added]
+        states = allocate_states(added, first_values)
         memory = self._traced.scalar_states
         first = np.array([self._initial(name, settings_of[entry.group - len(self.groups)]) for entry in added for name in memory])
         self.groups += settings_of
@@ -505,8 +506,9 @@ class Optimizer:
             parts.append({"params": structured(structure, [(name, self.params[name]) for name in names]), **settings})
         stepper = self._stepper
         whole: dict[str, Any] = {
-            "rule": self._rule, "coupling": self._coupling, "no_decay": self._no_decay, "clip_norm": stepper.clip_norm, "clip_value": stepper.clip_value,
-            "nonfinite": self._nonfinite, "maximize": self._maximize, "threads": self._threads, **self._chosen, **self._base, **self._options,
+            "rule": self._rule, "coupling": self._coupling, "no_decay": self._no_decay,
+            "clip_norm": stepper.clip_norm, "clip_value": stepper.clip_value, "nonfinite": self._nonfinite,
+            "maximize": self._maximize, "threads": self._threads, **self._chosen, **self._base, **self._options,
         }  # fmt: skip
         return _rebuild, (type(self), parts, self._grouped, whole, self.state_dict())
 
@@ -593,33 +595,6 @@ def _first_singles(entries: Sequence[Entry]) -> dict[int, str]:
         if entry.view.dtype == np.float32:
             singles.setdefault(entry.group, entry.name)
     return singles
-
-
-def _allocate_states(entries: list[Entry], traced: Any, groups: list[dict[str, Any]], first_group: int) -> list[tuple[Array, ...]]:
-    """The states of new parameters, in one piece of memory; each starts on a cache line."""
-    names = [name for name in traced.states if name in traced.element_states]
-    places: list[int] = []
-    total = 0
-    for k in range(len(names)):
-        # Arrays at equal distances from a 4 KiB boundary get in each other's way in the cache; these start apart.
-        total += -total % 4096 + 1088 * (k + 1)
-        for entry in entries:
-            places.append(total)
-            total += entry.view.nbytes + -entry.view.nbytes % 64
-    memory = engines.zeros(total)
-    states: list[tuple[Array, ...]] = []
-    for i, entry in enumerate(entries):
-        own = []
-        for k, name in enumerate(names):
-            at = places[k * len(entries) + i]
-            array = memory[at : at + entry.view.nbytes].view(entry.view.dtype).reshape(entry.view.shape)
-            start = traced.initial[name]
-            value = _at(start, groups[entry.group - first_group][start], 1) if isinstance(start, str) else float(start)
-            if value:
-                array[...] = value
-            own.append(array)
-        states.append(tuple(own))
-    return states
 
 
 def _rebuild(cls: type[Optimizer], parts: list[dict[str, Any]], grouped: bool, whole: dict[str, Any], state: dict[str, Any]) -> Optimizer:

@@ -23,8 +23,9 @@ from .language.arrays import compile_scalars
 from .language.expression import Traced
 from .language.program import Program
 from .measures import GRAD_SUM_SQUARES, MEASURES
+from .parameters import Entry
 
-__all__ = ["MAX_STEP", "StepReport", "Stepper", "Update", "alone", "check_dtype", "compiled"]
+__all__ = ["MAX_STEP", "StepReport", "Stepper", "Update", "allocate_states", "alone", "check_dtype", "compiled"]
 
 Array = npt.NDArray[Any]
 P = ParamSpec("P")
@@ -107,7 +108,8 @@ class Stepper:
     """Takes steps over a table. Tensors of one class share their hyperparameters, and their scalars while their counters agree.
 
     Counters are, in this order: the steps of each tensor, the steps of the optimizer, the steps skipped, and, for hosts that show
-    steps in float32, a float32 copy of the first. The engine commits them, and the scalar states, together with the tensors.
+    steps as floating-point numbers, a copy of the first in room for as many int64. The engine commits them, and the scalar states,
+    together with the tensors.
     """
 
     def __init__(self, engine: engines.Engine, *, clip_norm: float | None, clip_value: float | None, nonfinite: str) -> None:
@@ -118,7 +120,7 @@ class Stepper:
         self.updates: Mapping[int, Update] = {}
         self.dtypes: Sequence[np.dtype[Any]] = ()
         self.missing: list[int] = []  # tensors without a gradient in the current step
-        self.shows_float32 = False
+        self.shows: np.dtype[Any] | None = None  # the dtype of the copy of the steps that a host shows
         # A sample of each class and, for each tensor, which; while all tensors have taken the same number of steps.
         self._classes: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] = (self.class_of, self.class_of)
         self._together = True  # every tensor has taken the same number of steps and holds the same scalar states
@@ -307,8 +309,8 @@ class Stepper:
         after_steps[: count + 1] += 1
         if self.missing:
             after_steps[self.missing] -= 1
-        if self.shows_float32:
-            after_steps[count + 2 :].view(np.float32)[:count] = after_steps[:count]
+        if self.shows is not None:
+            after_steps[count + 2 :].view(self.shows)[:count] = after_steps[:count]
         memory = table.memory.reshape(count, -1)
         after = memory.copy()
         if self._together:
@@ -352,6 +354,32 @@ class Stepper:
             self._placed = placed
         after[self.missing] = memory[self.missing]
         table.memory_after = after.reshape(-1)
+
+
+def allocate_states(entries: Sequence[Entry], first_values: Sequence[Sequence[float]]) -> list[tuple[Array, ...]]:
+    """The states of new parameters, filled with their first values, in one piece of memory; each starts on a cache line."""
+    kinds = max(map(len, first_values), default=0)
+    places: dict[tuple[int, int], int] = {}
+    total = 0
+    for k in range(kinds):
+        # Arrays at equal distances from a 4 KiB boundary get in each other's way in the cache; these start apart.
+        total += -total % 4096 + 1088 * (k + 1)
+        for i, entry in enumerate(entries):
+            if k < len(first_values[i]):
+                places[i, k] = total
+                total += entry.view.nbytes + -entry.view.nbytes % 64
+    memory = engines.zeros(total)
+    states: list[tuple[Array, ...]] = []
+    for i, (entry, values) in enumerate(zip(entries, first_values, strict=True)):
+        own = []
+        for k, value in enumerate(values):
+            at = places[i, k]
+            array = memory[at : at + entry.view.nbytes].view(entry.view.dtype).reshape(entry.view.shape)
+            if value:
+                array[...] = value
+            own.append(array)
+        states.append(tuple(own))
+    return states
 
 
 def check_dtype(index: int, values: Mapping[str, Any], single: str | None) -> None:

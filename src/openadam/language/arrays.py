@@ -103,23 +103,26 @@ def compile_scalars(roots: Sequence[Expression]) -> Callable[[Mapping[str, float
     return namespace["scalars"]  # type: ignore[no-any-return]
 
 
-def run(program: Program, arrays: Mapping[str, Any], scalars: Sequence[float], np: Any) -> dict[str, Any]:
+def run(program: Program, arrays: Mapping[str, Any], scalars: Sequence[Any], np: Any, number: Callable[[float], Any] | None = None) -> dict[str, Any]:
     """The outputs of a program on arrays of one floating dtype, operation by operation.
 
     Args:
         program: What `lower` made.
         arrays: Every input of the program by name, of one shape and dtype.
         scalars: the program's scalars, computed in float64; each is rounded once to the arrays' dtype.
-        np: The array module: ``numpy`` or one that speaks like it.
+        np: The array module: ``numpy`` or one that speaks like it, ``torch``.
+        number: Makes a scalar one of the arrays' dtype; default: NumPy's type of that name.
     """
-    dtype = arrays[program.inputs[0]].dtype.type
+    dtype = arrays[program.inputs[0]].dtype
+    number = number or dtype.type
     tiny = np.finfo(dtype).smallest_normal
-    rounded = [dtype(scalar) for scalar in scalars]
+    rounded = [number(scalar) for scalar in scalars]
     functions: dict[str, Callable[..., Any]] = {
         "add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "divide": operator.truediv,
         "negative": operator.neg, "absolute": np.abs, "sqrt": np.sqrt,
         "less": operator.lt, "less_equal": operator.le, "equal": operator.eq,
     }  # fmt: skip
+    truth = (np.zeros(()) == 0).dtype  # of this module's comparisons
     values: list[Any] = []
 
     def look_up(argument: tuple[str, Any]) -> Any:
@@ -130,13 +133,13 @@ def run(program: Program, arrays: Mapping[str, Any], scalars: Sequence[float], n
             return arrays[which]
         if kind == "scalar":
             return rounded[which]
-        return tiny if which == "smallest_normal" else dtype(which)
+        return tiny if which == "smallest_normal" else number(which)
 
     for instruction in program.instructions:
         operands = [look_up(argument) for argument in instruction.arguments]
         if instruction.operation == "where":
             condition, a, b = operands
-            values.append(np.where(condition != 0 if condition.dtype != bool else condition, a, b))
+            values.append(np.where(condition if condition.dtype == truth else condition != 0, a, b))
         else:
             values.append(functions[instruction.operation](*operands))
     return {target: look_up(argument) for target, argument in program.outputs.items()}

@@ -1,0 +1,300 @@
+"""What all the optimizers have in common on torch's side: construction, the step, loading, copying, in torch's conventions."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import engine as engines
+from ..errors import HyperparameterError, HyperparameterWarning, UnknownHyperparameterError
+from ..hyperparameters import checked, suggest
+from ..step import NORM, StepReport, alone, check_dtype
+from . import loading
+from .graph import GraphEngine
+from .members import Member
+from .rows import TensorStepper
+
+if TYPE_CHECKING:
+    _Base = torch.optim.Optimizer
+else:
+    _Base = object
+
+__all__ = ["Host"]
+
+ENGINES = (None, "native", "graph", "compiled")
+
+
+class Host(_Base):
+    """The step of openadam in the place of torch's; stands before a class of ``torch.optim`` in the order of bases.
+
+    Constructor, groups, hooks, ``zero_grad`` and ``repr`` are torch's own. The keywords that come on top, all of them optional:
+
+    Args:
+        clip_norm: Largest global norm of all gradients together, over all processes that hold a part; None for no limit.
+        nonfinite: What a NaN or infinite gradient does: ``raise`` (default) refuses the step, ``skip`` skips and counts it,
+            ``propagate`` lets it through as torch does.
+        no_decay: What weight decay leaves alone: names (if ``named_parameters()`` were given), tensors, or a predicate of
+            (name, tensor).
+        threads: Most threads of a step; default ``OPENADAM_NUM_THREADS``, else ``torch.get_num_threads()``.
+        sharded: Whether plain tensors given here are a part of those of a model, the rest of which other processes of the default
+            group hold, as under ``ZeroRedundancyOptimizer``; norm and checks then go over all of them. DTensors tell by themselves.
+        engine: ``native``, or ``graph`` for the same rules in torch operations, which also serve whatever the native kernels do not
+            reach, or ``compiled`` for these under ``torch.compile``; default native where there is a kernel.
+    """
+
+    member: ClassVar[Member]
+    _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to the step
+    last_step: StepReport | None = None
+    """What the last step saw: number, gradient norm, clip factor, whether it was skipped."""
+
+    def __init__(
+        self,
+        params: Any,
+        *arguments: Any,
+        clip_norm: float | None = None,
+        nonfinite: str = "raise",
+        no_decay: str | Tensor | Iterable[Any] | Callable[[str, Tensor], bool] = (),
+        threads: int | None = None,
+        sharded: bool = False,
+        engine: str | None = None,
+        **settings: Any,
+    ) -> None:
+        if nonfinite not in ("raise", "skip", "propagate"):
+            raise HyperparameterError(f"nonfinite={nonfinite!r} is none of 'raise', 'skip', 'propagate'")
+        if engine not in ENGINES:
+            raise HyperparameterError(f"engine={engine!r} is none of {', '.join(map(repr, ENGINES))}")
+        if not callable(no_decay):
+            if not isinstance(no_decay, Iterable):
+                raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor tensors, nor a function of (name, tensor)")
+            no_decay = [no_decay] if isinstance(no_decay, (str, Tensor)) else list(no_decay)
+        accepted = _accepted(type(self))
+        for name in settings:
+            if name not in accepted:
+                raise _unexpected(type(self).__name__, name, accepted)
+        for name in ("differentiable", "capturable"):
+            if settings.get(name):
+                why = "its step is no part of the autograd graph" if name == "differentiable" else "its step cannot be captured in a CUDA graph"
+                raise HyperparameterError(f"{name}=True is not supported by openadam: {why}; use torch.optim.{type(self).__name__} for it")
+        if isinstance(params, (set, frozenset)):
+            raise TypeError("optimizer parameters need to be organized in ordered collections: a set has no order; give a list")
+        self._options: dict[str, Any] = {
+            "clip_norm": None if clip_norm is None else checked("clip_norm", clip_norm),
+            "nonfinite": nonfinite,
+            "no_decay": no_decay,
+            "threads": None if threads is None else engines.resolve_threads(threads),
+            "sharded": bool(sharded),
+            "engine": engine,
+        }
+        self._begin()
+        super().__init__(params, *arguments, **settings)
+        self._check(self.param_groups)
+        self._constructed = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" not in cls.__dict__:
+            theirs = list(inspect.signature(_torch_class(cls).__init__).parameters.values())[1:]
+            ours = [p for p in inspect.signature(Host.__init__).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+            cls.__signature__ = inspect.Signature([*theirs, *ours])  # type: ignore[attr-defined]
+
+    def _begin(self) -> None:
+        """What lives beside torch's own attributes, and is made anew in a copy."""
+        self._guard = threading.Lock()
+        self._in_use = False
+        self._stepper: TensorStepper | None = None
+        self._read: tuple[list[Any], dict[int, dict[str, Any]]] | None = None
+        self._engine = self._make_engine()
+
+    def _make_engine(self) -> GraphEngine:
+        chosen = self._options["engine"]
+        base = engines.native_or_reference()
+        if chosen == "native" and base.name != "native":
+            raise HyperparameterError("engine='native': there is no native code here; leave it out to run on torch operations")
+        return GraphEngine(base, compile=chosen == "compiled")
+
+    # --- groups ----------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as torch does; its values are checked. Its parameters start at step 1."""
+        if "_constructed" not in self.__dict__:
+            super().add_param_group(param_group)
+            return
+        before = len(self.param_groups)
+        super().add_param_group(param_group)
+        try:
+            self._check(self.param_groups)
+        except BaseException:
+            del self.param_groups[before:]
+            raise
+
+    def _check(self, groups: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """The settings of each class of tensors, as numbers."""
+        singles = self._stepper.singles if self._stepper is not None else {}
+        settings: dict[int, dict[str, Any]] = {}
+        for index, group in enumerate(groups):
+            numbers = self.member.settings(index, group)
+            check_dtype(index, {name: value for name, value in numbers.items() if name != "maximize"}, singles.get(index))
+            if self.member.coupling(group) == "decoupled" and numbers["lr"] * numbers["weight_decay"] > 1:
+                overshoot = numbers["lr"] * numbers["weight_decay"]
+                warnings.warn(f"lr * weight_decay = {overshoot:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=4)
+            settings[2 * index] = numbers
+            settings[2 * index + 1] = {**numbers, "weight_decay": 0.0}
+        return settings
+
+    def _settings(self) -> dict[int, dict[str, Any]]:
+        """The settings for the coming step; read again where anything has changed. Tensors may change in place."""
+        now = [value for group in self.param_groups for key, value in group.items() if key not in ("params", "param_names")]
+        if self._read is not None:
+            before, settings = self._read
+            if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)) and not any(isinstance(a, Tensor) for a in now):
+                return settings
+        settings = self._check(self.param_groups)
+        self._read = (now, settings)
+        return settings
+
+    # --- the step --------------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform a single optimization step: all of it, or nothing.
+
+        Args:
+            closure: Reevaluates the model and returns the loss; called once.
+
+        Returns:
+            What the closure returned. What the step itself saw is in `last_step`.
+
+        Raises:
+            GradientError: A gradient cannot be used: sparse, of another shape, or (unless ``nonfinite`` says otherwise) not finite.
+                Parameters, states and counters are as they were, on every process that takes part.
+            HyperparameterError: A group's setting is out of range.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._take()
+        return loss
+
+    @alone
+    @torch.no_grad()
+    def _take(self) -> None:
+        settings = self._settings()
+        stepper = self._current()
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is not None and _number(found_inf) != 0:
+            stepper.table.counters[stepper.count + 1] += 1
+            self.last_step = StepReport(stepper.steps, float("nan"), 1.0, True)
+            return
+        scale = 1.0
+        if grad_scale is not None:
+            scale = 1.0 / checked("grad_scale", _number(grad_scale)) if _number(grad_scale) else float("inf")
+            if scale == float("inf"):
+                raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
+        stepper.failure = None
+        try:
+            stepper.read()
+        except Exception as error:
+            if not stepper.shards or (stepper.nonfinite == "propagate" and stepper.clip_norm is None):
+                raise
+            stepper.failure = error  # the others must learn of it
+            stepper.table.rows[:, engines.ACTIVE] = 0
+            stepper.engine.given = []
+        threads = self._threads()
+        try:
+            if len(stepper.missing) == stepper.count and not stepper.shards:
+                self.last_step = StepReport(stepper.steps, 0.0, 1.0, False)
+                return
+            if stepper.is_new and self._only_makes_states(stepper, settings, threads):
+                stepper.register()
+                self.last_step = StepReport(stepper.steps, 0.0, 1.0, False)
+                return
+            self.last_step = stepper.take(settings, threads, scale=scale, before_commit=stepper.register)
+        finally:
+            stepper.table.gradients = [None] * stepper.count
+            stepper.engine.gradients = {}
+            stepper.failure = None
+
+    def _only_makes_states(self, stepper: TensorStepper, settings: Mapping[int, Mapping[str, Any]], threads: int) -> bool:
+        """A first step at lr = 0 over gradients that are zero only makes the states: torch.distributed.checkpoint takes such a one to
+        have them, and counting it would spoil the bias correction of all that follow.
+        """
+        if any(values["lr"] != 0 for values in settings.values()):
+            return False
+        norm, _ = stepper.norm(self._engine.measure(stepper.table, NORM, threads)[:, 0])
+        return norm == 0
+
+    def _current(self) -> TensorStepper:
+        """The picture of groups and states, made anew where they are not what they were."""
+        if self._stepper is None or not self._stepper.stands(self.param_groups, self.state):
+            options = self._options
+            self._stepper = TensorStepper(
+                self.param_groups, self.state, self.member, self._engine,
+                native=options["engine"] in (None, "native"), no_decay=options["no_decay"], sharded=options["sharded"],
+                clip_norm=options["clip_norm"], clip_value=None, nonfinite=options["nonfinite"], previous=self._stepper,
+            )  # fmt: skip
+            self._check(self.param_groups)  # now that the dtypes are known
+        return self._stepper
+
+    def _threads(self) -> int:
+        if self._options["threads"] is not None:
+            return int(self._options["threads"])
+        if os.environ.get("OPENADAM_NUM_THREADS"):
+            return engines.resolve_threads(None)
+        return min(torch.get_num_threads(), engines.MAX_THREADS)
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load the optimizer state: of this class or of torch's, matched by parameter names where both sides have them.
+
+        All of it, or nothing. States keep the dtype in which they were stored; nothing is shared with ``state_dict``.
+
+        Raises:
+            CheckpointMismatchError: It belongs to other parameters or to another optimizer.
+            CheckpointCorruptError: A value is impossible: a negative step or second moment, a moment that is not finite.
+        """
+        given: Any = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = pre_hook(self, given)
+            if changed is not None:
+                given = changed
+        state, groups = loading.read(self.param_groups, self.defaults, self.member, given, finite=self._options["nonfinite"] != "propagate")
+        self.__setstate__({"state": state, "param_groups": groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_options": self._options, "last_step": self.last_step, "_constructed": True}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()
+
+
+def _number(value: Any) -> float:
+    if hasattr(value, "full_tensor"):
+        value = value.full_tensor()
+    return float(value)
+
+
+def _torch_class(cls: type) -> Any:
+    """The class of torch.optim whose constructor, groups and hooks these are."""
+    return next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim"))
+
+
+def _accepted(cls: type) -> list[str]:
+    """The keywords of torch's constructor."""
+    return [name for name in inspect.signature(_torch_class(cls).__init__).parameters if name not in ("self", "params")]
+
+
+def _unexpected(name: str, keyword: str, accepted: list[str]) -> UnknownHyperparameterError:
+    return suggest(name, keyword, [*accepted, *(p for p in inspect.signature(Host.__init__).parameters if p not in ("self", "params", "settings"))])
