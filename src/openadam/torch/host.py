@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from ..errors import HyperparameterError, HyperparameterWarning, UnknownHyperpar
 from ..hyperparameters import checked, suggest
 from ..step import NORM, StepReport, alone, check_dtype
 from . import loading
-from .graph import GraphEngine
+from .graph import GraphEngine, arithmetic_of
 from .members import Member
 from .rows import TensorStepper
 
@@ -82,6 +84,7 @@ class Host(_Base):
             if settings.get(name):
                 why = "its step is no part of the autograd graph" if name == "differentiable" else "its step cannot be captured in a CUDA graph"
                 raise HyperparameterError(f"{name}=True is not supported by openadam: {why}; use torch.optim.{type(self).__name__} for it")
+        _check_kinds(type(self), arguments, settings)
         if isinstance(params, (set, frozenset)):
             raise TypeError("optimizer parameters need to be organized in ordered collections: a set has no order; give a list")
         self._options: dict[str, Any] = {
@@ -94,6 +97,7 @@ class Host(_Base):
         }
         self._begin()
         super().__init__(params, *arguments, **settings)
+        _as_python_numbers(self.defaults)
         self._check(self.param_groups)
         self._constructed = True
 
@@ -101,8 +105,7 @@ class Host(_Base):
         super().__init_subclass__(**kwargs)
         if "__init__" not in cls.__dict__:
             theirs = list(inspect.signature(_torch_class(cls).__init__).parameters.values())[1:]
-            ours = [p for p in inspect.signature(Host.__init__).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-            cls.__signature__ = inspect.Signature([*theirs, *ours])  # type: ignore[attr-defined]
+            cls.__signature__ = inspect.Signature([*theirs, *_keywords()])  # type: ignore[attr-defined]
 
     def _begin(self) -> None:
         """What lives beside torch's own attributes, and is made anew in a copy."""
@@ -136,16 +139,16 @@ class Host(_Base):
 
     def _check(self, groups: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
         """The settings of each class of tensors, as numbers."""
-        singles = self._stepper.singles if self._stepper is not None else {}
         settings: dict[int, dict[str, Any]] = {}
         for index, group in enumerate(groups):
-            numbers = self.member.settings(index, group)
-            check_dtype(index, {name: value for name, value in numbers.items() if name != "maximize"}, singles.get(index))
-            if self.member.coupling(group) == "decoupled" and numbers["lr"] * numbers["weight_decay"] > 1:
-                overshoot = numbers["lr"] * numbers["weight_decay"]
+            _as_python_numbers(group)
+            values = self.member.settings(index, group)
+            check_dtype(index, {name: value for name, value in values.items() if name != "maximize"}, _first_narrow(group))
+            if self.member.coupling(group) == "decoupled" and values["lr"] * values["weight_decay"] > 1:
+                overshoot = values["lr"] * values["weight_decay"]
                 warnings.warn(f"lr * weight_decay = {overshoot:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=4)
-            settings[2 * index] = numbers
-            settings[2 * index + 1] = {**numbers, "weight_decay": 0.0}
+            settings[2 * index] = values
+            settings[2 * index + 1] = {**values, "weight_decay": 0.0}
         return settings
 
     def _settings(self) -> dict[int, dict[str, Any]]:
@@ -240,7 +243,6 @@ class Host(_Base):
                 native=options["engine"] in (None, "native"), no_decay=options["no_decay"], sharded=options["sharded"],
                 clip_norm=options["clip_norm"], clip_value=None, nonfinite=options["nonfinite"], previous=self._stepper,
             )  # fmt: skip
-            self._check(self.param_groups)  # now that the dtypes are known
         return self._stepper
 
     def _threads(self) -> int:
@@ -291,10 +293,43 @@ def _torch_class(cls: type) -> Any:
     return next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim"))
 
 
+def _check_kinds(cls: type, arguments: tuple[Any, ...], settings: Mapping[str, Any]) -> None:
+    """Refuse what is no number where torch would fail over comparing it."""
+    given = {**dict(zip(_accepted(cls), arguments, strict=False)), **settings}
+    member: Member = cls.member  # type: ignore[attr-defined]
+    betas = given.get("betas", (0, 0))
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise HyperparameterError(f"Invalid betas: {betas!r} is not a pair of numbers")
+    for name in ("lr", "weight_decay", *(key for key, place in member.numbers.values() if place is None)):
+        value = given.get(name, 0.0)
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Tensor, numbers.Real, np.ndarray)):
+            raise HyperparameterError(f"Invalid {name}: {value!r} ({type(value).__name__}) is not a number")
+
+
+def _as_python_numbers(group: dict[str, Any]) -> None:
+    """NumPy's numbers would not load again from a file under ``weights_only``."""
+    for key, value in group.items():
+        if isinstance(value, (np.generic, np.ndarray)) and value.size == 1:
+            group[key] = value.item()
+
+
+def _first_narrow(group: Mapping[str, Any]) -> str | None:
+    """The name of a group's first parameter that is worked on in float32."""
+    for k, p in enumerate(group["params"]):
+        if arithmetic_of(p.dtype) is torch.float32:
+            return str(group["param_names"][k]) if "param_names" in group else str(k)
+    return None
+
+
 def _accepted(cls: type) -> list[str]:
     """The keywords of torch's constructor."""
     return [name for name in inspect.signature(_torch_class(cls).__init__).parameters if name not in ("self", "params")]
 
 
+def _keywords() -> list[inspect.Parameter]:
+    """What comes on top of torch's arguments."""
+    return [p for p in inspect.signature(Host.__init__).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
 def _unexpected(name: str, keyword: str, accepted: list[str]) -> UnknownHyperparameterError:
-    return suggest(name, keyword, [*accepted, *(p for p in inspect.signature(Host.__init__).parameters if p not in ("self", "params", "settings"))])
+    return suggest(name, keyword, [*accepted, *(p.name for p in _keywords())])

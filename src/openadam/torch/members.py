@@ -56,6 +56,8 @@ class Member:
                 if value.numel() != 1:
                     raise HyperparameterError(f"{key} in group {index} is a tensor of {value.numel()} elements: Tensor {key} must be 1-element")
                 value = value.item()
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise HyperparameterError(f"{key}={value!r} ({type(value).__name__}) in group {index} is not a number")
             numbers[name] = checked(name, value, where=f" ({key} of group {index})" if name != key else f" in group {index}")
         if not isinstance(group.get("maximize", False), bool):
             raise HyperparameterError(f"maximize={group['maximize']!r} in group {index} is neither True nor False")

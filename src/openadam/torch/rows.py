@@ -84,9 +84,7 @@ class TensorStepper(Stepper):
                 self.names.append(name)
                 classes.append(2 * g + excluded(no_decay, name, p))
         count = len(self.params)
-        self.singles: dict[int, str] = {}
         self._updates: dict[tuple[Any, ...], Update] = {}
-        self._flags: list[Any] = []
         self.shards = Shards(self.params, plain_too=sharded)
         self.failure: Exception | None = None
         # Of each row: an array over the parameter (None on other engines), the dict of its states, the tensors that the table points to.
@@ -292,10 +290,6 @@ class TensorStepper(Stepper):
         self._protect()
         ids = {id(own): None for own in self.dicts}
         self._order = [own for own in self.state.values() if id(own) in ids]
-        self.singles = {}
-        for entry in entries:
-            if entry.view.dtype == np.float32:
-                self.singles.setdefault(entry.group, entry.name)
 
     def _trace(self) -> None:
         """Where the objects are that the reader will visit: of each row its gradient (noted by the reader), parameter, states and their dict."""
@@ -306,7 +300,9 @@ class TensorStepper(Stepper):
         traces = np.zeros((self.count, first + 4 + 3 * kinds), np.int64)
         for i in np.flatnonzero(self._places != ELSEWHERE).tolist():
             traces[i, first] = id(self.dicts[i])
-            found = [address for tensor in (self.params[i], *self.held[i]) for address in (id(tensor), tensor._cdata, tensor.untyped_storage()._cdata)]
+            found = [
+                address for tensor in (self.params[i], *self.held[i]) for address in (id(tensor), tensor._cdata, tensor.untyped_storage()._cdata)
+            ]
             traces[i, first + 1 : first + 1 + len(found)] = found
         self._traces = traces
 
