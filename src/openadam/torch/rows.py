@@ -115,9 +115,11 @@ class TensorStepper(Stepper):
         self._memory_names = names
         self.scalar_names = (*(("step",) if member.counts else ()), *(member.states.get(name, name) for name in names))
         table.memory = np.array([float(self._first(i, name)) for i in range(count) for name in names])
-        before = {} if previous is None else dict(zip(map(id, previous.params), previous.steps_of.tolist(), strict=True))
         table.counters = np.zeros(2 * count + 2, np.int64)
-        table.counters[:count] = [before.get(id(p), 0) for p in self.params]
+        if previous is not None:
+            before = {id(p): k for k, p in enumerate(previous.params)}
+            for i, k in ((i, before[id(p)]) for i, p in enumerate(self.params) if id(p) in before):
+                table.counters[i], self.known[i] = previous.steps_of[k], previous.known[k]
         self.shows = np.dtype(np.float32) if member.counts else None
         table.rows = np.zeros((count, engines.COLUMNS), np.int64)
         dtypes: list[np.dtype[Any]] = [np.dtype(np.float32)] * count
@@ -170,6 +172,8 @@ class TensorStepper(Stepper):
         """Look at parameter i and its states anew and write its row."""
         p = self.params[i]
         local = local_part(p)
+        if p.is_inference() and not torch.is_inference_mode_enabled():
+            raise ParameterError(f"parameter {self.names[i]!r} is an inference tensor, which must not be changed outside of inference mode; clone it")
         update = self.updates[int(self.class_of[i])]
         own = self.state.get(p) if p in self.state else None
         names = tuple(self.member.states.get(name, name) for name in update.program.states)
@@ -190,12 +194,10 @@ class TensorStepper(Stepper):
                 found = f"{_dtype(state.dtype)} {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
                 raise ParameterError(f"the state {name!r} of parameter {self.names[i]!r} is {found}, the parameter {_dtype(dtype)} {shape}")
             held.append(state)
-        if held and len(held) < len(names):  # such as amsgrad switched on later: what is missing starts where it starts
-            assert own is not None
-            for k, name in enumerate(names):
-                if own.get(name) is None:
-                    own[name] = self._new_state(i, update.program.states[k])
-            held = [own[name] for name in names]
+        partial = 0 < len(held) < len(names)
+        if partial:  # such as amsgrad switched on later: what is missing starts where it starts
+            own_names = update.program.states
+            held = [state if state is not None else self._new_state(i, own_names[k]) for k, state in enumerate(states)]
         entry = None
         natively = self._native and update.kernel > 0 and local.device.type == "cpu" and real(local).dtype in NATIVE and local.layout is torch.strided
         if natively and all(state.dtype == dtype and local_part(state).device.type == "cpu" for state in held):
@@ -204,22 +206,26 @@ class TensorStepper(Stepper):
             for k, state in enumerate(held):
                 array = entry.canonical(as_array(local_part(state)))
                 if array.shape != entry.view.shape or not (array.flags.c_contiguous and array.flags.aligned and array.flags.writeable):
-                    assert own is not None  # its elements are in another order than the parameter's: bring them into that
-                    held[k] = own[names[k]] = self._like(i, entry, state)
+                    held[k] = self._like(i, entry, state)  # its elements are in another order than the parameter's: bring them into that
+                    if not partial:
+                        assert own is not None
+                        own[names[k]] = held[k]
                     array = entry.canonical(as_array(local_part(held[k])))
                 arrays.append(array)
             self.table.states[i] = tuple(arrays)
             self.table.parameters[i] = entry.view
         self.entries[i] = entry
         self.locals[i] = real(local)
+        self._waiting.pop(i, None)
+        if partial:
+            self._waiting[i], held = tuple(held), []
         self.held[i] = tuple(held)
         self.keys[i] = names
         self.dicts[i] = own if own is not None else {}
-        self._waiting.pop(i, None)
         self._lacking.discard(i)
         if names and not held:
             self._lacking.add(i)
-        self._read_scalars(i, own, bool(held))
+        self._read_scalars(i, own, bool(held) or partial)
         dtypes = self.dtypes
         assert isinstance(dtypes, list)
         dtypes[i] = NATIVE[arithmetic_of(dtype)]
@@ -263,18 +269,17 @@ class TensorStepper(Stepper):
         return with_layout_of(self.params[i], torch.view_as_complex(made) if self.params[i].is_complex() else made)
 
     def _read_scalars(self, i: int, own: Mapping[str, Any] | None, has_states: bool) -> None:
-        """Take the counter and the scalar states from what torch shows."""
-        if own is None:
-            return
+        """Take the counter and the scalar states from what torch shows; without a state, a parameter starts anew."""
+        shown = own if own is not None and has_states else {}
         if self.member.counts:
-            if "step" in own:
-                self.table.counters[i] = whole_step(own["step"], f"step of parameter {self.names[i]!r}")
-        elif has_states and not self.table.counters[i]:
+            self.table.counters[i] = whole_step(shown.get("step", 0), f"step of parameter {self.names[i]!r}")
+        elif not self.keys[i] or not has_states:
+            self.table.counters[i] = 0
+        elif not self.table.counters[i]:
             self.table.counters[i] = 1  # a velocity that exists has seen a gradient
         for k, name in enumerate(self._memory_names):
-            public = self.member.states.get(name, name)
-            if public in own:
-                self.table.memory[i * len(self._memory_names) + k] = float(own[public])
+            value = shown.get(self.member.states.get(name, name), self._first(i, name))
+            self.table.memory[i * len(self._memory_names) + k] = float(value)
 
     def _settle(self) -> None:
         """Once rows have been placed: the geometry for the reader, and the memory that gradients must stay out of."""
@@ -373,7 +378,7 @@ class TensorStepper(Stepper):
         moved += [i for i in others if self._places[i] == ELSEWHERE and not self._still(i)]
         if moved:
             self._replace(moved)
-            others += [i for i in moved if i not in set(others)]
+            others = sorted({*others, *moved})
         layouts: list[int] = []
         for i in others:
             self._look(i, layouts, suspects)
@@ -428,6 +433,8 @@ class TensorStepper(Stepper):
             raise GradientError(f"of parameter {name!r} and its gradient, one is a DTensor and the other is not")
         local = local_part(gradient, p)
         entry = self.entries[i]
+        if local.device.type == "meta":
+            raise GradientError(f"parameter {name!r} is on the meta device and has no data; give it some (to_empty) before the first step")
         if local.device != self.locals[i].device:
             raise GradientError(f"the gradient of parameter {name!r} is on {local.device}, the parameter on {self.locals[i].device}")
         if entry is None:
@@ -497,7 +504,12 @@ class TensorStepper(Stepper):
             self.engine.tensors[i] = (*(real(local_part(state)) for state in states), self.locals[i])
 
     def register(self) -> None:
-        """Show new states to torch."""
+        """Show new states to torch, and tell its autograd that the parameters change."""
+        changing = self.params
+        if self.missing:
+            left_out = set(self.missing)
+            changing = [p for i, p in enumerate(self.params) if i not in left_out]
+        torch.autograd.graph.increment_version(changing)
         if not self._waiting:
             return
         absent = set(self.missing)
@@ -516,7 +528,7 @@ class TensorStepper(Stepper):
     @property
     def is_new(self) -> bool:
         """Whether there are states to come, and none yet."""
-        return bool(self._waiting) and not any(self.held)
+        return bool(self._waiting) and not any(self.held) and not self.steps_of.any()
 
     # --- what a stepper asks ---------------------------------------------------------------------------------------
 

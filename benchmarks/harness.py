@@ -1,0 +1,140 @@
+"""What every benchmark here has in common: interleaved rounds in one run, medians of ratios, bars, JSON, and the README's tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import openadam
+from openadam import engine
+
+MILLION = 1_000_000
+Run = Callable[[], Any]
+
+
+REST = 0.02  # seconds; torch's OpenMP threads spin for some milliseconds after a step and would be charged to whoever comes next
+
+
+def interleaved(runs: dict[str, Run], *, rounds: int, repeats: int = 5, warm: int = 2) -> dict[str, list[float]]:
+    """Seconds of each run in each round.
+
+    Every round takes all runs, in an order drawn anew. Each gets a short rest first, then runs ``repeats`` times in a row, of
+    which the median counts: its caches are its own, as in a loop that does nothing else.
+    """
+    for run in runs.values():
+        for _ in range(warm):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs)
+    shuffle = random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            rested = time.perf_counter() + REST
+            while time.perf_counter() < rested:  # busy, as between two steps of a training loop: sleeping would slow the processor down
+                pass
+            taken = []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                runs[name]()
+                taken.append(time.perf_counter() - start)
+            seconds[name].append(statistics.median(taken))
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], ours: str, peer: str) -> float:
+    """The median over rounds of ours / peer."""
+    return statistics.median(a / b for a, b in zip(seconds[ours], seconds[peer], strict=True))
+
+
+class Bench:
+    """Collects results, prints them as they come, and remembers which bars were missed."""
+
+    def __init__(self, threads: int, rounds: float) -> None:
+        self.threads = threads
+        self.scale = rounds
+        self.results: list[dict[str, Any]] = []
+
+    def rounds(self, count: int) -> int:
+        return max(3, round(count * self.scale))
+
+    def report(self, case: str, what: str, value: float, bar: float | None, *, above: bool = False, **more: Any) -> None:
+        reached = None if bar is None else bool(value >= bar if above else value <= bar)
+        self.results.append({"case": case, "what": what, "value": value, "bar": bar, "at_least": above, "reached": reached, **more})
+        wanted = "" if bar is None else f"   bar {'>=' if above else '<='} {bar:.3g}   {'reached' if reached else 'MISSED'}"
+        print(f"{case:<34} {what:<52} {value:8.3f}{wanted}", flush=True)
+
+    def finish(self, path: str, about: Mapping[str, Any]) -> None:
+        """Say what was missed, and write the results."""
+        missed = [result for result in self.results if result["reached"] is False]
+        print(f"\n{len(self.results)} results, {len(missed)} bars missed")
+        assert all(math.isfinite(result["value"]) for result in self.results)
+        Path(path).write_text(json.dumps({"about": about, "results": self.results}, indent=2) + "\n")
+        print(f"written to {path}")
+
+
+def machine() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def markdown(path: str) -> str:
+    """The table of the README, from the JSON of a run."""
+    run = json.loads(Path(path).read_text())
+    about = run["about"]
+    lines = [
+        f"{about['machine']}, {about['threads']} threads, kernels {about['isa']}; "
+        f"torch {about['torch']}, NumPy {about['numpy']}, Python {about['python']}.",
+        "",
+        "| case | what | measured | bar |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    for result in run["results"]:
+        bar = "" if result["bar"] is None else f"{'≥' if result['at_least'] else '≤'} {result['bar']:.3g}"
+        lines.append(f"| {result['case']} | {result['what']} | {result['value']:.3g} | {bar} |")
+    return "\n".join(lines)
+
+
+def start(description: str, cases: str, path: str) -> tuple[Bench, set[str], str, dict[str, Any]]:
+    """Read the command line; returns the bench, the cases that are wanted (none: all), where results go, and what the machine is."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, default=engine.resolve_threads(None))
+    parser.add_argument("--rounds", type=float, default=1.0, help="multiplies the number of rounds")
+    parser.add_argument("--only", default="", help=f"comma-separated: {cases}")
+    parser.add_argument("--json", default=path, help="where the results go")
+    parser.add_argument("--table", metavar="JSON", help="print the results of an earlier run as the README's table, and run nothing")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(markdown(arguments.table))
+        sys.exit(0)
+    torch.set_num_threads(arguments.threads)
+    about = {
+        "machine": machine(),
+        "cores": os.cpu_count(),
+        "threads": arguments.threads,
+        "isa": openadam.AdamW(np.zeros(1, np.float32))._engine.isa,
+        "openadam": openadam.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print("every ratio is the median over rounds in which ours and the peer ran one after the other\n")
+    return Bench(arguments.threads, arguments.rounds), set(filter(None, arguments.only.split(","))), arguments.json, about
