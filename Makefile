@@ -38,6 +38,7 @@ test: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/torch_step.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -1,4 +1,5 @@
-// The streaming limit: the least that an Adam step must move, with next to no arithmetic. Reads g; reads and writes p, m, v.
+// The streaming limit: the least that an Adam step must move, with next to no arithmetic. Reads g; reads and writes p, m, v; if it is
+// to check first, reads g once more before.
 #include <cstdint>
 #include <thread>
 #include <vector>
@@ -13,11 +14,28 @@ void range(float* __restrict__ p, const float* __restrict__ g, float* __restrict
   }
 }
 
+void look(const std::uint32_t* g, std::int64_t begin, std::int64_t end, std::uint32_t* seen) {
+  std::uint32_t all = 0;
+  for (std::int64_t i = begin; i < end; ++i) all |= g[i];
+  *seen = all;
+}
+
+template <class Work>
+void shared(std::int64_t n, int threads, Work work) {
+  std::vector<std::thread> helpers;
+  for (int t = 1; t < threads; ++t) helpers.emplace_back(work, t, n * t / threads, n * (t + 1) / threads);
+  work(0, 0, n / threads);
+  for (std::thread& helper : helpers) helper.join();
+}
+
 }  // namespace
 
-extern "C" void stream(float* p, const float* g, float* m, float* v, std::int64_t n, int threads) {
-  std::vector<std::thread> helpers;
-  for (int t = 1; t < threads; ++t) helpers.emplace_back(range, p, g, m, v, n * t / threads, n * (t + 1) / threads);
-  range(p, g, m, v, 0, n / threads);
-  for (std::thread& helper : helpers) helper.join();
+extern "C" std::uint32_t stream(float* p, const float* g, float* m, float* v, std::int64_t n, int threads, bool check) {
+  std::vector<std::uint32_t> seen(static_cast<std::size_t>(threads) * 16);
+  if (check)
+    shared(n, threads, [&](int t, std::int64_t begin, std::int64_t end) {
+      look(reinterpret_cast<const std::uint32_t*>(g), begin, end, &seen[static_cast<std::size_t>(t) * 16]);
+    });
+  shared(n, threads, [&](int, std::int64_t begin, std::int64_t end) { range(p, g, m, v, begin, end); });
+  return seen[0];
 }

@@ -19,7 +19,7 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 def test_the_rule_that_the_readme_shows_is_the_rule():
-    source, _ = blocks("README.md", "python")
+    source, *_ = blocks("README.md", "python")
     namespace = {name: getattr(openadam, name) for name in ("rule", "Step", "sqrt")}
     exec(compile(source, "README.md", "exec"), namespace)
     shown, own = namespace["adam"].trace(), openadam.rules.adam.trace()
@@ -28,13 +28,24 @@ def test_the_rule_that_the_readme_shows_is_the_rule():
 
 def test_the_use_that_the_readme_shows_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, source = blocks("README.md", "python")
+    _, source, _ = blocks("README.md", "python")
     output = io.StringIO()
     namespace: dict = {}
     with contextlib.redirect_stdout(output):
         exec(compile(source, "README.md", "exec"), namespace)
     assert np.allclose(namespace["w"], [1.0, -2.0, 0.5], atol=1e-2)
     assert (tmp_path / "run.safetensors").exists()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/migrating-from-torch.md"])
+def test_what_is_shown_for_pytorch_works(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "\n".join(block for block in blocks(document, "python") if "torch" in block)
+    output = io.StringIO()
+    namespace: dict = {}
+    with contextlib.redirect_stdout(output):
+        exec(compile(source, document, "exec"), namespace)
+    assert namespace["optimizer"].last_step.step in (3, 200)
 
 
 @pytest.mark.parametrize("session", blocks("README.md", "console"), ids=lambda session: session.splitlines()[0][2:])
