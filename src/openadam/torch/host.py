@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import engine as engines
 from ..errors import HyperparameterError, HyperparameterWarning, UnknownHyperparameterError
 from ..hyperparameters import checked, suggest
-from ..step import NORM, StepReport, alone, check_dtype
+from ..step import StepReport, alone, check_dtype
 from . import loading
 from .graph import GraphEngine, arithmetic_of
 from .members import Member
@@ -146,7 +146,7 @@ class Host(_Base):
             check_dtype(index, {name: value for name, value in values.items() if name != "maximize"}, _first_narrow(group))
             if self.member.coupling(group) == "decoupled" and values["lr"] * values["weight_decay"] > 1:
                 overshoot = values["lr"] * values["weight_decay"]
-                warnings.warn(f"lr * weight_decay = {overshoot:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=4)
+                warnings.warn(f"lr * weight_decay = {overshoot:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=3)
             settings[2 * index] = values
             settings[2 * index + 1] = {**values, "weight_decay": 0.0}
         return settings
@@ -215,24 +215,14 @@ class Host(_Base):
             if len(stepper.missing) == stepper.count and not stepper.shards:
                 self.last_step = StepReport(stepper.steps, 0.0, 1.0, False)
                 return
-            if stepper.is_new and self._only_makes_states(stepper, settings, threads):
-                stepper.register()
-                self.last_step = StepReport(stepper.steps, 0.0, 1.0, False)
-                return
-            self.last_step = stepper.take(settings, threads, scale=scale, before_commit=stepper.register)
+            # torch.distributed.checkpoint takes a step at lr = 0 over gradients of zeros to have the states made. To count it would spoil
+            # the bias correction of all that follow.
+            makes_states = stepper.is_first and all(values["lr"] == 0 for values in settings.values())
+            self.last_step = stepper.take(settings, threads, scale=scale, before_commit=stepper.register, only_makes_states=makes_states)
         finally:
             stepper.table.gradients = [None] * stepper.count
             stepper.engine.gradients = {}
             stepper.failure = None
-
-    def _only_makes_states(self, stepper: TensorStepper, settings: Mapping[int, Mapping[str, Any]], threads: int) -> bool:
-        """A first step at lr = 0 over gradients that are zero only makes the states: torch.distributed.checkpoint takes such a one to
-        have them, and counting it would spoil the bias correction of all that follow.
-        """
-        if any(values["lr"] != 0 for values in settings.values()):
-            return False
-        norm, _ = stepper.norm(self._engine.measure(stepper.table, NORM, threads)[:, 0])
-        return norm == 0
 
     def _current(self) -> TensorStepper:
         """The picture of groups and states, made anew where they are not what they were."""

@@ -526,9 +526,11 @@ class TensorStepper(Stepper):
         self._trace()
 
     @property
-    def is_new(self) -> bool:
-        """Whether there are states to come, and none yet."""
-        return bool(self._waiting) and not any(self.held) and not self.steps_of.any()
+    def is_first(self) -> bool:
+        """Whether no step has been taken and no state made."""
+        # Without norm and checks nothing is exchanged, and of plain parts one process may have none: it would be waited for in vain.
+        alike = self.nonfinite != "propagate" or self.clip_norm is not None or not self.shards.of_plain_tensors
+        return alike and not any(self.held) and not self.steps_of.any()
 
     # --- what a stepper asks ---------------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ class Shards:
         # Rows that are spread over the same dimensions of the same mesh have one norm; None stands for plain tensors.
         self.sets: dict[Any, list[int]] = {}
         self._meshes: list[Any] = []
-        self._plain_too = plain_too
+        self.of_plain_tensors = plain_too
         for i, parameter in enumerate(parameters):
             key = None
             if is_distributed(parameter):
@@ -64,11 +64,11 @@ class Shards:
             self.sets.setdefault(None, [])
 
     def __bool__(self) -> bool:
-        return bool(self._meshes) or (self._plain_too and torch.distributed.is_initialized())
+        return bool(self._meshes) or (self.of_plain_tensors and torch.distributed.is_initialized())
 
     def _groups(self) -> Iterable[tuple[Any, str, Any]]:
         """Every group to speak with: itself, its device, and which sets are spread over it."""
-        if self._plain_too and torch.distributed.is_initialized():
+        if self.of_plain_tensors and torch.distributed.is_initialized():
             group = torch.distributed.group.WORLD
             yield group, "cuda" if torch.distributed.get_backend(group) == "nccl" else "cpu", [key for key in self.sets if key is None]
         for mesh in self._meshes:
@@ -93,7 +93,7 @@ class Shards:
     def first_error(self, error: Exception | None) -> Exception | None:
         """The error of the first process that has one."""
         groups = [group for group, _, _ in self._groups()]
-        for _ in range(1 if len(self._meshes) + self._plain_too <= 1 else len(groups)):
+        for _ in range(1 if len(self._meshes) + self.of_plain_tensors <= 1 else len(groups)):
             for group in groups:
                 errors: list[Exception | None] = [None] * torch.distributed.get_world_size(group)
                 torch.distributed.all_gather_object(errors, error, group=group)
