@@ -202,10 +202,11 @@ class Host(_Base):
             if scale == float("inf"):
                 raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
         stepper.failure = None
+        still = all(values["lr"] == 0 for values in settings.values())
         try:
             stepper.read()
         except Exception as error:
-            if not stepper.shards or (stepper.nonfinite == "propagate" and stepper.clip_norm is None):
+            if not stepper.shards or (stepper.nonfinite == "propagate" and stepper.clip_norm is None and not still):
                 raise
             stepper.failure = error  # the others must learn of it
             stepper.table.rows[:, engines.ACTIVE] = 0
@@ -215,24 +216,24 @@ class Host(_Base):
             if len(stepper.missing) == stepper.count and not stepper.shards:
                 self.last_step = StepReport(stepper.steps, 0.0, 1.0, False)
                 return
-            if stepper.is_new and self._only_makes_states(stepper, settings, threads):
+            if still and self._only_makes_states(stepper, threads):
                 stepper.register()
                 self.last_step = StepReport(stepper.steps, 0.0, 1.0, False)
                 return
             self.last_step = stepper.take(settings, threads, scale=scale, before_commit=stepper.register)
         finally:
             stepper.table.gradients = [None] * stepper.count
-            stepper.engine.gradients = {}
+            stepper.engine.gradients, stepper.parts = {}, {}
             stepper.failure = None
 
-    def _only_makes_states(self, stepper: TensorStepper, settings: Mapping[int, Mapping[str, Any]], threads: int) -> bool:
+    def _only_makes_states(self, stepper: TensorStepper, threads: int) -> bool:
         """A first step at lr = 0 over gradients that are zero only makes the states: torch.distributed.checkpoint takes such a one to
-        have them, and counting it would spoil the bias correction of all that follow.
+        have them, and counting it would spoil the bias correction of all that follow. Whether it is the first, all must say together.
         """
-        if any(values["lr"] != 0 for values in settings.values()):
+        if not stepper.is_new and not stepper.shards:
             return False
         norm, _ = stepper.norm(self._engine.measure(stepper.table, NORM, threads)[:, 0])
-        return norm == 0
+        return norm == 0 and stepper.is_new
 
     def _current(self) -> TensorStepper:
         """The picture of groups and states, made anew where they are not what they were."""
