@@ -39,7 +39,15 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn.parallel import DistributedDataParallel
 
 import openadam.torch
-from openadam import GradientError, GradientShapeError, NonFiniteGradientError, NonFiniteStateError, SparseGradientError
+from openadam import (
+    GradientError,
+    GradientShapeError,
+    HyperparameterError,
+    NonFiniteGradientError,
+    NonFiniteStateError,
+    ParameterError,
+    SparseGradientError,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, about torch.jit
@@ -450,6 +458,31 @@ def test_gradients_that_one_process_cannot_use() -> None:
                 said = refused(optimizer, GradientError, text=f"'{name}'")
                 assert [f"'{name}'" in each for each in said] == [k == where for k in range(4)]
                 assert all("another process" in each for k, each in enumerate(said) if k != where)
+
+
+@processes(4)
+def test_what_one_process_cannot_start() -> None:
+    """A learning rate that went wrong on one process, as of a schedule that follows its own loss, or a state that no longer fits."""
+    model, single = network(), network()
+    hybrid(model)
+    optimizer, alone = (openadam.torch.AdamW(m.named_parameters(), lr=0.1) for m in (model, single))
+    for step in range(2):
+        step_all(step, optimizer, alone)
+        equal(optimizer, alone)
+        for where in (0, 3):
+            feed(optimizer, 10)
+            if rank() == where:
+                optimizer.param_groups[0]["lr"] = NAN
+            said = refused(optimizer, GradientError, HyperparameterError, text="another process")
+            assert ["lr=nan" in each for each in said] == [k == where for k in range(4)]
+            optimizer.param_groups[0]["lr"] = 0.1
+            state = optimizer.state[parameters_of(optimizer)[0]]
+            kept = state["exp_avg"]
+            if rank() == where:
+                state["exp_avg"] = torch.zeros(1)
+            said = refused(optimizer, GradientError, ParameterError, text="another process")
+            assert ["'exp_avg'" in each for each in said] == [k == where for k in range(4)]
+            state["exp_avg"] = kept
 
 
 @processes(2)

@@ -22,6 +22,7 @@ from . import loading
 from .graph import GraphEngine, arithmetic_of
 from .members import Member
 from .rows import TensorStepper
+from .shards import Shards
 
 if TYPE_CHECKING:
     _Base = torch.optim.Optimizer
@@ -189,28 +190,25 @@ class Host(_Base):
     @alone
     @torch.no_grad()
     def _take(self) -> None:
-        settings = self._settings()
-        stepper = self._current()
-        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and _number(found_inf) != 0:
-            stepper.table.counters[stepper.count + 1] += 1
-            self.last_step = StepReport(stepper.steps, float("nan"), 1.0, True)
-            return
-        scale = 1.0
-        if grad_scale is not None:
-            scale = 1.0 / checked("grad_scale", _number(grad_scale)) if _number(grad_scale) else float("inf")
-            if scale == float("inf"):
-                raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
-        stepper.failure = None
-        still = all(values["lr"] == 0 for values in settings.values())
+        still = False
         try:
+            settings = self._settings()
+            still = all(values["lr"] == 0 for values in settings.values())
+            stepper = self._current()
+            found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+            if found_inf is not None and _number(found_inf) != 0:
+                stepper.table.counters[stepper.count + 1] += 1
+                self.last_step = StepReport(stepper.steps, float("nan"), 1.0, True)
+                return
+            scale = 1.0
+            if grad_scale is not None:
+                scale = 1.0 / checked("grad_scale", _number(grad_scale)) if _number(grad_scale) else float("inf")
+                if scale == float("inf"):
+                    raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
             stepper.read()
-        except Exception as error:
-            if not stepper.shards or (stepper.nonfinite == "propagate" and stepper.clip_norm is None and not still):
-                raise
-            stepper.failure = error  # the others must learn of it
-            stepper.table.rows[:, engines.ACTIVE] = 0
-            stepper.engine.given = []
+        except Exception:
+            self._tell_others(still)
+            raise
         threads = self._threads()
         try:
             if len(stepper.missing) == stepper.count and not stepper.shards:
@@ -224,7 +222,14 @@ class Host(_Base):
         finally:
             stepper.table.gradients = [None] * stepper.count
             stepper.engine.gradients, stepper.parts = {}, {}
-            stepper.failure = None
+
+    def _tell_others(self, still: bool) -> None:
+        """That this process refuses the step, before the first word about it: those who hold the rest would wait for ever."""
+        if self._options["nonfinite"] == "propagate" and self._options["clip_norm"] is None and not still:
+            return  # nobody asks
+        shards = Shards([p for group in self.param_groups for p in group["params"]], plain_too=self._options["sharded"])
+        if shards:
+            shards.refuse()
 
     def _only_makes_states(self, stepper: TensorStepper, threads: int) -> bool:
         """A first step at lr = 0 over gradients that are zero only makes the states: torch.distributed.checkpoint takes such a one to

@@ -86,7 +86,6 @@ class TensorStepper(Stepper):
         count = len(self.params)
         self._updates: dict[tuple[Any, ...], Update] = {}
         self.shards = Shards(self.params, plain_too=sharded)
-        self.failure: Exception | None = None
         self.is_new = False  # whether there are states to come, and none yet, with any who take this step
         self.parts: dict[int, Tensor] = {}  # of gradients that are spread otherwise than their parameters
         # Of each row: an array over the parameter (None on other engines), the dict of its states, the tensors that the table points to.
@@ -559,11 +558,10 @@ class TensorStepper(Stepper):
         if not self.shards:
             return self.local_norm(squares), largest
         norms = {key: self.local_norm(squares, which) for key, which in self.shards.sets.items()}
-        flags = (self.failure is not None, bool(self._waiting), any(self.held))
-        norm, largest, (failed, waiting, held) = self.shards.exchange(norms, largest, flags)
+        norm, largest, (refused, waiting, held) = self.shards.exchange(norms, largest, (False, bool(self._waiting), any(self.held)))
         self.is_new = waiting and not held
-        if failed:
-            raise self.failure or GradientError("another process refused this step, and says why; nothing was changed")
+        if refused:
+            raise GradientError("another process refused this step, and says why; nothing was changed")
         return norm, largest
 
     def agreed(self, error: Exception | None) -> Exception | None:

@@ -78,7 +78,13 @@ class Shards:
                     yield mesh.get_group(d), mesh.device_type, [key for key in self.sets if key is not None and key[0] == mesh and d in key[1]]
 
     def exchange(self, norms: dict[Any, float], largest: float, flags: Sequence[bool]) -> tuple[float, float, list[bool]]:
-        """The norm over all processes, the largest sum of squares, and each flag that is set anywhere."""
+        """The norm over all processes, the largest sum of squares, and each flag that is set anywhere.
+
+        Args:
+            norms: Of the rows of each set, here.
+            largest: The largest sum of squares here.
+            flags: Whether this process refuses the step, has states to come, has states.
+        """
         keys = list(self.sets)
         # A process may hold a copy that differs: what is not finite there must be known to those whose copies are finite, too.
         worst = _larger(norms.values())
@@ -94,6 +100,10 @@ class Shards:
             flags = [any(column) for column in columns[len(keys) + 2 :]]
         norm = math.hypot(*norms.values())
         return norm if math.isfinite(worst) else worst, largest, list(flags)
+
+    def refuse(self) -> None:
+        """Take part in the exchange of a step that this process will not take."""
+        self.exchange(dict.fromkeys(self.sets, 0.0), 0.0, (True, False, False))
 
     def first_error(self, error: Exception | None) -> Exception | None:
         """The error of the first process that has one."""
