@@ -206,7 +206,7 @@ class Stepper:
         scale: float = 1.0,
         measure: bool = False,
         before_commit: Callable[[], None] | None = None,
-        only_makes_states: bool = False,
+        only_makes_states: Callable[[], bool] | None = None,
     ) -> StepReport:
         """One step over the active rows; all of it, or nothing.
 
@@ -216,7 +216,7 @@ class Stepper:
             scale: What the gradients are to be multiplied by first: the inverse of a loss scale.
             measure: Report all measures.
             before_commit: Called once nothing can be refused any more.
-            only_makes_states: If all gradients are zero, neither move nor count anything.
+            only_makes_states: Asked, where all gradients are zero, whether to neither move nor count anything.
         """
         table = self.table
         if self.count and table.counters[: self.count + 1].max() >= MAX_STEP:
@@ -224,7 +224,7 @@ class Stepper:
         checks = self.nonfinite != "propagate"
         clip, norm, largest = 1.0, math.nan, 0.0
         squares = np.zeros(0)
-        if checks or self.clip_norm is not None or only_makes_states:
+        if checks or self.clip_norm is not None or only_makes_states is not None:
             squares = self.engine.measure(table, NORM, threads)[:, 0]
             norm, largest = self.norm(squares)
             if checks and not math.isfinite(norm):
@@ -234,7 +234,7 @@ class Stepper:
                 if bad is not None:
                     table.counters[self.count + 1] += 1
                     return StepReport(self.steps, norm * scale, 1.0, True, {} if measure else None)
-            if only_makes_states and norm == 0:
+            if only_makes_states is not None and norm == 0 and only_makes_states():
                 if before_commit is not None:
                     before_commit()
                 return StepReport(self.steps, 0.0, 1.0, False)

@@ -22,6 +22,7 @@ from . import loading
 from .graph import GraphEngine, arithmetic_of
 from .members import Member
 from .rows import TensorStepper
+from .shards import Shards
 
 if TYPE_CHECKING:
     _Base = torch.optim.Optimizer
@@ -98,6 +99,9 @@ class Host(_Base):
         self._begin()
         super().__init__(params, *arguments, **settings)
         _as_python_numbers(self.defaults)
+        for own in self.state.values():  # torch's Adagrad makes its sum at once, in the parameter's dtype; one of 16 bits would stall
+            if own["sum"].dtype in (torch.bfloat16, torch.float16):
+                own["sum"] = torch.full_like(own["sum"], self.defaults["initial_accumulator_value"], dtype=torch.float32)
         self._check(self.param_groups)
         self._constructed = True
 
@@ -189,40 +193,47 @@ class Host(_Base):
     @alone
     @torch.no_grad()
     def _take(self) -> None:
-        settings = self._settings()
-        stepper = self._current()
-        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and _number(found_inf) != 0:
-            stepper.table.counters[stepper.count + 1] += 1
-            self.last_step = StepReport(stepper.steps, float("nan"), 1.0, True)
-            return
-        scale = 1.0
-        if grad_scale is not None:
-            scale = 1.0 / checked("grad_scale", _number(grad_scale)) if _number(grad_scale) else float("inf")
-            if scale == float("inf"):
-                raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
-        stepper.failure = None
+        still = False
         try:
+            settings = self._settings()
+            still = all(values["lr"] == 0 for values in settings.values())
+            stepper = self._current()
+            found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+            if found_inf is not None and _number(found_inf) != 0:
+                stepper.table.counters[stepper.count + 1] += 1
+                self.last_step = StepReport(stepper.steps, float("nan"), 1.0, True)
+                return
+            scale = 1.0
+            if grad_scale is not None:
+                scale = 1.0 / checked("grad_scale", _number(grad_scale)) if _number(grad_scale) else float("inf")
+                if scale == float("inf"):
+                    raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
             stepper.read()
-        except Exception as error:
-            if not stepper.shards or (stepper.nonfinite == "propagate" and stepper.clip_norm is None):
-                raise
-            stepper.failure = error  # the others must learn of it
-            stepper.table.rows[:, engines.ACTIVE] = 0
-            stepper.engine.given = []
+        except Exception:
+            if self._stepper is not None:
+                self._stepper.forget()
+            self._tell_others(still)
+            raise
         threads = self._threads()
         try:
             if len(stepper.missing) == stepper.count and not stepper.shards:
                 self.last_step = StepReport(stepper.steps, 0.0, 1.0, False)
                 return
             # torch.distributed.checkpoint takes a step at lr = 0 over gradients of zeros to have the states made. To count it would spoil
-            # the bias correction of all that follow.
-            makes_states = stepper.is_first and all(values["lr"] == 0 for values in settings.values())
-            self.last_step = stepper.take(settings, threads, scale=scale, before_commit=stepper.register, only_makes_states=makes_states)
+            # the bias correction of all that follow. Whether it is the first, all processes say together.
+            asks = still and (stepper.is_new or stepper.shards)
+            only_makes_states = (lambda: stepper.is_new) if asks else None
+            self.last_step = stepper.take(settings, threads, scale=scale, before_commit=stepper.register, only_makes_states=only_makes_states)
         finally:
-            stepper.table.gradients = [None] * stepper.count
-            stepper.engine.gradients = {}
-            stepper.failure = None
+            stepper.forget()
+
+    def _tell_others(self, still: bool) -> None:
+        """That this process refuses the step, before the first word about it: those who hold the rest would wait for ever."""
+        if self._options["nonfinite"] == "propagate" and self._options["clip_norm"] is None and not still:
+            return  # nobody asks
+        shards = Shards([p for group in self.param_groups for p in group["params"]], plain_too=self._options["sharded"])
+        if shards:
+            shards.refuse()
 
     def _current(self) -> TensorStepper:
         """The picture of groups and states, made anew where they are not what they were."""

@@ -51,9 +51,11 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
     state: Any = defaultdict(dict)
     known = set(chain.from_iterable(group["params"] for group in groups))
     for key, value in given["state"].items():
+        if key in known:  # torch.distributed.checkpoint has names for numbers
+            continue
         if isinstance(key, str):
             state[key] = value  # what hooks of the user's have put there
-        elif key not in known:
+        else:
             raise CheckpointMismatchError(f"the state holds an entry for parameter {key!r}, which is in none of its groups")
     for mine, group in zip(own, groups, strict=True):
         kept = {key: value for key, value in group.items() if key != "params"}

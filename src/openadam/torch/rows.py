@@ -86,7 +86,8 @@ class TensorStepper(Stepper):
         count = len(self.params)
         self._updates: dict[tuple[Any, ...], Update] = {}
         self.shards = Shards(self.params, plain_too=sharded)
-        self.failure: Exception | None = None
+        self.is_new = False  # whether there are states to come, and none yet, with any who take this step
+        self.parts: dict[int, Tensor] = {}  # of gradients that are spread otherwise than their parameters
         # Of each row: an array over the parameter (None on other engines), the dict of its states, the tensors that the table points to.
         self.entries: list[Entry | None] = [None] * count
         self.dicts: list[dict[str, Any]] = [{} for _ in range(count)]
@@ -363,6 +364,12 @@ class TensorStepper(Stepper):
         table, engine = self.table, self.engine
         table.gradients = [None] * self.count
         engine.given, engine.gradients = [], {}
+        # The others take part in this, so it is done first, and once: afterwards any process may refuse what it finds.
+        self.parts = {
+            i: local_part(p.grad, p)
+            for i, p in enumerate(self.params if self.shards else ())
+            if is_distributed(p) and is_distributed(p.grad) and p.grad.placements != p.placements and p.grad.device_mesh == p.device_mesh
+        }
         self._adopt_edits()
         others: Iterable[int] = range(self.count)
         suspects: list[int] = []
@@ -387,7 +394,13 @@ class TensorStepper(Stepper):
         for i in suspects:
             self._refuse_alias(i)
         self._allocate()
+        self.is_new = bool(self._waiting) and not any(self.held) and not self.steps_of.any()
         self._doubtful = False
+
+    def forget(self) -> None:
+        """Gradients are the caller's; keep none alive."""
+        self.table.gradients = [None] * self.count
+        self.engine.gradients, self.parts = {}, {}
 
     def _still(self, i: int) -> bool:
         """Whether a row that the native reader left alone is as it was placed."""
@@ -431,7 +444,9 @@ class TensorStepper(Stepper):
             raise SparseGradientError(f"{self.member.name} does not support sparse gradients{advice} (the gradient of parameter {name!r})")
         if is_distributed(gradient) != is_distributed(p):
             raise GradientError(f"of parameter {name!r} and its gradient, one is a DTensor and the other is not")
-        local = local_part(gradient, p)
+        if is_distributed(p) and gradient.device_mesh != p.device_mesh:
+            raise GradientError(f"the gradient of parameter {name!r} is spread over {gradient.device_mesh}, the parameter over {p.device_mesh}")
+        local = self._part(i)
         entry = self.entries[i]
         if local.device.type == "meta":
             raise GradientError(f"parameter {name!r} is on the meta device and has no data; give it some (to_empty) before the first step")
@@ -449,6 +464,11 @@ class TensorStepper(Stepper):
         layouts += layout or []
         if touches(array, self._protected):
             suspects.append(i)
+
+    def _part(self, i: int) -> Tensor:
+        """The part of a gradient that belongs to the part of the parameter that lies here."""
+        part = self.parts.get(i)
+        return local_part(self.params[i].grad) if part is None else part
 
     def _give(self, i: int, gradient: Tensor) -> None:
         """A row for the torch operations."""
@@ -477,7 +497,7 @@ class TensorStepper(Stepper):
         entry = self.entries[i]
         assert entry is not None
         if self.table.gradients[i] is None:
-            self.table.gradients[i] = as_gradient(entry, as_array(local_part(self.params[i].grad, self.params[i])))
+            self.table.gradients[i] = as_gradient(entry, as_array(self._part(i)))
         found = self.table.gradients[i]
         assert found is not None
         return found
@@ -525,13 +545,6 @@ class TensorStepper(Stepper):
         self._protect()
         self._trace()
 
-    @property
-    def is_first(self) -> bool:
-        """Whether no step has been taken and no state made."""
-        # Without norm and checks nothing is exchanged, and of plain parts one process may have none: it would be waited for in vain.
-        alike = self.nonfinite != "propagate" or self.clip_norm is not None or not self.shards.of_plain_tensors
-        return alike and not any(self.held) and not self.steps_of.any()
-
     # --- what a stepper asks ---------------------------------------------------------------------------------------
 
     def name(self, i: int) -> str:
@@ -541,7 +554,7 @@ class TensorStepper(Stepper):
         p = self.params[i]
         if p.grad is None or (not self.table.rows[i, engines.ACTIVE] and i not in self.engine.gradients):
             return None
-        return as_array(local_part(p.grad, p))
+        return as_array(self._part(i))
 
     def preview(self, i: int) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
         table = self.table
@@ -562,9 +575,10 @@ class TensorStepper(Stepper):
         if not self.shards:
             return self.local_norm(squares), largest
         norms = {key: self.local_norm(squares, which) for key, which in self.shards.sets.items()}
-        norm, largest, failed = self.shards.exchange(norms, largest, self.failure is not None)
-        if failed:
-            raise self.failure or GradientError("another process refused this step, and says why; nothing was changed")
+        norm, largest, (refused, waiting, held) = self.shards.exchange(norms, largest, (False, bool(self._waiting), any(self.held)))
+        self.is_new = waiting and not held
+        if refused:
+            raise GradientError("another process refused this step, and says why; nothing was changed")
         return norm, largest
 
     def agreed(self, error: Exception | None) -> Exception | None:

@@ -1,8 +1,9 @@
 """Parameters that are spread over processes: their local parts, and what all who take a step together must agree on.
 
 A DTensor (FSDP2, tensor parallelism) tells by its mesh and placements who holds the rest of it. A step over such parameters
-exchanges three numbers with every other process of the mesh: the local norm, the largest sum of squares, and whether something
-was refused; all processes then take the same decision. With ``sharded=True`` (ZeRO) the same goes for plain tensors and the default group.
+exchanges a few numbers with every other process of the mesh: the local norms, the worst of them, the largest sum of squares, and
+flags such as whether something was refused; all processes then take the same decision. With ``sharded=True`` (ZeRO) the same goes for
+plain tensors and the default group.
 """
 
 from __future__ import annotations
@@ -76,19 +77,33 @@ class Shards:
                 if mesh.size(d) > 1:
                     yield mesh.get_group(d), mesh.device_type, [key for key in self.sets if key is not None and key[0] == mesh and d in key[1]]
 
-    def exchange(self, norms: dict[Any, float], largest: float, failed: bool) -> tuple[float, float, bool]:
-        """The norm over all processes, the largest sum of squares, and whether anything failed anywhere."""
+    def exchange(self, norms: dict[Any, float], largest: float, flags: Sequence[bool]) -> tuple[float, float, list[bool]]:
+        """The norm over all processes, the largest sum of squares, and each flag that is set anywhere.
+
+        Args:
+            norms: Of the rows of each set, here.
+            largest: The largest sum of squares here.
+            flags: Whether this process refuses the step, has states to come, has states.
+        """
         keys = list(self.sets)
+        # A process may hold a copy that differs: what is not finite there must be known to those whose copies are finite, too.
+        worst = _larger(norms.values())
         for group, device, spread in self._groups():
-            mine = torch.tensor([*(norms[key] for key in keys), largest, float(failed)], dtype=torch.float64, device=device)
+            mine = torch.tensor([*(norms[key] for key in keys), worst, largest, *flags], dtype=torch.float64, device=device)
             theirs = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
             torch.distributed.all_gather(theirs, mine, group=group)
             rows = torch.stack(theirs).tolist()  # in the order of ranks, so that all compute the same
-            for k, key in enumerate(keys):
-                norms[key] = math.hypot(*(row[k] for row in rows)) if key in spread else norms[key]
-            largest = max((row[-2] for row in rows), key=lambda x: (x != x, x))
-            failed = any(row[-1] for row in rows)
-        return math.hypot(*(norms[key] for key in keys)), largest, failed
+            columns = list(zip(*rows, strict=True))
+            for key, column in zip(keys, columns, strict=False):
+                norms[key] = math.hypot(*column) if key in spread else norms[key]
+            worst, largest = (_larger(column) for column in columns[len(keys) : len(keys) + 2])
+            flags = [any(column) for column in columns[len(keys) + 2 :]]
+        norm = math.hypot(*norms.values())
+        return norm if math.isfinite(worst) else worst, largest, list(flags)
+
+    def refuse(self) -> None:
+        """Take part in the exchange of a step that this process will not take."""
+        self.exchange(dict.fromkeys(self.sets, 0.0), 0.0, (True, False, False))
 
     def first_error(self, error: Exception | None) -> Exception | None:
         """The error of the first process that has one."""
@@ -99,3 +114,8 @@ class Shards:
                 torch.distributed.all_gather_object(errors, error, group=group)
                 error = next((each for each in errors if each is not None), None)
         return error
+
+
+def _larger(numbers: Iterable[float]) -> float:
+    """The largest; NaN if there is one."""
+    return max(numbers, key=lambda x: (x != x, x), default=0.0)
