@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
+
 LIMIT = 60  # seconds, after which a process says where it hangs and ends
 PATIENCE = timedelta(seconds=20)  # of a collective whose partners do not come
 
@@ -32,6 +34,8 @@ def _context() -> Any:
 
 def launch(check: Callable[..., None], size: int, **given: Any) -> None:
     """Run a function of a test module, found there by its name, in so many processes; raise if it fails in any, with what that one said."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("no forkserver here")
     context = _context()
     with TemporaryDirectory() as folder:
         started = [
