@@ -64,12 +64,12 @@ def count_exchange() -> None:
         return gather(theirs, mine, **kwargs)
 
     dist.all_gather = counted
-    for shape in ((4,), (2, 2), (1, 4)):
+    for shape, lr in (((4,), 0.1), ((2, 2), 0.1), ((1, 4), 0.1), ((4,), 0.0)):
         full = torch.ones(5, 4)
         mesh = init_device_mesh("cpu", shape)
         where = [Shard(0)] * len(shape)
         parameters = [torch.nn.Parameter(distribute_tensor(full, mesh, where, src_data_rank=None)) for _ in range(3)]
-        optimizer = openadam.torch.AdamW(parameters, lr=0.1, clip_norm=1.0)
+        optimizer = openadam.torch.AdamW(parameters, lr=lr, clip_norm=1.0)
         for p in parameters:
             p.grad = distribute_tensor(full, mesh, where, src_data_rank=None)
         received.clear()

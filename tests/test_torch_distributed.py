@@ -504,31 +504,6 @@ def test_nothing_is_exchanged_where_nothing_is_asked() -> None:
     equal(optimizer, alone)
 
 
-@processes(4)
-def test_the_collectives_of_a_step() -> None:
-    """One for each dimension of the mesh that has more than one process: docs/scaling.md counts them."""
-    calls: list[Any] = []
-    gather = dist.all_gather
-
-    def counted(theirs: list[Tensor], mine: Tensor, **kwargs: Any) -> Any:
-        calls.append((len(theirs), mine.numel(), mine.dtype))
-        return gather(theirs, mine, **kwargs)
-
-    for shape, expected in (((4,), [4]), ((2, 2), [2, 2]), ((1, 4), [4])):
-        model = network()
-        place(model, mesh(*shape), [Shard(0)] * len(shape))
-        optimizer = openadam.torch.AdamW(model.parameters(), lr=0.1, clip_norm=1.0)
-        feed(optimizer, 0)
-        dist.all_gather = counted
-        try:
-            calls.clear()
-            optimizer.step()
-        finally:
-            dist.all_gather = gather
-        assert [size for size, _, _ in calls] == expected
-        assert all(dtype == torch.float64 for _, _, dtype in calls)
-
-
 # --- ZeRO --------------------------------------------------------------------------------------------------------------
 
 
