@@ -1,0 +1,37 @@
+"""Settings of the tests inside frameworks: nothing is fetched, and the frameworks' own warnings are no errors here.
+
+`make test` leaves this folder alone (norecursedirs in pyproject.toml); `make test-integrations` installs the frameworks and runs it.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # compile in this process: no pool of helpers that outlives a test
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+FILTERS = (
+    r"ignore:.isinstance\(treespec, LeafSpec\). is deprecated:FutureWarning:lightning\.pytorch\.utilities\._pytree",
+    r"ignore:.training_step. returned .None.:UserWarning:lightning\.pytorch\.loops\.optimization\.automatic",
+)
+
+
+pytest.register_assert_rewrite("peers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)  # the tensors are small, and the workers of xdist would fight over the cores
+    for line in FILTERS:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(autouse=True)
+def everything_in_its_own_place(tmp_path, monkeypatch):
+    """Files go to tmp_path, whatever a framework's defaults are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
