@@ -18,6 +18,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 FILTERS = (
     r"ignore:.isinstance\(treespec, LeafSpec\). is deprecated:FutureWarning:lightning\.pytorch\.utilities\._pytree",
     r"ignore:.training_step. returned .None.:UserWarning:lightning\.pytorch\.loops\.optimization\.automatic",
+    r"ignore:.gradient_checkpointing:FutureWarning:transformers\.modeling_utils",  # renamed in 5.23, and needed by the versions before
+    r"ignore:.torch\.jit\.script_method. is deprecated:DeprecationWarning:torch\.jit\._script",  # used by inductor itself
 )
 
 
@@ -30,8 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
 
 
+@pytest.fixture(scope="session")
+def compiled_code(tmp_path_factory):
+    return tmp_path_factory.mktemp("inductor")  # one for all tests: the same model is compiled once
+
+
 @pytest.fixture(autouse=True)
-def everything_in_its_own_place(tmp_path, monkeypatch):
-    """Files go to tmp_path, whatever a framework's defaults are."""
+def everything_in_its_own_place(tmp_path, compiled_code, monkeypatch):
+    """Files go to pytest's own folders, whatever a framework's defaults are."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled_code))
