@@ -14,11 +14,13 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = os.environ["T
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # compile in this process: no pool of helpers that outlives a test
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes that are forked; here torch has read it already
 
 FILTERS = (
     r"ignore:.isinstance\(treespec, LeafSpec\). is deprecated:FutureWarning:lightning\.pytorch\.utilities\._pytree",
     r"ignore:.training_step. returned .None.:UserWarning:lightning\.pytorch\.loops\.optimization\.automatic",
     r"ignore:.gradient_checkpointing:FutureWarning:transformers\.modeling_utils",  # renamed in 5.23, and needed by the versions before
+    r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning:torch\.",  # dynamo looks at all tensors
     r"ignore:.torch\.jit\.script_method. is deprecated:DeprecationWarning:torch\.jit\._script",  # used by inductor itself
 )
 

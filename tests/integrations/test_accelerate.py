@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, debug_launcher
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import set_seed
@@ -100,6 +100,21 @@ def test_a_run_goes_over_from_one_to_the_other(tmp_path, before, after):
     assert rest.losses == pytest.approx(whole.losses[len(rest.losses) :], rel=1e-5)
     assert rest.rates == whole.rates[len(rest.rates) :]
     assert steps_of(rest.optimizer) == steps_of(whole.optimizer)
+
+
+def in_one_of_two(folder):
+    """What each process does: the same loop with both, on its share of the data."""
+    torch.set_num_threads(1)
+    ours, torchs = both(fitted, every=2, clip=0.5)
+    agree(ours, torchs)
+    assert len(ours.losses) == EPOCHS * BATCHES // 2
+    torch.save(ours.model.state_dict(), f"{folder}/{PartialState().process_index}")
+
+
+def test_two_processes(tmp_path):
+    debug_launcher(in_one_of_two, args=(str(tmp_path),), num_processes=2)
+    first, second = (torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True))
 
 
 def test_prepare_leaves_a_stepped_optimizer_as_it_is():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import lightning.pytorch as lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.fabric import Fabric
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
-from peers import HALF_RTOL, OURS, SETTINGS, TORCHS, Run, agree, both, network, same, steps_of, teacher
+from lightning.pytorch.tuner import Tuner
+from peers import HALF_RTOL, OURS, RTOL, SETTINGS, TORCHS, Run, agree, both, network, same, steps_of, teacher
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
@@ -32,7 +34,7 @@ class Learner(lightning.LightningModule):
         self.forwards += 1
         loss = mse_loss(self.network(x), y)
         self.losses.append(loss.item())
-        self.log("loss", loss, on_epoch=True)
+        self.log("loss", loss, on_epoch=True, sync_dist=True)
         return loss
 
     def on_train_batch_end(self, *_):
@@ -51,7 +53,7 @@ def batches(**keywords):
 
 def trainer(**keywords):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(accelerator="cpu", devices=1, **{"max_epochs": 3, **quiet, **keywords})
+    return lightning.Trainer(accelerator="cpu", **{"devices": 1, "max_epochs": 3, **quiet, **keywords})
 
 
 def fitted(optimizer, scheduler=None, *, resume=None, settings=None, learner=Learner, **keywords):
@@ -96,22 +98,20 @@ def test_the_course_is_that_of_torch(scheduler):
         {"gradient_clip_val": 0.1},
         {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
         {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
-        {"callbacks": "averaging"},
+        {"callbacks": lambda: StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=1, annealing_epochs=1)},
+        {"callbacks": EMAWeightAveraging},
     ],
-    ids=str,
+    ids=["every 2", "every 3", "clip norm", "clip value", "every 2, clip norm", "averaging", "moving average"],
 )
 def test_what_the_trainer_does_to_gradients_and_steps_is_honoured(keywords):
     def run(optimizer):
-        mine = dict(keywords)
-        if "callbacks" in mine:
-            mine["callbacks"] = [StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=1, annealing_epochs=1)]
-        return fitted(optimizer, cosine, **mine)
+        return fitted(optimizer, cosine, **{key: [value()] if callable(value) else value for key, value in keywords.items()})
 
     ours, torchs = both(run)
     agree(ours, torchs)
     every = keywords.get("accumulate_grad_batches", 1)
+    assert ours.counts["global_step"] == 3 * -(-BATCHES // every)
     if "callbacks" not in keywords:
-        assert ours.counts["global_step"] == 3 * -(-BATCHES // every)
         assert set(steps_of(ours.optimizer)) == {float(ours.counts["global_step"])}
 
 
@@ -172,10 +172,24 @@ class Manual(Learner):
         pass
 
 
-def test_manual_optimization_with_two_optimizers():
+class Adversaries(Manual):
+    """The loop of a GAN: one optimizer's parameters are frozen while the other's learn."""
+
+    def training_step(self, batch, index):
+        for optimizer in self.optimizers():
+            self.toggle_optimizer(optimizer)
+            loss = Learner.training_step(self, batch, index)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+
+@pytest.mark.parametrize("learner", [Manual, Adversaries])
+def test_manual_optimization_with_two_optimizers(learner):
     runs = []
     for make in (OURS, TORCHS):
-        model = Manual(make)
+        model = learner(make)
         fit = trainer()
         fit.fit(model, batches())
         first, second = (wrapped.optimizer for wrapped in model.optimizers())
@@ -220,6 +234,59 @@ def test_a_run_goes_over_between_torch_and_ours_and_back(tmp_path):
         assert rest.rates == whole.rates[BATCHES:]
         assert steps_of(rest.optimizer) == steps_of(whole.optimizer)
         assert rest.counts["global_step"] == whole.counts["global_step"]
+
+
+# --- beside the Trainer -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_search_for_a_rate_finds_what_it_finds_with_torch():
+    found = []
+    for make in (OURS, TORCHS):
+        model = Learner(make)
+        model.lr = SETTINGS["lr"]
+        search = Tuner(trainer()).lr_find(model, batches(), num_training=20, early_stop_threshold=None, update_attr=False)
+        found.append((search.suggestion(), *search.results["loss"]))
+    assert found[0] == pytest.approx(found[1], rel=RTOL)
+
+
+def test_fabric(tmp_path):
+    def run(make, resume=False, epochs=2):
+        fabric = Fabric(accelerator="cpu", devices=1)
+        model = network()
+        model, optimizer = fabric.setup(model, make(model.parameters(), **SETTINGS))
+        schedule = CosineAnnealingLR(optimizer, T_max=2 * BATCHES)
+        found = Run(model, optimizer.optimizer)
+        state = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        if resume:
+            fabric.load(tmp_path / f"{make.__module__}.ckpt", state)
+        for epoch in range(epochs):
+            for x, y in fabric.setup_dataloaders(DataLoader(TensorDataset(*teacher()), batch_size=8)):
+                optimizer.zero_grad()
+                loss = mse_loss(model(x), y)
+                fabric.backward(loss)
+                fabric.clip_gradients(model, optimizer, max_norm=0.5)
+                optimizer.step()
+                schedule.step()
+                found.losses.append(loss.item())
+                found.rates.append(schedule.get_last_lr())
+            if not resume and epoch == 0:
+                fabric.save(tmp_path / f"{make.__module__}.ckpt", state)
+        return found
+
+    ours, torchs = both(run)
+    agree(ours, torchs)
+    same(ours, run(OURS, resume=True, epochs=1))
+
+
+def test_two_processes(tmp_path):
+    for make in (OURS, TORCHS):
+        model = Learner(make, cycle)
+        fit = trainer(devices=2, strategy="ddp_fork")
+        fit.fit(model, batches())
+        torch.save(model.state_dict(), tmp_path / make.__module__)
+    ours, torchs = (torch.load(tmp_path / make.__module__, weights_only=True) for make in (OURS, TORCHS))
+    assert any(not torch.equal(a, b) for a, b in zip(ours.values(), network().state_dict().values(), strict=True))
+    assert all(torch.allclose(ours[name], value, rtol=1e-4, atol=1e-6) for name, value in torchs.items())
 
 
 # --- refused and skipped steps ----------------------------------------------------------------------------------------------------
