@@ -167,17 +167,20 @@ def test_a_refused_step_ends_the_run_and_says_which_tensor():
 # --- a gradient scaler, which Accelerate uses on accelerators only and is put in by hand here ---------------------------------------
 
 
-def scaled(make, scale, batches=8):
+def scaled(make, scale, batches=8, clip=None, **settings):
     """What Accelerate, the optimizer and the scaler say of each step."""
     Accelerator(cpu=True)
     model = network()
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    optimizer = AcceleratedOptimizer(make(model.parameters(), **SETTINGS), scaler=scaler)
+    optimizer = AcceleratedOptimizer(make(model.parameters(), **SETTINGS, **settings), scaler=scaler)
     x, y = teacher()
     losses, said, saw = [], [], []
     for _ in range(batches):
         loss = 32 * mse_loss(model(x), y)
         scaler.scale(loss).backward()
+        if clip:
+            scaler.unscale_(optimizer.optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -189,6 +192,9 @@ def scaled(make, scale, batches=8):
 
 def test_the_course_under_a_gradient_scaler_is_that_of_torch():
     agree(scaled(OURS, 1024.0)[0], scaled(TORCHS, 1024.0)[0], falls=False)
+    clipped = scaled(TORCHS, 1024.0, clip=0.1)[0]
+    agree(scaled(OURS, 1024.0, clip=0.1)[0], clipped, falls=False)
+    agree(scaled(OURS, 1024.0, clip_norm=0.1)[0], clipped, falls=False)
 
 
 def test_last_step_tells_what_accelerate_cannot_see():
