@@ -167,7 +167,7 @@ def test_a_refused_step_ends_the_run_and_says_which_tensor():
 # --- a gradient scaler, which Accelerate uses on accelerators only and is put in by hand here ---------------------------------------
 
 
-def scaled(make, scale, batches=8, clip=None, **settings):
+def scaled(make, scale, batches=8, clip=None, overflow=None, **settings):
     """What Accelerate, the optimizer and the scaler say of each step."""
     Accelerator(cpu=True)
     model = network()
@@ -175,8 +175,10 @@ def scaled(make, scale, batches=8, clip=None, **settings):
     optimizer = AcceleratedOptimizer(make(model.parameters(), **SETTINGS, **settings), scaler=scaler)
     x, y = teacher()
     losses, said, saw = [], [], []
-    for _ in range(batches):
+    for k in range(batches):
         loss = 32 * mse_loss(model(x), y)
+        if k == overflow:
+            loss = loss * float("inf")
         scaler.scale(loss).backward()
         if clip:
             scaler.unscale_(optimizer.optimizer)
@@ -197,11 +199,14 @@ def test_the_course_under_a_gradient_scaler_is_that_of_torch():
     agree(scaled(OURS, 1024.0, clip_norm=0.1)[0], clipped, falls=False)
 
 
-def test_last_step_tells_what_accelerate_cannot_see():
-    ours, said, saw = scaled(OURS, 2.0**127)
-    torchs, skipped, _ = scaled(TORCHS, 2.0**127)
+@pytest.mark.parametrize(("scale", "overflow"), [(2.0**127, None), (1024.0, 0), (1024.0, 5)])
+def test_last_step_tells_what_accelerate_cannot_see(scale, overflow):
+    ours, said, saw = scaled(OURS, scale, overflow=overflow)
+    torchs, skipped, _ = scaled(TORCHS, scale, overflow=overflow)
+    if overflow is not None:
+        assert ours.losses.pop(overflow) == torchs.losses.pop(overflow) == float("inf")
     agree(ours, torchs, falls=False)
     assert saw == skipped  # torch's AdamW is not called for a skipped step, which is what Accelerate looks for
     assert any(skipped)
     assert not any(said)  # ours is called, and skips by itself; so is torch.optim.AdamW(fused=True)
-    assert set(steps_of(ours.optimizer)) == {float(skipped.count(False))}
+    assert set(steps_of(ours.optimizer)) == {float(skipped.count(False))} == {float(ours.optimizer.last_step.step)}
