@@ -5,11 +5,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.?pp' -o -name 'CMakeLists.txt' \)) pyproject.toml
 
 
-.PHONY: help demo test bench lint format mutants sanitize wheel clean
+.PHONY: help demo test test-integrations bench lint format mutants sanitize wheel clean
 
 help:
 	@echo "make demo      train the same network with six optimizers on real digits, and compare"
 	@echo "make test      the whole test suite, against the installed package"
+	@echo "make test-integrations  whole runs in Lightning, transformers, Accelerate and torch.compile, beside torch's AdamW"
 	@echo "make bench     speed against named peers, in one run"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make format    rewrite the sources in the project's format"
@@ -30,11 +31,19 @@ help:
 	$(PIP) install -c constraints.txt --no-build-isolation ".[dev]"
 	@touch $@
 
+# The frameworks that people train with; a few hundred megabytes, so that only who asks for them gets them.
+.venv/.integrations: .venv/.dev
+	$(PIP) install -c constraints.txt --no-build-isolation ".[integrations]"
+	@touch $@
+
 demo: .venv/.demo
 	$(BIN)/openadam compare digits
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -n auto --doctest-modules --pyargs tests openadam
+
+test-integrations: .venv/.integrations
+	$(BIN)/python -m pytest -n auto tests/integrations
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/step.py
