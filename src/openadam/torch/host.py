@@ -97,6 +97,9 @@ class Host(_Base):
         }
         self._begin()
         super().__init__(params, *arguments, **settings)
+        for own in self.state.values():  # torch's constructor makes Adagrad's sums, in the dtype of the parameter: 16 bits would stall
+            if own["sum"].dtype in (torch.bfloat16, torch.float16):
+                own["sum"] = torch.full_like(own["sum"], self.defaults["initial_accumulator_value"], dtype=torch.float32)
         _as_python_numbers(self.defaults)
         self._check(self.param_groups)
         self._constructed = True
