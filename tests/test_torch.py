@@ -372,7 +372,9 @@ def test_settings_that_are_refused(name: str, settings: dict[str, Any], error: t
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax"])
-@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999), 0.9, (float("nan"), 0.9), (0.9, float("nan")), ("0.9", 0.99), (True, 0.9), (-0.1, 0.9)])
+@pytest.mark.parametrize(
+    "betas", [(0.9,), (0.9, 0.99, 0.999), 0.9, (float("nan"), 0.9), (0.9, float("nan")), ("0.9", 0.99), (True, 0.9), (-0.1, 0.9)], ids=repr
+)
 def test_betas_that_are_refused(name: str, betas: Any) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
         getattr(openadam.torch, name)([torch.zeros(1).requires_grad_()], betas=betas)
@@ -400,7 +402,10 @@ def test_parameters_as_torch_takes_them() -> None:
     assert len(make(x for x in (p, q)).param_groups[0]["params"]) == 2
     assert make(model.named_parameters()).param_groups[0]["param_names"] == ["weight", "bias"]
     assert len(make([{"params": p}, {"params": (x for x in [q]), "lr": 1}]).param_groups) == 2
-    for wrong, error, text in [({p, q}, TypeError, "ordered"), (p, TypeError, "iterable"), ([], ValueError, "empty parameter list"), ([p * 2], ValueError, "non-leaf")]:
+    refused: list[tuple[Any, type[Exception], str]] = [
+        ({p, q}, TypeError, "ordered"), (p, TypeError, "iterable"), ([], ValueError, "empty parameter list"), ([p * 2], ValueError, "non-leaf"),
+    ]  # fmt: skip
+    for wrong, error, text in refused:
         with pytest.raises(error, match=text):
             make(wrong)
     for wrong in ([1.0], ["p"], [np.zeros(2)], [None]):

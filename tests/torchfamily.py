@@ -71,9 +71,7 @@ def _subjects() -> Iterable[Subject]:
 SUBJECTS = tuple(_subjects())
 PLAIN = tuple(next(subject for subject in SUBJECTS if subject.name == name) for name in CLASSES)
 """Every class without flags."""
-STATEFUL = tuple(
-    next(s for s in SUBJECTS if s.name == name and (name != "SGD" or "momentum" in s.settings)) for name in CLASSES
-)
+STATEFUL = tuple(next(s for s in SUBJECTS if s.name == name and (name != "SGD" or "momentum" in s.settings)) for name in CLASSES)
 """Every class with some state."""
 every = pytest.mark.parametrize("subject", SUBJECTS, ids=str)
 each_class = pytest.mark.parametrize("subject", PLAIN, ids=str)
@@ -182,4 +180,5 @@ def close(mine: Tensor, theirs: Tensor, what: str, *, relative: float, units: fl
     error = (a - b).abs()
     if not bool((error <= allowed).all()):
         worst = int((error / allowed).argmax())
-        raise AssertionError(f"{what}: {a.reshape(-1)[worst]} is not {b.reshape(-1)[worst]}, which is {float((error / allowed).max()):.3g} times too far")
+        times = float((error / allowed).max())
+        raise AssertionError(f"{what}: {a.reshape(-1)[worst]} is not {b.reshape(-1)[worst]}, which is {times:.3g} times too far")
