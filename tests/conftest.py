@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import HealthCheck, is_hypothesis_test, seed, settings
 # Derandomized, so that a run on one machine says what a run on another would; no deadline, since machines differ.
 settings.register_profile("openadam", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("openadam")
+
+collect_ignore_glob = [] if importlib.util.find_spec("torch") else ["test_torch*.py"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -98,6 +98,9 @@ class Host(_Base):
         }
         self._begin()
         super().__init__(params, *arguments, **settings)
+        for own in self.state.values():  # torch's constructor makes Adagrad's sums, in the dtype of the parameter: 16 bits would stall
+            if own["sum"].dtype in (torch.bfloat16, torch.float16):
+                own["sum"] = torch.full_like(own["sum"], self.defaults["initial_accumulator_value"], dtype=torch.float32)
         _as_python_numbers(self.defaults)
         for own in self.state.values():  # torch's Adagrad makes its sum at once, in the parameter's dtype; one of 16 bits would stall
             if own["sum"].dtype in (torch.bfloat16, torch.float16):
