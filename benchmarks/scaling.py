@@ -26,7 +26,7 @@ MEMBERS: list[tuple[str, dict[str, Any]]] = [
 SIZES = {"7 B": 7 * 10**9, "70 B": 70 * 10**9, "1 T": 10**12}
 WORLDS = (8, 64, 512, 4096)
 NODE = 8  # processes that share a machine, for a mesh of two dimensions
-NORMS, OTHERS = 1, 5  # float64 that a process sends: a norm for each way of being spread; worst norm, largest square, three flags
+NORMS, OTHERS = 1, 6  # float64 that a process sends: a norm for each way of being spread; worst norm, largest square, four flags
 
 
 def traced(name: str, settings: dict[str, Any]) -> Traced:

@@ -21,7 +21,7 @@ from ..step import StepReport, alone, check_dtype
 from . import loading
 from .graph import GraphEngine, arithmetic_of
 from .members import Member
-from .rows import TensorStepper
+from .rows import SkippedByScaler, TensorStepper
 from .shards import Shards
 
 if TYPE_CHECKING:
@@ -98,9 +98,6 @@ class Host(_Base):
         }
         self._begin()
         super().__init__(params, *arguments, **settings)
-        for own in self.state.values():  # torch's constructor makes Adagrad's sums, in the dtype of the parameter: 16 bits would stall
-            if own["sum"].dtype in (torch.bfloat16, torch.float16):
-                own["sum"] = torch.full_like(own["sum"], self.defaults["initial_accumulator_value"], dtype=torch.float32)
         _as_python_numbers(self.defaults)
         for own in self.state.values():  # torch's Adagrad makes its sum at once, in the parameter's dtype; one of 16 bits would stall
             if own["sum"].dtype in (torch.bfloat16, torch.float16):
@@ -202,9 +199,9 @@ class Host(_Base):
             still = all(values["lr"] == 0 for values in settings.values())
             stepper = self._current()
             found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-            if found_inf is not None and _number(found_inf) != 0:
-                stepper.table.counters[stepper.count + 1] += 1
-                self.last_step = StepReport(stepper.steps, float("nan"), 1.0, True)
+            stepper.skips = found_inf is not None and _number(found_inf) != 0
+            if stepper.skips and not stepper.exchanges:
+                self._skip(stepper)
                 return
             scale = 1.0
             if grad_scale is not None:
@@ -227,8 +224,14 @@ class Host(_Base):
             asks = still and (stepper.is_new or stepper.shards)
             only_makes_states = (lambda: stepper.is_new) if asks else None
             self.last_step = stepper.take(settings, threads, scale=scale, before_commit=stepper.register, only_makes_states=only_makes_states)
+        except SkippedByScaler:
+            self._skip(stepper)
         finally:
             stepper.forget()
+
+    def _skip(self, stepper: TensorStepper) -> None:
+        stepper.table.counters[stepper.count + 1] += 1
+        self.last_step = StepReport(stepper.steps, float("nan"), 1.0, True)
 
     def _tell_others(self, still: bool) -> None:
         """That this process refuses the step, before the first word about it: those who hold the rest would wait for ever."""

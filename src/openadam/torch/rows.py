@@ -22,7 +22,7 @@ from .graph import GraphEngine, arithmetic_of
 from .members import Member
 from .shards import Shards, is_distributed, local_part, with_layout_of
 
-__all__ = ["TensorStepper", "whole_step"]
+__all__ = ["SkippedByScaler", "TensorStepper", "whole_step"]
 
 Array = npt.NDArray[Any]
 NATIVE = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
@@ -50,6 +50,10 @@ def whole_step(value: Any, what: str) -> int:
     if isinstance(number, (bool, complex)) or not isinstance(number, (int, float)) or not 0 <= number <= MAX_STEP or number != int(number):
         raise CheckpointCorruptError(f"{what} is {value!r:.80}, not a whole number from 0 to {MAX_STEP}")
     return int(number)
+
+
+class SkippedByScaler(Exception):  # noqa: N818 - not an error
+    """A scaler has found infinities, here or in another process."""
 
 
 class TensorStepper(Stepper):
@@ -86,6 +90,7 @@ class TensorStepper(Stepper):
         count = len(self.params)
         self._updates: dict[tuple[Any, ...], Update] = {}
         self.shards = Shards(self.params, plain_too=sharded)
+        self.skips = False  # whether a scaler wants this step skipped
         self.is_new = False  # whether there are states to come, and none yet, with any who take this step
         self.parts: dict[int, Tensor] = {}  # of gradients that are spread otherwise than their parameters
         # Of each row: an array over the parameter (None on other engines), the dict of its states, the tensors that the table points to.
@@ -575,11 +580,19 @@ class TensorStepper(Stepper):
         if not self.shards:
             return self.local_norm(squares), largest
         norms = {key: self.local_norm(squares, which) for key, which in self.shards.sets.items()}
-        norm, largest, (refused, waiting, held) = self.shards.exchange(norms, largest, (False, bool(self._waiting), any(self.held)))
+        flags = (False, self.skips, bool(self._waiting), any(self.held))
+        norm, largest, (refused, skips, waiting, held) = self.shards.exchange(norms, largest, flags)
         self.is_new = waiting and not held
         if refused:
             raise GradientError("another process refused this step, and says why; nothing was changed")
+        if skips:
+            raise SkippedByScaler
         return norm, largest
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether the processes that hold parts of the parameters speak with each other at every step."""
+        return bool(self.shards) and (self.nonfinite != "propagate" or self.clip_norm is not None)
 
     def agreed(self, error: Exception | None) -> Exception | None:
         return self.shards.first_error(error) if self.shards else error

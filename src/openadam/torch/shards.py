@@ -83,7 +83,7 @@ class Shards:
         Args:
             norms: Of the rows of each set, here.
             largest: The largest sum of squares here.
-            flags: Whether this process refuses the step, has states to come, has states.
+            flags: Whether this process refuses the step, is told by a scaler to skip it, has states to come, has states.
         """
         keys = list(self.sets)
         # A process may hold a copy that differs: what is not finite there must be known to those whose copies are finite, too.
@@ -103,7 +103,7 @@ class Shards:
 
     def refuse(self) -> None:
         """Take part in the exchange of a step that this process will not take."""
-        self.exchange(dict.fromkeys(self.sets, 0.0), 0.0, (True, False, False))
+        self.exchange(dict.fromkeys(self.sets, 0.0), 0.0, (True, False, False, False))
 
     def first_error(self, error: Exception | None) -> Exception | None:
         """The error of the first process that has one."""
