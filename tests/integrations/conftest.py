@@ -22,6 +22,7 @@ FILTERS = (
     r"ignore:.gradient_checkpointing:FutureWarning:transformers\.modeling_utils",  # renamed in 5.23, and needed by the versions before
     r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning:torch\.",  # dynamo looks at all tensors
     r"ignore:.torch\.jit\.script_method. is deprecated:DeprecationWarning:torch\.jit\._script",  # used by inductor itself
+    r"ignore:This process .* is multi-threaded, use of fork:DeprecationWarning:multiprocessing\.popen_fork",  # from Python 3.12 on; that is the test
 )
 
 

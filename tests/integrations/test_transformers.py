@@ -156,6 +156,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, way, every):
     assert whole.counts["scheduler"] == rest.counts["scheduler"] == STEPS
 
 
+def test_a_bfloat16_model_resumes_with_averages_as_wide_as_it_saved_them(tmp_path):
+    """torch's load_state_dict would cast them to the parameters' bfloat16."""
+    whole = fitted(tmp_path, OURS, model=gpt().to(torch.bfloat16))
+    rest = fitted(tmp_path, OURS, model=gpt().to(torch.bfloat16), resume=tmp_path / f"checkpoint-{STEPS // 2}")
+    assert {state["exp_avg_sq"].dtype for state in rest.optimizer.state.values()} == {torch.float32}
+    same(whole, rest)
+    assert sum(whole.losses[-3:]) < sum(whole.losses[:3])
+
+
 @pytest.mark.parametrize(("before", "after"), [(TORCHS, OURS), (OURS, TORCHS)])
 def test_a_run_goes_over_from_one_to_the_other(tmp_path, before, after):
     whole = fitted(tmp_path, before)
