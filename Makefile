@@ -8,15 +8,15 @@ SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyi' -o -
 .PHONY: help demo test test-integrations bench lint format mutants sanitize wheel clean
 
 help:
-	@echo "make demo      train the same network with six optimizers on real digits, and compare"
-	@echo "make test      the whole test suite, against the installed package"
+	@echo "make demo               train the same network with six optimizers on real digits, and compare"
+	@echo "make test               the whole test suite, against the installed package"
 	@echo "make test-integrations  whole runs in Lightning, transformers, Accelerate and torch.compile, beside torch's AdamW"
-	@echo "make bench     speed against named peers, in one run"
-	@echo "make lint      ruff, mypy, clang-format"
-	@echo "make format    rewrite the sources in the project's format"
-	@echo "make mutants   seeded faults that the test suite must catch"
-	@echo "make sanitize  the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@echo "make wheel     a wheel in dist/"
+	@echo "make bench              speed against named peers, in one run"
+	@echo "make lint               ruff, mypy, clang-format"
+	@echo "make format             rewrite the sources in the project's format"
+	@echo "make mutants            seeded faults that the test suite must catch"
+	@echo "make sanitize           the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make wheel              a wheel in dist/"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
