@@ -223,6 +223,8 @@ class Host(_Base):
                 self.last_step = StepReport(stepper.steps, 0.0, 1.0, False)
                 return
             self.last_step = stepper.take(settings, threads, scale=scale, before_commit=stepper.register)
+            if not self.last_step.skipped:
+                stepper.note_moved()
         finally:
             stepper.table.gradients = [None] * stepper.count
             stepper.engine.gradients = {}

@@ -84,6 +84,8 @@ class TensorStepper(Stepper):
                 self.names.append(name)
                 classes.append(2 * g + excluded(no_decay, name, p))
         count = len(self.params)
+        self._versioned = [i for i, p in enumerate(self.params) if not p.is_inference()]
+        self._tracked = [self.params[i] for i in self._versioned]
         self._updates: dict[tuple[Any, ...], Update] = {}
         self.shards = Shards(self.params, plain_too=sharded)
         self.failure: Exception | None = None
@@ -115,7 +117,8 @@ class TensorStepper(Stepper):
         self._memory_names = names
         self.scalar_names = (*(("step",) if member.counts else ()), *(member.states.get(name, name) for name in names))
         table.memory = np.array([float(self._first(i, name)) for i in range(count) for name in names])
-        before = {} if previous is None else dict(zip(map(id, previous.params), previous.steps_of.tolist(), strict=True))
+        # Where torch keeps no `step`, the count so far goes on; everywhere else a parameter without a state is a new one.
+        before = {} if previous is None or member.counts else dict(zip(map(id, previous.params), previous.steps_of.tolist(), strict=True))
         table.counters = np.zeros(2 * count + 2, np.int64)
         table.counters[:count] = [before.get(id(p), 0) for p in self.params]
         self.shows = np.dtype(np.float32) if member.counts else None
@@ -219,6 +222,7 @@ class TensorStepper(Stepper):
         self._lacking.discard(i)
         if names and not held:
             self._lacking.add(i)
+            self.table.counters[i] = 0
         self._read_scalars(i, own, bool(held))
         dtypes = self.dtypes
         assert isinstance(dtypes, list)
@@ -403,6 +407,7 @@ class TensorStepper(Stepper):
     def _replace(self, moved: Sequence[int]) -> None:
         """Parameters or states that lie elsewhere now."""
         self.no_longer_together()
+        self._placed = None  # where their scalars are has gone with their rows
         for i in moved:
             self._place(i)
             if self.held[i]:
@@ -512,6 +517,11 @@ class TensorStepper(Stepper):
         self._order = [own for own in self.state.values() if id(own) in ids]
         self._protect()
         self._trace()
+
+    def note_moved(self) -> None:
+        """Tell autograd which parameters have changed: a graph that still needs their old values must not use the new ones."""
+        absent = set(self.missing)
+        torch.autograd.graph.increment_version([self.params[i] for i in self._versioned if i not in absent] if absent else self._tracked)
 
     @property
     def is_new(self) -> bool:
