@@ -50,12 +50,8 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
     saved_of = _matched(own, groups)
     state: Any = defaultdict(dict)
     known = set(chain.from_iterable(group["params"] for group in groups))
-    for key, value in given["state"].items():
-        if key in known:  # torch.distributed.checkpoint has names for numbers
-            continue
-        if isinstance(key, str):
-            state[key] = value  # what hooks of the user's have put there
-        else:
+    for key in given["state"]:
+        if not isinstance(key, str) and key not in known:
             raise CheckpointMismatchError(f"the state holds an entry for parameter {key!r}, which is in none of its groups")
     for mine, group in zip(own, groups, strict=True):
         kept = {key: value for key, value in group.items() if key != "params"}
@@ -75,6 +71,9 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
             if found:
                 described = f"parameter {name!r}" if name is not None else f"parameter {saved_of[id(p)]}"
                 state[p] = _state(p, described, group, member, found, shared_step, finite=finite)
+    # What hooks of the user's have put there; behind the others, for torch's Adagrad looks at the first. A name may also be that of a
+    # parameter: torch.distributed.checkpoint has names for numbers.
+    state.update((key, value) for key, value in given["state"].items() if isinstance(key, str) and key not in known)
     try:
         for index, group in enumerate(groups):
             member.settings(index, group)

@@ -426,6 +426,7 @@ class TensorStepper(Stepper):
     def _replace(self, moved: Sequence[int]) -> None:
         """Parameters or states that lie elsewhere now."""
         self.no_longer_together()
+        self._placed = None  # where their scalars are has gone with their rows
         for i in moved:
             self._place(i)
             if self.held[i]:
