@@ -143,7 +143,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "gaps": lambda x: _within(x, (..., slice(None, None, 2)), (*x.shape[:-1], 2 * x.shape[-1])),
     "column": lambda x: _within(x, (..., 1), (*x.shape, 3)),
     "offset": lambda x: _within(x, (slice(1, -1),), (x.shape[0] + 2, *x.shape[1:])),
-    "transposed gaps": lambda x: _within(x.transpose(0, 1), (..., slice(None, None, 3)), (x.shape[1], x.shape[0], x.shape[2], 3 * x.shape[3])).transpose(0, 1),
+    "transposed gaps": lambda x: _within(
+        x.transpose(0, 1), (..., slice(None, None, 3)), (x.shape[1], x.shape[0], x.shape[2], 3 * x.shape[3])
+    ).transpose(0, 1),
 }  # fmt: skip
 
 

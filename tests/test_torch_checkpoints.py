@@ -66,7 +66,7 @@ def saved(state_dict: Any) -> Any:
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
-def test_s8_from_torch_and_to_torch(subject: Subject, dtype: torch.dtype) -> None:
+def test_from_torch_and_to_torch(subject: Subject, dtype: torch.dtype) -> None:
     """A run that goes on in the other library takes the step that it would have taken where it was."""
     for first, second in [(subject.theirs, subject.make), (subject.make, subject.theirs)]:
         begun = running(subject, 4, dtype, first)
@@ -272,7 +272,7 @@ def test_s7_older_and_newer_groups(subject: Subject) -> None:
     goes_on_like(other, source)
 
 
-def test_s10_what_hooks_put_into_the_state() -> None:
+def test_what_hooks_put_into_the_state() -> None:
     source = adam()
     source.state["seen"] = 12
     source.state[params_of(source)[0]]["mine"] = "kept"

@@ -481,7 +481,7 @@ def info_cycles(optimizer: Any) -> bool:
 
 @pytest.mark.parametrize("scheduler", [name for name, _ in schedulers()])
 @each_class
-def test_i4_every_scheduler(info: Any, scheduler: str) -> None:
+def test_every_scheduler(info: Any, scheduler: str) -> None:
     """Beside torch's for-loop under the same schedule, which may change betas as well."""
     make = dict(schedulers())[scheduler]
     pair = []
