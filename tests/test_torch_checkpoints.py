@@ -492,3 +492,16 @@ def test_s11_t18_states_before_the_first_step(subject: Subject, flat: bool) -> N
     a.step()
     c.step()
     assert equal(a, c)
+
+
+@each_with_state
+def test_states_of_another_class_are_refused(subject: Subject) -> None:
+    own = states_of(subject)
+    for other in STATEFUL:
+        if states_of(other) - own and getattr(openadam.torch, other.name).member is not getattr(openadam.torch, subject.name).member:
+            target = running(subject)
+            refuses(target, lambda: target.load_state_dict(running(other).state_dict()), CheckpointMismatchError)
+
+
+def states_of(subject: Subject) -> set[str]:
+    return set(next(iter(running(subject).state.values())))

@@ -183,8 +183,9 @@ def test_t5_an_embedding() -> None:
     assert not optimizer.state
 
 
-def test_a16_gradients_that_share_memory() -> None:
-    optimizer = begun(ADAM)
+@each_engine
+def test_a16_gradients_that_share_memory(engine: str | None) -> None:
+    optimizer = begun(ADAM, engine=engine)
     p, q = params_of(optimizer)[:2]
     for alias in (p.detach(), optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]):
         give(params_of(optimizer), 3)
@@ -193,10 +194,28 @@ def test_a16_gradients_that_share_memory() -> None:
     give(params_of(optimizer), 3)
     p.grad = q.detach().reshape(-1)[3:8]
     refuses(optimizer, optimizer.step, AliasError, "'0'", "'1'")
-    fresh = Adam([x := torch.ones(4).requires_grad_()])
+    fresh = Adam([x := torch.ones(4).requires_grad_()], engine=engine)
     x.grad = x.detach()
     refuses(fresh, fresh.step, AliasError)
     assert not fresh.state
+
+
+@each_engine
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a14_parameters_that_share_memory(dtype: torch.dtype, engine: str | None) -> None:
+    """Two that overlap, and one that overlaps itself, are refused before anything moves; two that interleave are not."""
+    store = torch.zeros(8, dtype=dtype)
+    p, q, whole = (view.detach().requires_grad_() for view in (store[:5], store[4:], torch.ones(1, dtype=dtype).expand(4)))
+    free = torch.ones(3, dtype=dtype, requires_grad=True)
+    for tensors in ([free, p, q], [free, whole]):
+        for x in tensors:
+            x.grad = torch.ones_like(x)
+        optimizer = openadam.torch.SGD(tensors, lr=1.0, engine=engine)
+        refuses(optimizer, optimizer.step, (AliasError, ParameterError))
+    even, odd = (view.detach().requires_grad_() for view in (store[::2], store[1::2]))
+    even.grad, odd.grad = torch.ones_like(even), torch.ones_like(odd)
+    openadam.torch.SGD([even, odd], lr=1.0, engine=engine).step()
+    assert (store == -1).all()
 
 
 @each_class

@@ -54,6 +54,7 @@ class Host(_Base):
 
     member: ClassVar[Member]
     _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to the step
+    _counted = (0, 0)  # steps taken and skipped before this object had a stepper: in a copy
     last_step: StepReport | None = None
     """What the last step saw: number, gradient norm, clip factor, whether it was skipped."""
 
@@ -249,6 +250,7 @@ class Host(_Base):
                 self.param_groups, self.state, self.member, self._engine,
                 native=options["engine"] in (None, "native"), no_decay=options["no_decay"], sharded=options["sharded"],
                 clip_norm=options["clip_norm"], clip_value=None, nonfinite=options["nonfinite"], previous=self._stepper,
+                counted=self._counted,
             )  # fmt: skip
         return self._stepper
 
@@ -277,12 +279,14 @@ class Host(_Base):
             if changed is not None:
                 given = changed
         state, groups = loading.read(self.param_groups, self.defaults, self.member, given, finite=self._options["nonfinite"] != "propagate")
-        self.__setstate__({"state": state, "param_groups": groups})
+        self.__setstate__({"state": state, "param_groups": groups, "_counted": (0, 0)})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_options": self._options, "last_step": self.last_step, "_constructed": True}
+        counted = (self._stepper.steps, self._stepper.skipped) if self._stepper is not None else self._counted
+        own = {"_options": self._options, "last_step": self.last_step, "_constructed": True, "_counted": counted}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

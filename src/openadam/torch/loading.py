@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointCorruptError, CheckpointMismatchError, HyperparameterError
-from .members import Member
+from .members import MEMBERS, Member
 from .rows import real, whole_step
 from .shards import is_distributed, local_part, with_layout_of
 
 __all__ = ["read"]
 
+EVERYWHERE = frozenset[str]().union(*(member.state_keys for member in MEMBERS))  # what states are called in any optimizer
 ALIASES = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # of bitsandbytes
 Groups = list[dict[str, Any]]
 
@@ -137,8 +138,10 @@ def _state(p: Any, described: str, group: Mapping[str, Any], member: Member, fou
                 continue  # SGD before its first gradient
             raise CheckpointMismatchError(f"the state of {described} lacks {public!r}")
         result[public] = _moment(p, value, f"{public!r} of {described}", finite=finite, nonnegative=name in rule.nonnegative)
-    known = set(member.states.values())
-    result.update({key: deepcopy(value) for key, value in given.items() if value is not None or key not in known})
+    foreign = sorted(EVERYWHERE.intersection(given) - member.state_keys)
+    if foreign:
+        raise CheckpointMismatchError(f"the state of {described} holds {foreign}, which {member.name} does not have: it is another optimizer's")
+    result.update({key: deepcopy(value) for key, value in given.items() if value is not None or key not in member.state_keys})
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..errors import HyperparameterError
 from ..hyperparameters import checked
 from ..language.expression import Rule, Traced
 
-__all__ = ["ADAGRAD", "ADAM", "ADAMAX", "NADAM", "RADAM", "RMSPROP", "SGD", "Member"]
+__all__ = ["ADAGRAD", "ADAM", "ADAMAX", "MEMBERS", "NADAM", "RADAM", "RMSPROP", "SGD", "Member"]
 
 Group = Mapping[str, Any]
 BETAS: dict[str, tuple[str, int | None]] = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
@@ -27,7 +28,14 @@ class Member:
     rule: Callable[[Group], tuple[Rule, dict[str, str]]]
     numbers: Mapping[str, tuple[str, int | None]]  # the family's name -> torch's key, and the place in it
     states: Mapping[str, str]  # the rule's name -> torch's
+    rules: tuple[Rule, ...]  # all that its groups may stand for
     counts: bool = True  # whether torch keeps a `step` for each parameter
+
+    @cached_property
+    def state_keys(self) -> frozenset[str]:
+        """What torch may keep for a parameter, whatever the flags."""
+        traces = [rule.trace(**choice) for rule in self.rules for choice in rule.variants()]
+        return frozenset(self.states.get(name, name) for traced in traces for name in traced.states) | ({"step"} if self.counts else set())
 
     def traced(self, group: Group) -> Traced:
         """The rule of a group, with its options."""
@@ -78,15 +86,29 @@ def _sgd(group: Group) -> tuple[Rule, dict[str, str]]:
     return rules.momentum, {"form": "nesterov" if group.get("nesterov") else "classical"}
 
 
-ADAM = Member("Adam", _adam, {**BETAS, "eps": ("eps", None)}, family.AMSGrad.state_names)
-NADAM = Member(
-    "NAdam", lambda group: (rules.nadam, {}), {**BETAS, "eps": ("eps", None), "momentum_decay": ("momentum_decay", None)}, family.NAdam.state_names
-)
-RADAM = Member("RAdam", lambda group: (rules.radam, {}), {**BETAS, "eps": ("eps", None)}, family.RAdam.state_names)
-ADAMAX = Member("Adamax", lambda group: (rules.adamax, {}), {**BETAS, "eps": ("eps", None)}, family.AdaMax.state_names)
-RMSPROP = Member("RMSprop", _rmsprop, {"rho": ("alpha", None), "eps": ("eps", None), "momentum": ("momentum", None)}, family.RMSProp.state_names)
+def _always(rule: Rule) -> Callable[[Group], tuple[Rule, dict[str, str]]]:
+    return lambda group: (rule, {})
+
+
+EPS: dict[str, tuple[str, int | None]] = {"eps": ("eps", None)}
+ADAM = Member("Adam", _adam, {**BETAS, **EPS}, family.AMSGrad.state_names, (rules.adam, rules.amsgrad))
+NADAM = Member("NAdam", _always(rules.nadam), {**BETAS, **EPS, "momentum_decay": ("momentum_decay", None)}, family.NAdam.state_names, (rules.nadam,))
+RADAM = Member("RAdam", _always(rules.radam), {**BETAS, **EPS}, family.RAdam.state_names, (rules.radam,))
+ADAMAX = Member("Adamax", _always(rules.adamax), {**BETAS, **EPS}, family.AdaMax.state_names, (rules.adamax,))
+RMSPROP = Member("RMSprop", _rmsprop, {"rho": ("alpha", None), **EPS, "momentum": ("momentum", None)}, family.RMSProp.state_names, (rules.rmsprop,))
 ADAGRAD = Member(
-    "Adagrad", lambda group: (rules.adagrad, {}),
-    {name: (name, None) for name in ("eps", "lr_decay", "initial_accumulator_value")}, family.Adagrad.state_names,
-)  # fmt: skip
-SGD = Member("SGD", _sgd, {"momentum": ("momentum", None), "dampening": ("dampening", None)}, family.Momentum.state_names, counts=False)
+    "Adagrad",
+    _always(rules.adagrad),
+    {**EPS, "lr_decay": ("lr_decay", None), "initial_accumulator_value": ("initial_accumulator_value", None)},
+    family.Adagrad.state_names,
+    (rules.adagrad,),
+)
+SGD = Member(
+    "SGD",
+    _sgd,
+    {"momentum": ("momentum", None), "dampening": ("dampening", None)},
+    family.Momentum.state_names,
+    (rules.sgd, rules.momentum),
+    counts=False,
+)
+MEMBERS = (ADAM, NADAM, RADAM, ADAMAX, RMSPROP, ADAGRAD, SGD)

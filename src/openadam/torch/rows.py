@@ -6,7 +6,8 @@ native call for all tensors that lie plainly, one by one for the others (strided
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import bisect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ class TensorStepper(Stepper):
     def __init__(
         self, groups: list[dict[str, Any]], state: Mapping[Any, Any], member: Member, engine: GraphEngine, *, native: bool, no_decay: Any,
         sharded: bool, clip_norm: float | None, clip_value: float | None, nonfinite: str, previous: TensorStepper | None,
+        counted: tuple[int, int] = (0, 0),
     ) -> None:  # fmt: skip
         super().__init__(engine, clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite)
         self.groups, self.state, self.member = groups, state, member
@@ -134,9 +136,8 @@ class TensorStepper(Stepper):
             self._place(i)
         self.rebuild(table.rows, self.class_of, dtypes)
         self._settle()
-        table.counters[count : count + 2] = (table.counters[:count].max(initial=0), 0)
-        if previous is not None:
-            table.counters[count : count + 2] = (max(previous.steps, self.steps), previous.skipped)
+        taken, skipped = counted if previous is None else (previous.steps, previous.skipped)
+        table.counters[count : count + 2] = (max(taken, table.counters[:count].max(initial=0)), skipped)
         self._show(np.dtype(np.float64 if table.counters[:count].max(initial=0) >= EXACT_FLOAT32 else np.float32))
 
     # --- classes ---------------------------------------------------------------------------------------------------
@@ -296,11 +297,43 @@ class TensorStepper(Stepper):
             numbers += [p.dim(), *p.shape, *p.stride()]
         self._geometry = np.array(numbers, np.int64)
         self._trace()
+        self._reached: list[tuple[str, int, int, int, Tensor]] = []  # memory that torch operations write, sorted
+        self._longest = 0
+        for i, entry in enumerate(self.entries):
+            if entry is None:
+                self._reach(i, self.locals[i])
+                for state in self.held[i]:
+                    self._reach(i, real(local_part(state)))
         entries = [entry for entry in self.entries if entry is not None]
         overlaps([Entry(f"{entry.name}", entry.array, 0, entry.shape, entry.view, entry.axes) for entry in _distinctly_named(entries)])
         self._protect()
         ids = {id(own): None for own in self.dicts}
         self._order = [own for own in self.state.values() if id(own) in ids]
+
+    def _reach(self, i: int, tensor: Tensor) -> None:
+        """Remember memory of row i that torch operations write; refuse what overlaps itself or that of another row."""
+        if tensor.device.type == "meta" or not tensor.numel():
+            return
+        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise AliasError(
+                f"parameter {self.names[i]!r} of shape {tuple(tensor.shape)} and strides {tensor.stride()} overlaps itself: copy it first"
+            )
+        for other in self._writers(tensor):
+            if other != i:
+                raise AliasError(f"parameters {self.names[other]!r} and {self.names[i]!r} share memory; each step would move it twice")
+        extent = _extent(tensor)
+        self._longest = max(self._longest, extent[2] - extent[1])
+        bisect.insort(self._reached, (*extent, i, tensor), key=lambda reach: reach[:2])
+
+    def _writers(self, tensor: Tensor) -> Iterator[int]:
+        """Rows of torch operations that write memory of a tensor."""
+        device, low, high = _extent(tensor)
+        at = bisect.bisect_left(self._reached, (device, high), key=lambda reach: reach[:2])
+        while at > 0 and self._reached[at - 1][0] == device and self._reached[at - 1][1] > low - self._longest:
+            at -= 1
+            _, _, end, i, other = self._reached[at]
+            if end > low and _share_memory(tensor, other):
+                yield i
 
     def _trace(self) -> None:
         """Where the objects are that the reader will visit: of each row its gradient (noted by the reader), parameter, states and their dict."""
@@ -485,6 +518,9 @@ class TensorStepper(Stepper):
         wide = arithmetic_of(local.dtype)
         if not gradient.is_floating_point() or torch.promote_types(gradient.dtype, wide) != wide:
             raise GradientDtypeError(f"the gradient of parameter {name!r} is {_dtype(gradient.dtype)}, the parameter {_dtype(local.dtype)}")
+        for other in self._writers(gradient):
+            both = f"the gradient of parameter {name!r} shares memory with the parameter {self.names[other]!r} or a state of it"
+            raise AliasError(f"{both}, which the step writes; give it memory of its own")
         self.engine.given.append(i)
         self.engine.gradients[i] = gradient
 
@@ -540,7 +576,8 @@ class TensorStepper(Stepper):
             return
         absent = set(self.missing)
         state: Any = self.state
-        for i in [i for i in self._waiting if i not in absent]:
+        fresh = {i: self._waiting[i] for i in self._waiting if i not in absent}
+        for i in fresh:
             own = self.dicts[i] = state[self.params[i]]
             self._show_row(i)
             self.held[i] = self._waiting.pop(i)
@@ -550,6 +587,9 @@ class TensorStepper(Stepper):
         self._order = [own for own in self.state.values() if id(own) in ids]
         self._protect()
         self._trace()
+        for i in self.engine.given:
+            for state in fresh.get(i, ()):
+                self._reach(i, real(local_part(state)))
 
     # --- what a stepper asks ---------------------------------------------------------------------------------------
 
@@ -597,6 +637,24 @@ class TensorStepper(Stepper):
 
     def agreed(self, error: Exception | None) -> Exception | None:
         return self.shards.first_error(error) if self.shards else error
+
+
+def _extent(tensor: Tensor) -> tuple[str, int, int]:
+    """The device of a tensor, its first byte there and the one after its last."""
+    low = tensor.data_ptr()
+    if not tensor.numel():
+        return str(tensor.device), low, low
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return str(tensor.device), low, low + (reach + 1) * tensor.element_size()
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors whose extents overlap share an element; where that cannot be told, they are taken to."""
+    if a.device.type != "cpu":
+        return True
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    first, second = (x.detach().view(integers[x.element_size()]).numpy() for x in (a, b))
+    return np.shares_memory(first, second)
 
 
 def _distinctly_named(entries: Sequence[Entry]) -> list[Entry]:
