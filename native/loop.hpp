@@ -52,6 +52,7 @@ struct Request {
   Span<const std::int64_t> measures;  // indices of those to take
   bool update = false;                // otherwise the tensors are measured only
   int threads = 1;
+  Team team = nullptr;   // of the host, if its threads are to do the work
   Span<double> tallies;  // rows x measures
 };
 
@@ -163,7 +164,7 @@ class Loop {
       stretch[s].end = count * (s + 1) / stretches;
     }
     std::atomic<std::size_t> arrived{0};
-    Pool::instance().run(threads, [&]() noexcept {
+    Pool::instance().run(request_.team && threads > 1 ? request_.threads : threads, request_.team, [&]() noexcept {
       const std::size_t own = arrived.fetch_add(1);
       for (std::size_t s = 0; s < stretches; ++s) {
         Stretch& mine = stretch[(own + s) % stretches];

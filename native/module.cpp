@@ -64,7 +64,7 @@ openadam::Span<T> span(const A& array) {
 
 void run(std::size_t isa, const Table& table, const Doubles& scalars, const Integers& layouts, const Integers& which, bool update,
          const Array<double, nb::ndim<2>>& tallies, int threads, const Integers& counters, const Integers& counters_after, const Doubles& memory,
-         const Doubles& memory_after) {
+         const Doubles& memory_after, std::uintptr_t team) {
   if (static_cast<std::int64_t>(table.shape(1)) != openadam::kColumns) throw std::invalid_argument("the step's table has other columns");
   if (counters.size() != counters_after.size() || memory.size() != memory_after.size())
     throw std::invalid_argument("counters and their next values differ in length");
@@ -76,6 +76,7 @@ void run(std::size_t isa, const Table& table, const Doubles& scalars, const Inte
   request.measures = span<const std::int64_t>(which);
   request.update = update;
   request.threads = threads;
+  request.team = reinterpret_cast<openadam::Team>(team);
   request.tallies = span<double>(tallies);
   openadam::Loop loop(request);
   PyThreadState* const thread = PyEval_SaveThread();
@@ -151,6 +152,7 @@ int import_numpy() {
 
 NB_MODULE(_native, m) {
   if (import_numpy() < 0) throw nb::python_error();
+  openadam::Pool::prepare_for_forks();
   m.attr("COLUMNS") = openadam::kColumns;
   m.attr("MAX_STATES") = openadam::kMaxStates;
   m.attr("MAX_THREADS") = openadam::kMaxThreads;
@@ -159,7 +161,7 @@ NB_MODULE(_native, m) {
   m.def("measures", &measures, nb::arg("isa"), "Name and digest of each measure.");
   m.def("run", &run, nb::arg("isa"), nb::arg("table").noconvert(), nb::arg("scalars").noconvert(), nb::arg("layouts").noconvert(),
         nb::arg("measures").noconvert(), nb::arg("update"), nb::arg("tallies").noconvert(), nb::arg("threads"), nb::arg("counters").noconvert(),
-        nb::arg("counters_after").noconvert(), nb::arg("memory").noconvert(), nb::arg("memory_after").noconvert(),
+        nb::arg("counters_after").noconvert(), nb::arg("memory").noconvert(), nb::arg("memory_after").noconvert(), nb::arg("team") = 0,
         "Measure all tensors of a table and, if asked to, update them and commit the counters. Raises ValueError before anything is touched.");
   m.def("read_gradients", &read_gradients, nb::arg("gradients"), nb::arg("parameters"), nb::arg("table").noconvert(), nb::arg("starts").noconvert(),
         nb::arg("ends").noconvert(), nb::arg("recheck"),

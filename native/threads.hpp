@@ -66,6 +66,15 @@ class SignalsBlocked {
   SignalsBlocked& operator=(const SignalsBlocked&) = delete;
 };
 
+// The function by which GNU's OpenMP runtime runs a piece of work on its team: of a host that is loaded already, looked up by name.
+using Team = void (*)(void (*work)(void* context), void* context, unsigned threads, unsigned flags);
+
+// Whether this process was forked from one that had this module: no thread of a team has come along, though the runtime thinks so.
+inline std::atomic<bool>& forked() {
+  static std::atomic<bool> flag{false};
+  return flag;
+}
+
 // Helpers that sleep between steps. A thread started anew would cost more: it waits on the processor of its parent, for a
 // millisecond and more where measured, before the system moves it to an idle one; a sleeping one starts within 50 us.
 //
@@ -73,16 +82,22 @@ class SignalsBlocked {
 // At exit nothing is joined: the pool is never destroyed and its threads hold nothing.
 class Pool {
  public:
+  // To be called once, before any step.
+  static void prepare_for_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+    pthread_atfork(nullptr, nullptr, [] {
+      current().store(nullptr);
+      forked().store(true);
+    });
+#endif
+  }
+
   static Pool& instance() {
     Pool* pool = current().load(std::memory_order_acquire);
     if (pool) return *pool;
     auto* fresh = new Pool;
     if (current().compare_exchange_strong(pool, fresh)) {
       pool = fresh;
-#if defined(__unix__) || defined(__APPLE__)
-      static const int registered = pthread_atfork(nullptr, nullptr, [] { current().store(nullptr); });
-      (void)registered;
-#endif
     } else {
       delete fresh;
     }
@@ -91,8 +106,20 @@ class Pool {
 
   // Runs work() on this thread and on up to threads - 1 helpers. The work must share itself out, so that it is complete
   // even where no helper comes; it must not throw. Of two steps at the same time one has the helpers.
+  //
+  // A host's team, if there is one, takes the place of the helpers: after the host's own work its threads stay awake for a while, on
+  // the processors that helpers would have to share with them.
   template <class Work>
-  void run(int threads, const Work& work) noexcept {
+  void run(int threads, Team team, const Work& work) noexcept {
+    if (threads > 1 && team && !forked().load(std::memory_order_relaxed)) {
+      team(
+          [](void* context) {
+            const IeeeMode mode;
+            (*static_cast<const Work*>(context))();
+          },
+          const_cast<Work*>(&work), static_cast<unsigned>(threads), 0);
+      return;
+    }
     std::unique_lock<std::mutex> use(use_, std::defer_lock);
     const bool shared = threads > 1 && use.try_lock();
     if (shared) call_in(threads - 1, [](const void* context) { (*static_cast<const Work*>(context))(); }, &work);

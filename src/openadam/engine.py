@@ -96,8 +96,9 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, team: int = 0) -> None:
         self.index = index
+        self.team = team  # the address of a function by which a host's own threads do the work; 0: ours
         self.isa = _native.isas()[index]
         rows = _native.updates(index)
         self._kernels = {(name, digest): position for position, (name, digest, _, _) in enumerate(rows)}
@@ -119,7 +120,7 @@ class NativeEngine:
         counters, memory = (table.counters_after, table.memory_after) if update else (table.counters, table.memory)
         _native.run(
             self.index, table.rows, table.scalars, table.layouts, which, update, tallies, threads,
-            table.counters, counters, table.memory, memory,
+            table.counters, counters, table.memory, memory, self.team,
         )  # fmt: skip
         return tallies
 
@@ -237,8 +238,8 @@ def _native_engine(isa: str | None) -> NativeEngine | None:
 
 
 @functools.cache
-def _native_engine_at(index: int) -> NativeEngine:
-    return NativeEngine(index)
+def _native_engine_at(index: int, team: int = 0) -> NativeEngine:
+    return NativeEngine(index, team)
 
 
 def choose_engine(program: Program, engine: str | None = None, isa: str | None = None) -> Engine:
@@ -268,10 +269,13 @@ def choose_engine(program: Program, engine: str | None = None, isa: str | None =
     return ReferenceEngine()
 
 
-def native_or_reference() -> Engine:
-    """The native engine if there is one and ``OPENADAM_ENGINE`` does not say otherwise, whatever kernels it has; else the reference."""
+def native_or_reference(team: int = 0) -> Engine:
+    """The native engine if there is one and ``OPENADAM_ENGINE`` does not say otherwise, whatever kernels it has; else the reference.
+
+    ``team`` is the address of a host's ``GOMP_parallel``, if its threads are to do the work.
+    """
     native = _native_engine(None) if os.environ.get("OPENADAM_ENGINE") != "reference" else None
-    return native if native is not None else ReferenceEngine()
+    return _native_engine_at(native.index, team) if native is not None else ReferenceEngine()
 
 
 def tensor_reader() -> Any:

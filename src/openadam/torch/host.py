@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import numbers
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -74,6 +76,8 @@ class Host(_Base):
             raise HyperparameterError(f"nonfinite={nonfinite!r} is none of 'raise', 'skip', 'propagate'")
         if engine not in ENGINES:
             raise HyperparameterError(f"engine={engine!r} is none of {', '.join(map(repr, ENGINES))}")
+        if engine == "native" and engines.native_or_reference().name != "native":
+            raise HyperparameterError("engine='native': there is no native code here; leave it out to run on torch operations")
         if not callable(no_decay):
             if not isinstance(no_decay, Iterable):
                 raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor tensors, nor a function of (name, tensor)")
@@ -118,14 +122,6 @@ class Host(_Base):
         self._in_use = False
         self._stepper: TensorStepper | None = None
         self._read: tuple[list[Any], dict[int, dict[str, Any]]] | None = None
-        self._engine = self._make_engine()
-
-    def _make_engine(self) -> GraphEngine:
-        chosen = self._options["engine"]
-        base = engines.native_or_reference()
-        if chosen == "native" and base.name != "native":
-            raise HyperparameterError("engine='native': there is no native code here; leave it out to run on torch operations")
-        return GraphEngine(base, compile=chosen == "compiled")
 
     # --- groups ----------------------------------------------------------------------------------------------------
 
@@ -246,8 +242,10 @@ class Host(_Base):
         """The picture of groups and states, made anew where they are not what they were."""
         if self._stepper is None or not self._stepper.stands(self.param_groups, self.state):
             options = self._options
+            own_threads = options["threads"] is not None or bool(os.environ.get("OPENADAM_NUM_THREADS"))
+            engine = GraphEngine(engines.native_or_reference(0 if own_threads else _team_of_torch()), compile=options["engine"] == "compiled")
             self._stepper = TensorStepper(
-                self.param_groups, self.state, self.member, self._engine,
+                self.param_groups, self.state, self.member, engine,
                 native=options["engine"] in (None, "native"), no_decay=options["no_decay"], sharded=options["sharded"],
                 clip_norm=options["clip_norm"], clip_value=None, nonfinite=options["nonfinite"], previous=self._stepper,
                 counted=self._counted,
@@ -291,6 +289,18 @@ class Host(_Base):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._begin()
+
+
+def _team_of_torch() -> int:
+    """The address by which torch's own threads do our work too, or 0.
+
+    After a backward pass they stay awake for some milliseconds, on the processors that threads of ours would need. Threads that do not
+    exist are not there because none was needed yet, or because this process was forked: then they would never answer.
+    """
+    if not sys.platform.startswith("linux") or len(os.listdir("/proc/self/task")) < 2:
+        return 0
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return ctypes.cast(parallel, ctypes.c_void_p).value or 0 if parallel is not None else 0
 
 
 def _number(value: Any) -> float:
