@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +24,7 @@ import torch
 import openadam
 from openadam import engine
 
+HERE = Path(__file__).resolve().parent
 MILLION = 1_000_000
 Run = Callable[[], Any]
 
@@ -58,6 +62,23 @@ def interleaved(runs: dict[str, Run], *, rounds: int, repeats: int = 5, warm: in
 def ratio(seconds: dict[str, list[float]], ours: str, peer: str) -> float:
     """The median over rounds of ours / peer."""
     return statistics.median(a / b for a, b in zip(seconds[ours], seconds[peer], strict=True))
+
+
+class Stream:
+    """The streaming loop of stream.cpp, compiled for this machine, over arrays of its own."""
+
+    def __init__(self, size: int) -> None:
+        library = Path(tempfile.mkdtemp()) / "stream.so"
+        flags = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
+        subprocess.run([os.environ.get("CXX", "c++"), *flags, str(HERE / "stream.cpp"), "-o", str(library)], check=True)
+        self.function = ctypes.CDLL(str(library)).stream
+        self.function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int, ctypes.c_bool]
+        # As our optimizer has them: its states in one piece of memory that begins on another line of a page than the arrays do.
+        self.arrays = [np.ones(size, np.float32), np.full(size, 1e-30, np.float32), *np.ones((2, size), np.float32)]
+
+    def run(self, threads: int, check: bool = False) -> None:
+        """One pass; if it is to check, the gradient is read once more before."""
+        self.function(*(array.ctypes.data for array in self.arrays), self.arrays[0].size, threads, check)
 
 
 class Bench:

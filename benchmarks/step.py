@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from harness import MILLION, Bench, Run, interleaved, ratio, start
+from harness import MILLION, Bench, Run, Stream, interleaved, ratio, start
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer
 
 import openadam
-
-HERE = Path(__file__).resolve().parent
 
 
 def arrays(count: int, size: int, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -34,23 +28,6 @@ def tensors(count: int, size: int) -> list[torch.Tensor]:
     for p in params:
         p.grad = torch.randn(size)
     return params
-
-
-class Stream:
-    """The streaming loop of stream.cpp, compiled for this machine, over arrays of its own."""
-
-    def __init__(self, size: int) -> None:
-        library = Path(tempfile.mkdtemp()) / "stream.so"
-        flags = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
-        subprocess.run([os.environ.get("CXX", "c++"), *flags, str(HERE / "stream.cpp"), "-o", str(library)], check=True)
-        self.function = ctypes.CDLL(str(library)).stream
-        self.function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int, ctypes.c_bool]
-        # As our optimizer has them: its states in one piece of memory that begins on another line of a page than the arrays do.
-        self.arrays = [np.ones(size, np.float32), np.full(size, 1e-30, np.float32), *np.ones((2, size), np.float32)]
-
-    def run(self, threads: int, check: bool = False) -> None:
-        """One pass; if it is to check, the gradient is read once more before."""
-        self.function(*(array.ctypes.data for array in self.arrays), self.arrays[0].size, threads, check)
 
 
 def shapes(bench: Bench, case: str, count: int, size: int, bar_plain: float, bar_clipped: float, rounds: int) -> None:

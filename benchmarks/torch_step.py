@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from harness import MILLION, Bench, Run, interleaved, ratio, start
+from harness import MILLION, Bench, Run, Stream, interleaved, ratio, start
 
 import openadam.torch
 
@@ -79,9 +79,18 @@ def adamw(bench: Bench, case: str) -> None:
         "torch fused + clip": torch_clipped,
         "torch fused, scaled": with_scaler(scaled, peers),
     }
-    if sum(map(torch.Size.numel, map(torch.Size, shapes))) < 100 * MILLION:  # else there is no memory for all at once
+    size = sum(map(torch.Size.numel, map(torch.Size, shapes)))
+    if size < 100 * MILLION:  # else there is no memory for all at once
         runs["torch foreach"] = theirs(peers, foreach=True).step
         runs["torch default"] = theirs(peers).step
+    if len(shapes) < 1000:  # bound by memory
+        stream = Stream(size)
+        runs["stream"] = lambda: stream.run(bench.threads)
+        runs["stream, checked"] = lambda: stream.run(bench.threads, check=True)
+    else:  # bound by the number of tensors
+        reading = ours(own)
+        reading.step()
+        runs["reading"] = torch.no_grad()(lambda: (reading._stepper.read(), reading._stepper.register(), reading._stepper.forget()))
     seconds = interleaved(runs, rounds=bench.rounds(rounds))
     more = {f"seconds of {name}": statistics.median(values) for name, values in seconds.items()}
     bench.report(case, "propagate: ours / torch fused", ratio(seconds, "ours", "torch fused"), bar, **more)
@@ -89,6 +98,13 @@ def adamw(bench: Bench, case: str) -> None:
     what = "protected and clipped: ours / (torch fused + clip)"
     bench.report(case, what, ratio(seconds, "ours, clipped", "torch fused + clip"), bar_clipped)
     bench.report(case, "with GradScaler: ours / torch fused", ratio(seconds, "ours, scaled", "torch fused, scaled"), None)
+    if "stream" in runs:
+        bench.report(case, "limit: a plain streaming loop / torch fused", ratio(seconds, "stream", "torch fused"), None)
+        what = "limit: the streaming loop that looks at g first / (torch fused + clip)"
+        bench.report(case, what, ratio(seconds, "stream, checked", "torch fused + clip"), None)
+    else:
+        what = "of it, looking where torch's tensors are / torch fused"
+        bench.report(case, what, ratio(seconds, "reading", "torch fused"), None)
     for peer in ("torch foreach", "torch default"):
         if peer in runs:
             bench.report(case, f"propagate: ours / {peer}", ratio(seconds, "ours", peer), None)

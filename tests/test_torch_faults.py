@@ -582,6 +582,38 @@ def test_c1_t19_a_step_in_a_forked_child(subject: Subject) -> None:
     assert optimizer.last_step.step == 3
 
 
+FORKS = """
+import os, sys, torch
+late = sys.argv[1] == "late"
+if not late:
+    import openadam.torch
+(torch.ones(3_000_000) * 2).sum()  # on several threads
+p = torch.zeros(1_000_000, requires_grad=True)
+p.grad = torch.ones_like(p)
+if not late:
+    optimizer = openadam.torch.AdamW([p])
+    optimizer.step()
+child = os.fork()
+if not child:
+    import openadam.torch
+    if late:
+        optimizer = openadam.torch.AdamW([p])
+    optimizer.step()
+    os._exit(0 if optimizer.last_step.step == 2 - late else 1)
+assert os.waitpid(child, 0)[1] == 0
+if not late:
+    optimizer.step()
+print("both went on")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_c1_a_fork_leaves_the_threads_of_torch_behind(when: str) -> None:
+    """A step borrows threads that torch has; a child has none of them, whether it knew this package before or not."""
+    assert python(FORKS, when, timeout=60).strip() == "both went on"
+
+
 def test_c3_two_threads_and_two_optimizers() -> None:
     alone = [begun(subject, 6, ((40_000,), (7,))) for subject in STATEFUL[:4]]
     together = [begun(subject, 0, ((40_000,), (7,)), threads=2) for subject in STATEFUL[:4]]
@@ -718,7 +750,7 @@ for subject in STATEFUL:
             assert "'3'" in str(error), error
         else:
             raise AssertionError("not refused")
-print(digest.hexdigest(), optimizer._engine.name)
+print(digest.hexdigest(), optimizer._stepper.engine.name)
 """
     here = str(Path(__file__).parent)
     reference, name = python(script, here, warnings="default", OPENADAM_ENGINE="reference").split()

@@ -571,7 +571,7 @@ class TensorStepper(Stepper):
         if self.missing:
             left_out = set(self.missing)
             changing = [p for i, p in enumerate(self.params) if i not in left_out]
-        torch.autograd.graph.increment_version(changing)
+        torch._C._increment_version(changing)
         if not self._waiting:
             return
         absent = set(self.missing)
