@@ -125,17 +125,22 @@ def with_scaler(optimizer: torch.optim.Optimizer, params: Sequence[torch.Tensor]
 def members(bench: Bench, case: str) -> None:
     """The members that torch has no fused kernel for, against the fastest way it has."""
     shapes, _, _, bar, rounds = CASES[case]
-    for name in ("NAdam", "RAdam", "Adamax", "RMSprop"):
+    stream = Stream(sum(map(torch.Size.numel, map(torch.Size, shapes))))
+    for name, states in (("NAdam", 2), ("RAdam", 2), ("Adamax", 2), ("RMSprop", 1)):
         ours, theirs = getattr(openadam.torch, name), getattr(torch.optim, name)
         own, peers = tensors(shapes), tensors(shapes)
         runs: dict[str, Run] = {
             "ours": ours(own, nonfinite="propagate").step,
             "torch foreach": theirs(peers, foreach=True).step,
             "torch for-loop": theirs(peers, foreach=False).step,
+            "stream": lambda: stream.run(bench.threads),
         }
         seconds = interleaved(runs, rounds=bench.rounds(max(3, rounds // 3)), repeats=3, warm=7)  # RAdam is rectified from its sixth step on
         fastest = min(("torch foreach", "torch for-loop"), key=lambda way: statistics.median(seconds[way]))
         bench.report(f"{name}, {case}", f"propagate: ours / torch's fastest ({fastest[6:]})", ratio(seconds, "ours", fastest), bar)
+        if len(shapes) < 1000:  # bound by memory
+            limit = ratio(seconds, "stream", fastest) * (12 + 8 * states) / 28  # bytes: those of this rule over those of the loop
+            bench.report(f"{name}, {case}", f"limit: as many bytes in a plain streaming loop / {fastest}", limit, None)
 
 
 class Transformer(torch.nn.Module):
