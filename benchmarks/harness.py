@@ -116,8 +116,8 @@ def machine() -> str:
         return platform.processor() or platform.machine()
 
 
-def markdown(path: str) -> str:
-    """The table of the README, from the JSON of a run."""
+def markdown(path: str, *, bars: bool = False) -> str:
+    """The table of docs/speed.md from the JSON of a run, or only the lines with bars, which is that of the README."""
     run = json.loads(Path(path).read_text())
     about = run["about"]
     lines = [
@@ -127,7 +127,7 @@ def markdown(path: str) -> str:
         "| case | what | measured | bar |",
         "| --- | --- | ---: | ---: |",
     ]
-    for result in run["results"]:
+    for result in (each for each in run["results"] if not bars or each["bar"] is not None):
         bar = "" if result["bar"] is None else f"{'≥' if result['at_least'] else '≤'} {result['bar']:.3g}"
         lines.append(f"| {result['case']} | {result['what']} | {result['value']:.3g} | {bar} |")
     return "\n".join(lines)
@@ -140,10 +140,11 @@ def start(description: str, cases: str, path: str) -> tuple[Bench, set[str], str
     parser.add_argument("--rounds", type=float, default=1.0, help="multiplies the number of rounds")
     parser.add_argument("--only", default="", help=f"comma-separated: {cases}")
     parser.add_argument("--json", default=path, help="where the results go")
-    parser.add_argument("--table", metavar="JSON", help="print the results of an earlier run as the README's table, and run nothing")
+    parser.add_argument("--table", metavar="JSON", help="print the results of an earlier run as the table of docs/speed.md, and run nothing")
+    parser.add_argument("--bars", action="store_true", help="with --table: only the lines with bars, which is the table of the README")
     arguments = parser.parse_args()
     if arguments.table:
-        print(markdown(arguments.table))
+        print(markdown(arguments.table, bars=arguments.bars))
         sys.exit(0)
     torch.set_num_threads(arguments.threads)
     about = {

@@ -33,6 +33,8 @@ class Mutant:
 
 RULES, PROGRAM, LOOP = "src/openadam/rules.py", "src/openadam/language/program.py", "native/loop.hpp"
 STEP, OPTIMIZER = "src/openadam/step.py", "src/openadam/optimizer.py"
+HOST, ROWS, LOADING, SHARDS = (f"src/openadam/torch/{name}.py" for name in ("host", "rows", "loading", "shards"))
+TORCH = ("test_tensors.py", "test_torch.py", "test_torch_faults.py", "test_torch_checkpoints.py")
 
 MUTANTS = (
     Mutant("eps inside the root", RULES, "    return sqrt(v_hat) + eps\n", "    return sqrt(v_hat + eps)\n"),
@@ -72,6 +74,21 @@ MUTANTS = (
     Mutant("alias check left out", OPTIMIZER, "            self._refuse_alias(self._entries[i].name, gradients[i])\n", "            pass\n", ("test_inputs.py",)),
     Mutant("non-finite gradients let through", STEP, "                if bad is not None and self.nonfinite == \"raise\":\n                    raise bad\n", "", ("test_inputs.py", "test_contract.py")),
     Mutant("a tensor without gradient counted", STEP, "            after_steps[self.missing] -= 1\n", "            pass\n", ("test_contract.py", "test_inputs.py")),
+    Mutant("torch's tensors thought where they were", "native/tensors.cpp", "(row->length > 0 && address_of(tensor) != row->parameter)", "false", TORCH),
+    Mutant("torch's negated views taken as they lie", "native/tensors.cpp", "if (negated.ptr() != Py_False) {", "if (false) {", TORCH),
+    Mutant("torch's gradients thought to lie as their parameters", "native/tensors.cpp", "        !lies_as(tensor, lies, *row) || (address_of", "        (address_of", TORCH),
+    Mutant("scalars of a moved row not placed again", ROWS, "        self._placed = None  # where their scalars are has gone with their rows\n", "", TORCH),
+    Mutant("states shown before the step is certain", ROWS, "        self._allocate()\n", "        self._allocate()\n        self.register()\n", TORCH),
+    Mutant("edited step numbers overlooked", ROWS, "        self._adopt_edits()\n", "", TORCH),
+    Mutant("autograd not told", ROWS, "        torch._C._increment_version(changing)\n", "", TORCH),
+    Mutant("16-bit states", ROWS, "dtype = torch.float32 if local.dtype in (torch.bfloat16, torch.float16) else local.dtype", "dtype = local.dtype", TORCH),
+    Mutant("found_inf of exactly one", HOST, "found_inf is not None and _number(found_inf) != 0", "found_inf is not None and _number(found_inf) == 1", TORCH),
+    Mutant("closure without gradients", HOST, "            with torch.enable_grad():\n                loss = closure()", "            loss = closure()", TORCH),
+    Mutant("a smaller state loaded", LOADING, "    if tuple(value.shape) != tuple(p.shape):", "    if False:", TORCH),
+    Mutant("names overlooked", LOADING, "    if not named:\n", "    if True:\n", TORCH),
+    Mutant("loaded states shared", LOADING, "    copied = torch.empty_like(like, dtype=value.dtype, requires_grad=False, memory_format=torch.preserve_format).copy_(local)\n",
+           "    copied = local\n", TORCH),
+    Mutant("each shard clipped for itself", SHARDS, "math.hypot(*column) if key in spread else norms[key]", "norms[key]", ("test_torch_distributed.py",)),
     Mutant("negative second moment accepted", "src/openadam/states.py", "(value < 0).any()", "False", ("test_checkpoint.py",)),
 )  # fmt: skip
 
