@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..errors import CheckpointCorruptError, CheckpointMismatchError, HyperparameterError
 from .members import MEMBERS, Member
-from .rows import real, whole_step
+from .memory import real
+from .rows import whole_step
 from .shards import is_distributed, local_part, with_layout_of
 
 __all__ = ["read"]

@@ -6,8 +6,7 @@ native call for all tensors that lie plainly, one by one for the others (strided
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ..parameters import Entry, as_gradient, overlaps, protected_intervals, read
 from ..step import MAX_STEP, Stepper, Update, allocate_states, compiled
 from .graph import GraphEngine, arithmetic_of
 from .members import Member
+from .memory import Written, as_array, dtype_name, real
 from .shards import Shards, is_distributed, local_part, with_layout_of
 
 __all__ = ["SkippedByScaler", "TensorStepper", "whole_step"]
@@ -30,19 +30,6 @@ NATIVE = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float6
 EXACT_FLOAT32 = 2**24  # counted exactly up to here
 ELSEWHERE = -1  # the place of a row that the native reader leaves alone
 _exchange: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-
-
-def real(tensor: Tensor) -> Tensor:
-    """Complex numbers as pairs of reals, sharing memory where that is possible."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def as_array(tensor: Tensor) -> Array:
-    """A tensor on the CPU as an array, sharing memory where that is possible; 16-bit numbers widened."""
-    tensor = real(tensor.detach()).resolve_neg()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    return tensor.cpu().numpy()
 
 
 def whole_step(value: Any, what: str) -> int:
@@ -189,7 +176,7 @@ class TensorStepper(Stepper):
         known = self.known[i]
         if known is not None and known != (shape, dtype) and any(state is not None for state in states):
             raise ParameterError(
-                f"parameter {self.names[i]!r} was {_dtype(known[1])} {known[0]} when its state was made and is {_dtype(dtype)} {shape} now; "
+                f"parameter {self.names[i]!r} was {dtype_name(known[1])} {known[0]} when its state was made and is {dtype_name(dtype)} {shape} now; "
                 "nothing was changed (convert a model before its first step, or make a new optimizer)"
             )
         self.known[i] = (shape, dtype)
@@ -198,8 +185,8 @@ class TensorStepper(Stepper):
             if state is None:
                 continue
             if not isinstance(state, Tensor) or tuple(state.shape) != shape:
-                found = f"{_dtype(state.dtype)} {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
-                raise ParameterError(f"the state {name!r} of parameter {self.names[i]!r} is {found}, the parameter {_dtype(dtype)} {shape}")
+                found = f"{dtype_name(state.dtype)} {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+                raise ParameterError(f"the state {name!r} of parameter {self.names[i]!r} is {found}, the parameter {dtype_name(dtype)} {shape}")
             held.append(state)
         partial = 0 < len(held) < len(names)
         if partial:  # such as amsgrad switched on later: what is missing starts where it starts
@@ -297,43 +284,14 @@ class TensorStepper(Stepper):
             numbers += [p.dim(), *p.shape, *p.stride()]
         self._geometry = np.array(numbers, np.int64)
         self._trace()
-        self._reached: list[tuple[str, int, int, int, Tensor]] = []  # memory that torch operations write, sorted
-        self._longest = 0
+        self._written = Written()
         for i, entry in enumerate(self.entries):
-            if entry is None:
-                self._reach(i, self.locals[i])
-                for state in self.held[i]:
-                    self._reach(i, real(local_part(state)))
-        entries = [entry for entry in self.entries if entry is not None]
-        overlaps([Entry(f"{entry.name}", entry.array, 0, entry.shape, entry.view, entry.axes) for entry in _distinctly_named(entries)])
+            for tensor in () if entry is not None else (self.locals[i], *(real(local_part(state)) for state in self.held[i])):
+                self._written.add(i, self.names, tensor)
+        overlaps(_distinctly_named([entry for entry in self.entries if entry is not None]))
         self._protect()
         ids = {id(own): None for own in self.dicts}
         self._order = [own for own in self.state.values() if id(own) in ids]
-
-    def _reach(self, i: int, tensor: Tensor) -> None:
-        """Remember memory of row i that torch operations write; refuse what overlaps itself or that of another row."""
-        if tensor.device.type == "meta" or not tensor.numel():
-            return
-        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise AliasError(
-                f"parameter {self.names[i]!r} of shape {tuple(tensor.shape)} and strides {tensor.stride()} overlaps itself: copy it first"
-            )
-        for other in self._writers(tensor):
-            if other != i:
-                raise AliasError(f"parameters {self.names[other]!r} and {self.names[i]!r} share memory; each step would move it twice")
-        extent = _extent(tensor)
-        self._longest = max(self._longest, extent[2] - extent[1])
-        bisect.insort(self._reached, (*extent, i, tensor), key=lambda reach: reach[:2])
-
-    def _writers(self, tensor: Tensor) -> Iterator[int]:
-        """Rows of torch operations that write memory of a tensor."""
-        device, low, high = _extent(tensor)
-        at = bisect.bisect_left(self._reached, (device, high), key=lambda reach: reach[:2])
-        while at > 0 and self._reached[at - 1][0] == device and self._reached[at - 1][1] > low - self._longest:
-            at -= 1
-            _, _, end, i, other = self._reached[at]
-            if end > low and _share_memory(tensor, other):
-                yield i
 
     def _trace(self) -> None:
         """Where the objects are that the reader will visit: of each row its gradient (noted by the reader), parameter, states and their dict."""
@@ -517,8 +475,8 @@ class TensorStepper(Stepper):
             raise GradientShapeError(f"the gradient of parameter {name!r} {shapes}; gradients are never broadcast")
         wide = arithmetic_of(local.dtype)
         if not gradient.is_floating_point() or torch.promote_types(gradient.dtype, wide) != wide:
-            raise GradientDtypeError(f"the gradient of parameter {name!r} is {_dtype(gradient.dtype)}, the parameter {_dtype(local.dtype)}")
-        for other in self._writers(gradient):
+            raise GradientDtypeError(f"the gradient of parameter {name!r} is {dtype_name(gradient.dtype)}, the parameter {dtype_name(local.dtype)}")
+        for other in self._written.rows_at(gradient):
             both = f"the gradient of parameter {name!r} shares memory with the parameter {self.names[other]!r} or a state of it"
             raise AliasError(f"{both}, which the step writes; give it memory of its own")
         self.engine.given.append(i)
@@ -589,7 +547,7 @@ class TensorStepper(Stepper):
         self._trace()
         for i in self.engine.given:
             for state in fresh.get(i, ()):
-                self._reach(i, real(local_part(state)))
+                self._written.add(i, self.names, real(local_part(state)))
 
     # --- what a stepper asks ---------------------------------------------------------------------------------------
 
@@ -639,24 +597,6 @@ class TensorStepper(Stepper):
         return self.shards.first_error(error) if self.shards else error
 
 
-def _extent(tensor: Tensor) -> tuple[str, int, int]:
-    """The device of a tensor, its first byte there and the one after its last."""
-    low = tensor.data_ptr()
-    if not tensor.numel():
-        return str(tensor.device), low, low
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return str(tensor.device), low, low + (reach + 1) * tensor.element_size()
-
-
-def _share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors whose extents overlap share an element; where that cannot be told, they are taken to."""
-    if a.device.type != "cpu":
-        return True
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    first, second = (x.detach().view(integers[x.element_size()]).numpy() for x in (a, b))
-    return np.shares_memory(first, second)
-
-
 def _distinctly_named(entries: Sequence[Entry]) -> list[Entry]:
     """The entries, with names that differ: torch allows the same name in two groups."""
     seen: dict[str, int] = {}
@@ -677,10 +617,6 @@ def excluded(no_decay: Any, name: str, p: Tensor) -> bool:
 
 def _address(tensor: Tensor) -> int:
     return real(local_part(tensor)).data_ptr()
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _same_items(a: Sequence[Any], b: Sequence[Any]) -> bool:
