@@ -81,14 +81,18 @@ class NonFiniteGradientError(GradientError):
         step: The step that was refused, from 1.
     """
 
+    process: int | None = None
+    """The rank of the process that found it, where the parameters are spread over several; the index is then that in its part."""
+
     def __init__(self, parameter: str, index: int, value: float, count: int, step: int) -> None:
         super().__init__(parameter, index, value, count, step)
         self.parameter, self.index, self.value, self.count, self.step = parameter, index, value, count, step
 
     def __str__(self) -> str:
+        where = "" if self.process is None else f" of the part that process {self.process} holds"
         return (
             f"the gradient of parameter {self.parameter!r} is not finite at step {self.step}: {self.value} at flat index "
-            f"{self.index}, {self.count} non-finite in this tensor; nothing was changed "
+            f"{self.index}{where}, {self.count} non-finite in this tensor; nothing was changed "
             "(nonfinite='skip' skips such steps, 'propagate' lets them through)"
         )
 

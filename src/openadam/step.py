@@ -52,11 +52,11 @@ class StepReport(NamedTuple):
     step: int
     """Number of steps taken so far, this one included unless it was skipped."""
     grad_norm: float
-    """Global Euclidean norm of the gradients as given, before clipping."""
+    """Global Euclidean norm of the gradients before clipping, of a loss scale freed; NaN where a scaler skipped the step, 0 where there were none."""
     clip_factor: float
     """What the gradients were multiplied by to keep to ``clip_norm``; 1.0 if nothing was clipped."""
     skipped: bool
-    """Whether the step was skipped because of a gradient that is not finite (``nonfinite="skip"``)."""
+    """Whether the step was skipped because of a gradient that is not finite: by ``nonfinite="skip"``, or by a scaler's word."""
     measures: dict[str, dict[str, float]] | None = None
     """Per tensor, what `step(..., measure=True)` saw on the way; see `openadam.measures`."""
 
@@ -188,9 +188,11 @@ class Stepper:
 
     def note_together(self) -> None:
         """Find out whether all tensors share their counters, after these have been set from outside."""
+        if not self.count:
+            return
         steps = self.steps_of
         memory = self.table.memory.reshape(self.count, -1)
-        self._together = not self.count or bool((steps == steps[0]).all() and (memory == memory[0]).all())
+        self._together = bool((steps == steps[0]).all() and (memory == memory[0]).all())
 
     def no_longer_together(self) -> None:
         """Before counters are set from outside."""
@@ -303,7 +305,7 @@ class Stepper:
                     size = f"{float(gradient[element]):g} at element {element}"
                     return NonFiniteStateError(
                         f"the gradient of parameter {self.name(i)!r} is so large ({size}) that {named} would not be finite in {self.dtypes[i]} "
-                        f"at step {self.steps + 1}; nothing was changed (clip_norm or clip_value bounds gradients)"
+                        f"at step {self.steps + 1}; nothing was changed (clipping bounds gradients)"
                     )
         return None
 

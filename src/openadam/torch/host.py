@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import difflib
 import inspect
 import numbers
 import os
@@ -86,10 +87,7 @@ class Host(_Base):
         for name in settings:
             if name not in accepted:
                 raise _unexpected(type(self).__name__, name, accepted)
-        for name in ("differentiable", "capturable"):
-            if settings.get(name):
-                why = "its step is no part of the autograd graph" if name == "differentiable" else "its step cannot be captured in a CUDA graph"
-                raise HyperparameterError(f"{name}=True is not supported by openadam: {why}; use torch.optim.{type(self).__name__} for it")
+        _refuse_modes(type(self).__name__, settings)
         _check_kinds(type(self), arguments, settings)
         if isinstance(params, (set, frozenset)):
             raise TypeError("optimizer parameters need to be organized in ordered collections: a set has no order; give a list")
@@ -108,10 +106,13 @@ class Host(_Base):
             if own["sum"].dtype in (torch.bfloat16, torch.float16):
                 own["sum"] = torch.full_like(own["sum"], self.defaults["initial_accumulator_value"], dtype=torch.float32)
         self._check(self.param_groups)
+        self._check_names(no_decay)
         self._constructed = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.__module__ == __package__ and cls.__doc__ and Host.__doc__:  # what comes on top is told by each class's help, too
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\n{inspect.cleandoc(Host.__doc__).split(chr(10) * 2, 1)[1]}"
         if "__init__" not in cls.__dict__:
             theirs = list(inspect.signature(_torch_class(cls).__init__).parameters.values())[1:]
             cls.__signature__ = inspect.Signature([*theirs, *_keywords()])  # type: ignore[attr-defined]
@@ -138,11 +139,39 @@ class Host(_Base):
             del self.param_groups[before:]
             raise
 
+    def _check_names(self, no_decay: Any) -> None:
+        """Refuse names in ``no_decay`` that no parameter has: what they were meant for would decay."""
+        if callable(no_decay):
+            return
+        wanted = [item for item in no_decay if isinstance(item, str)]
+        names = [name for group in self.param_groups for name in group.get("param_names", ())]
+        unknown = [name for name in wanted if name not in set(names)]
+        if unknown and not names:
+            raise HyperparameterError(f"no_decay={wanted} are names, and the parameters have none: give model.named_parameters()")
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, 1) or [name for name in names if unknown[0] in name][:1]
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise HyperparameterError(
+                f"no parameter is named {unknown[0]!r}, as no_decay has it; {hint}Names are whole, as in 'layer.bias'; "
+                "a function says it for many: no_decay=lambda name, p: p.ndim < 2"
+            )
+        if any(not isinstance(item, (str, Tensor)) for item in no_decay):
+            raise HyperparameterError(f"no_decay={no_decay!r} holds what is neither a name nor a tensor")
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped so far because of gradients that are not finite; a loaded state dict starts it anew."""
+        return self._stepper.skipped if self._stepper is not None else self._counted[1]
+
     def _check(self, groups: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
         """The settings of each class of tensors, as numbers."""
         settings: dict[int, dict[str, Any]] = {}
         for index, group in enumerate(groups):
             _as_python_numbers(group)
+            for name, value in self._options.items():
+                if name in group and group[name] is not value and group[name] != value:
+                    raise HyperparameterError(f"{name} in group {index}: it is chosen when the optimizer is made, and is the same for all groups")
+            _refuse_modes(type(self).__name__, group)
             values = self.member.settings(index, group)
             check_dtype(index, {name: value for name, value in values.items() if name != "maximize"}, _first_narrow(group))
             if self.member.coupling(group) == "decoupled" and values["lr"] * values["weight_decay"] > 1:
@@ -157,7 +186,11 @@ class Host(_Base):
         now = [value for group in self.param_groups for key, value in group.items() if key not in ("params", "param_names")]
         if self._read is not None:
             before, settings = self._read
-            if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)) and not any(isinstance(a, Tensor) for a in now):
+            if (
+                len(now) == len(before)
+                and all(a is b for a, b in zip(now, before, strict=True))
+                and not any(isinstance(a, (Tensor, list)) for a in now)
+            ):
                 return settings
         settings = self._check(self.param_groups)
         self._read = (now, settings)
@@ -327,6 +360,13 @@ def _check_kinds(cls: type, arguments: tuple[Any, ...], settings: Mapping[str, A
             raise HyperparameterError(f"Invalid {name}: {value!r} ({type(value).__name__}) is not a number")
 
 
+def _refuse_modes(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse the flags of torch that a step of ours cannot honour."""
+    for flag, why in (("differentiable", "its step is no part of the autograd graph"), ("capturable", "its step cannot be captured in a CUDA graph")):
+        if settings.get(flag):
+            raise HyperparameterError(f"{flag}=True is not supported by openadam: {why}; use torch.optim.{name} for it")
+
+
 def _as_python_numbers(group: dict[str, Any]) -> None:
     """NumPy's numbers would not load again from a file under ``weights_only``."""
     for key, value in group.items():
@@ -354,3 +394,20 @@ def _keywords() -> list[inspect.Parameter]:
 
 def _unexpected(name: str, keyword: str, accepted: list[str]) -> UnknownHyperparameterError:
     return suggest(name, keyword, [*accepted, *(p.name for p in _keywords())])
+
+
+class _Chosen:
+    """An option that is chosen when the optimizer is made: to be read; setting it would do nothing, so that is refused."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self if instance is None else instance._options[self._name]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        raise AttributeError(f"{self._name} is chosen when the optimizer is made; make another and give it this one's state_dict()")
+
+
+for _name in ("clip_norm", "nonfinite", "no_decay", "threads", "sharded", "engine"):
+    setattr(Host, _name, _Chosen(_name))

@@ -49,6 +49,10 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
                 "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: "
                 f"group {index} has {len(group['params'])} parameters, this optimizer's {len(mine['params'])}"
             )
+    for index, group in enumerate(groups):
+        lacking = sorted({"lr", "weight_decay", *(key for key, _ in member.numbers.values())}.difference(group))
+        if lacking:
+            raise CheckpointMismatchError(f"group {index} of the loaded state dict has no {lacking}: it is not that of {member.name}")
     saved_of = _matched(own, groups)
     state: Any = defaultdict(dict)
     known = set(chain.from_iterable(group["params"] for group in groups))
@@ -63,6 +67,7 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
             shared_step = None
         for key, default in defaults.items():
             kept.setdefault(key, default)
+        kept |= {flag: False for flag in ("capturable", "differentiable") if flag in kept}  # of how a step was run, and not of what it did
         if "param_names" in mine:
             kept.setdefault("param_names", list(mine["param_names"]))
         group.clear()
@@ -100,7 +105,8 @@ def _matched(own: Groups, groups: Groups) -> dict[int, Any]:
     missing, unexpected = sorted(set(own_names) - set(saved_names)), sorted(set(saved_names) - set(own_names))
     if missing or unexpected:
         raise CheckpointMismatchError(
-            f"the parameters differ: the loaded state dict lacks {missing}, and has {unexpected} that this optimizer does not"
+            f"the parameters differ: the loaded state dict lacks {missing}, and has {unexpected} that this optimizer does not; "
+            "strip what stands before its names, such as 'module.', or delete 'param_names' from its groups to match by position"
         )
     for index, (group, saved) in enumerate(zip(own, groups, strict=True)):
         if set(group["param_names"]) != set(saved["param_names"]):
@@ -114,6 +120,9 @@ def _state(p: Any, described: str, group: Mapping[str, Any], member: Member, fou
     if not isinstance(found, Mapping):
         raise CheckpointCorruptError(f"the state of {described} is {type(found).__name__}, not a dict")
     given: dict[Any, Any] = {ALIASES.get(key, key): value for key, value in found.items()}
+    foreign = sorted(EVERYWHERE.intersection(given) - member.state_keys)
+    if foreign:
+        raise CheckpointMismatchError(f"the state of {described} holds {foreign}, which {member.name} does not have: it is another optimizer's")
     traced = member.traced(group)
     rule, _ = member.rule(group)
     result: dict[str, Any] = {}
@@ -139,9 +148,6 @@ def _state(p: Any, described: str, group: Mapping[str, Any], member: Member, fou
                 continue  # SGD before its first gradient
             raise CheckpointMismatchError(f"the state of {described} lacks {public!r}")
         result[public] = _moment(p, value, f"{public!r} of {described}", finite=finite, nonnegative=name in rule.nonnegative)
-    foreign = sorted(EVERYWHERE.intersection(given) - member.state_keys)
-    if foreign:
-        raise CheckpointMismatchError(f"the state of {described} holds {foreign}, which {member.name} does not have: it is another optimizer's")
     result.update({key: deepcopy(value) for key, value in given.items() if value is not None or key not in member.state_keys})
     return result
 

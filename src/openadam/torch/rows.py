@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from .. import engine as engines
-from ..errors import AliasError, CheckpointCorruptError, GradientDtypeError, GradientError, GradientShapeError, ParameterError, SparseGradientError
+from ..errors import (
+    AliasError,
+    CheckpointCorruptError,
+    GradientDtypeError,
+    GradientError,
+    GradientShapeError,
+    NonFiniteGradientError,
+    ParameterDtypeError,
+    ParameterError,
+    SparseGradientError,
+)
 from ..parameters import Entry, as_gradient, overlaps, protected_intervals, read_entries, touches
 from ..step import MAX_STEP, Stepper, Update, allocate_states, compiled
 from .graph import GraphEngine, arithmetic_of
@@ -68,6 +78,8 @@ class TensorStepper(Stepper):
         seen: set[int] = set()
         for g, group in enumerate(groups):
             own_names = group.get("param_names") or [str(position + k) for k in range(len(group["params"]))]
+            if len(own_names) != len(group["params"]):
+                raise ParameterError(f"group {g} has {len(group['params'])} parameters and {len(own_names)} names in 'param_names'; change both")
             for name, p in zip(own_names, group["params"], strict=True):
                 position += 1
                 if id(p) in seen:  # torch warns of it; a step moves it once
@@ -425,7 +437,7 @@ class TensorStepper(Stepper):
         if self.shows is not None:
             self._shown_steps[:] = self.steps_of
         self._settle()
-        self._doubles = any(entry is not None and entry.view.dtype == np.float64 for entry in self.entries)
+        self._doubles = np.dtype(np.float64) in self.dtypes
         self.note_together()
 
     def _look(self, i: int, layouts: list[int], suspects: list[int]) -> None:
@@ -470,6 +482,8 @@ class TensorStepper(Stepper):
     def _give(self, i: int, gradient: Tensor) -> None:
         """A row for the torch operations."""
         local, name = self.locals[i], self.names[i]
+        if not local.is_floating_point():
+            raise ParameterDtypeError(f"parameter {name!r} is {dtype_name(local.dtype)}; only floating-point and complex parameters can be stepped")
         if gradient.shape != local.shape:
             shapes = f"has shape {tuple(gradient.shape)}, the parameter {tuple(local.shape)}"
             raise GradientShapeError(f"the gradient of parameter {name!r} {shapes}; gradients are never broadcast")
@@ -594,7 +608,11 @@ class TensorStepper(Stepper):
         return bool(self.shards) and (self.nonfinite != "propagate" or self.clip_norm is not None)
 
     def agreed(self, error: Exception | None) -> Exception | None:
-        return self.shards.first_error(error) if self.shards else error
+        if not self.shards:
+            return error
+        if isinstance(error, NonFiniteGradientError):
+            error.process = torch.distributed.get_rank()
+        return self.shards.first_error(error)
 
 
 def _distinctly_named(entries: Sequence[Entry]) -> list[Entry]:

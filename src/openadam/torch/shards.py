@@ -58,7 +58,7 @@ class Shards:
                 mesh = parameter.device_mesh
                 spread = tuple(d for d, placement in enumerate(parameter.placements) if not placement.is_replicate())
                 key = (mesh, spread)
-                if all(mesh is not other and mesh != other for other in self._meshes):
+                if mesh not in self._meshes:
                     self._meshes.append(mesh)
             self.sets.setdefault(key, []).append(i)
         if plain_too:
