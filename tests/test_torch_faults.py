@@ -756,3 +756,67 @@ print(digest.hexdigest(), optimizer._stepper.engine.name)
     reference, name = python(script, here, warnings="default", OPENADAM_ENGINE="reference").split()
     assert name == "reference"
     assert python(script, here, warnings="default").split()[0] == reference
+
+
+# --- what a newcomer gets wrong ----------------------------------------------------------------------------------------
+
+
+def test_names_that_no_parameter_has() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    with pytest.raises(HyperparameterError, match=r"no parameter is named 'bias'.*did you mean '\d.bias'"):
+        AdamW(model.named_parameters(), no_decay=["0.bias", "bias"])
+    with pytest.raises(HyperparameterError, match="named_parameters"):
+        AdamW(model.parameters(), no_decay=["0.bias"])
+    with pytest.raises(HyperparameterError, match="neither a name nor a tensor"):
+        AdamW(model.parameters(), no_decay=[1.0])
+
+
+def test_options_are_chosen_when_the_optimizer_is_made() -> None:
+    p = torch.ones(2, requires_grad=True)
+    with pytest.raises(HyperparameterError, match="clip_norm in group 0"):
+        AdamW([{"params": [p], "clip_norm": 1.0}])
+    optimizer = AdamW([p], clip_norm=2.0)
+    assert (optimizer.clip_norm, optimizer.nonfinite, optimizer.skipped) == (2.0, "raise", 0)
+    with pytest.raises(AttributeError, match="make another"):
+        optimizer.clip_norm = 1.0
+    optimizer.param_groups[0]["capturable"] = True
+    p.grad = torch.ones(2)
+    refuses(optimizer, optimizer.step, HyperparameterError, "capturable=True")
+
+
+def test_settings_in_lists_are_read_at_every_step() -> None:
+    p = torch.ones(2, requires_grad=True)
+    p.grad = torch.ones(2)
+    optimizer = AdamW([p])
+    optimizer.param_groups[0]["betas"] = [0.9, 0.999]
+    optimizer.step()
+    optimizer.param_groups[0]["betas"][0] = 7.0
+    refuses(optimizer, optimizer.step, HyperparameterError, "betas of group 0")
+    optimizer.param_groups[0]["betas"][0] = 0.5
+    optimizer.step()
+    assert optimizer.state[p]["exp_avg"].tolist() == pytest.approx([0.5 * 0.1 + 0.5] * 2)
+
+
+@each_engine
+def test_norms_whose_squares_overflow_after_a_move(engine: str | None) -> None:
+    p = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    p.grad = torch.full((4,), 1e200, dtype=torch.float64)
+    optimizer = AdamW([p], clip_norm=1.0, engine=engine)
+    for _ in range(2):
+        optimizer.step()
+        assert optimizer.last_step.grad_norm == pytest.approx(2e200)
+        p.data = p.data.clone()
+
+
+def test_the_checkpoint_of_another_class_without_states() -> None:
+    p = torch.ones(2, requires_grad=True)
+    p.grad = torch.ones(2)
+    optimizer = begun(ADAM)
+    other = torch.optim.SGD(params_of(optimizer), lr=0.1)
+    refuses(optimizer, lambda: optimizer.load_state_dict(other.state_dict()), openadam.CheckpointMismatchError, "'betas'")
+
+
+def test_the_help_tells_every_keyword() -> None:
+    for name in CLASSES:
+        text = getattr(openadam.torch, name).__doc__
+        assert all(f"    {keyword}: " in text for keyword in ("clip_norm", "nonfinite", "no_decay", "threads", "sharded", "engine"))
