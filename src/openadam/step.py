@@ -38,6 +38,7 @@ FLOAT32_LARGEST = 3.4028235677973366e38  # a float64 from here on rounds to infi
 FLOAT32_TINIEST = 7.1e-46  # and one below half the smallest subnormal number to 0
 # Above these magnitudes a gradient's square might overflow; only then is it worth trying the step out first.
 SUSPICIOUS = {np.dtype(np.float32): 1e18, np.dtype(np.float64): 1e150}
+SUSPICIOUS_SQUARES = 1e36  # of the least of them: up to here no tensor need be looked at
 
 
 class StepReport(NamedTuple):
@@ -243,7 +244,7 @@ class Stepper:
             if self.clip_norm is not None:
                 clip = rules.clip_factor(norm * scale, self.clip_norm)
         self._place_scalars(settings, clip * scale)
-        if checks and largest > 1e36:
+        if checks and largest > SUSPICIOUS_SQUARES:
             bad = self.agreed(self._try_out(squares))
             if bad is not None:
                 raise bad
@@ -293,7 +294,7 @@ class Stepper:
 
     def _try_out(self, squares: Array) -> NonFiniteStateError | None:
         """The error that names a gradient so large that a state would not be finite, if there is one."""
-        for i in np.flatnonzero(squares > 1e36).tolist():
+        for i in np.flatnonzero(squares > SUSPICIOUS_SQUARES).tolist():
             if math.sqrt(squares[i]) <= SUSPICIOUS.get(self.dtypes[i], 0.0):
                 continue
             gradient, outcomes = self.preview(i)

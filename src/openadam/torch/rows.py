@@ -302,7 +302,11 @@ class TensorStepper(Stepper):
                 self._written.add(i, self.names, tensor)
         overlaps(_distinctly_named([entry for entry in self.entries if entry is not None]))
         self._protect()
-        ids = {id(own): None for own in self.dicts}
+        self._note_order()
+
+    def _note_order(self) -> None:
+        """The dicts of our rows' states as they stand in torch's, so that one that is replaced is noticed."""
+        ids = set(map(id, self.dicts))
         self._order = [own for own in self.state.values() if id(own) in ids]
 
     def _trace(self) -> None:
@@ -327,14 +331,12 @@ class TensorStepper(Stepper):
 
     def _show(self, dtype: np.dtype[Any]) -> None:
         """Let torch see the counters and scalar states: its tensors are views of what the engine commits."""
-        count, table = self.count, self.table
         if self.shows is not None:
             self.shows = dtype
             self._shown_steps[:] = self.steps_of
-        for i in range(count):
+        for i in range(self.count):
             if self.dicts[i] and (self.held[i] or not self.keys[i]):
                 self._show_row(i)
-        assert len(table.memory) == count * len(self._memory_names)
 
     def _show_row(self, i: int) -> None:
         shown: list[Tensor] = []
@@ -555,8 +557,7 @@ class TensorStepper(Stepper):
             self.held[i] = self._waiting.pop(i)
             self._lacking.discard(i)
             own.update(zip(self.keys[i], self.held[i], strict=True))
-        ids = {id(own) for own in self.dicts}
-        self._order = [own for own in self.state.values() if id(own) in ids]
+        self._note_order()
         self._protect()
         self._trace()
         for i in self.engine.given:
