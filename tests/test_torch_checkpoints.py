@@ -20,6 +20,7 @@ from torchfamily import (
     PLAIN,
     STATEFUL,
     Subject,
+    begun,
     close,
     copies,
     each_with_state,
@@ -27,6 +28,7 @@ from torchfamily import (
     every,
     give,
     leaves,
+    params_of,
     raw,
     refuses,
     same,
@@ -41,16 +43,7 @@ SHAPES = ((5,), (3, 4), (), (0,))
 
 def running(subject: Subject, steps: int = 3, dtype: torch.dtype = torch.float32, make: Any = None, **settings: Any) -> Any:
     """An optimizer in the middle of a run."""
-    params = leaves(SHAPES, dtype)
-    optimizer = (make or subject.make)(params, **settings)
-    for k in range(steps):
-        give(params, k)
-        optimizer.step()
-    return optimizer
-
-
-def params_of(optimizer: Any) -> list[Any]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    return begun(make or subject.make, SHAPES, steps, dtype, **settings)
 
 
 def saved(state_dict: Any) -> Any:

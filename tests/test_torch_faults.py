@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchfamily
 from support import python
 from torch import Tensor
 from torchfamily import (
@@ -30,6 +31,7 @@ from torchfamily import (
     fingerprint,
     give,
     leaves,
+    params_of,
     raw,
     refuses,
     same,
@@ -47,16 +49,7 @@ each_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
 def begun(subject: Subject, steps: int = 2, shapes: Any = SHAPES, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
-    params = leaves(shapes, dtype)
-    optimizer = subject.make(params, **settings)
-    for k in range(steps):
-        give(params, k)
-        optimizer.step()
-    return optimizer
-
-
-def params_of(optimizer: Any) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    return torchfamily.begun(subject.make, shapes, steps, dtype, **settings)
 
 
 # --- gradients that are not finite, or too large -----------------------------------------------------------------------

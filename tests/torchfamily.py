@@ -151,6 +151,20 @@ def fingerprint(optimizer: Any) -> str:
     return digest.hexdigest()
 
 
+def begun(make: Callable[..., Any], shapes: Iterable[tuple[int, ...]], steps: int, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+    """An optimizer in the middle of a run."""
+    params = leaves(shapes, dtype)
+    optimizer = make(params, **settings)
+    for k in range(steps):
+        give(params, k)
+        optimizer.step()
+    return optimizer
+
+
+def params_of(optimizer: Any) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def refuses(optimizer: Any, action: Callable[[], Any], error: type[Exception], *texts: str) -> Exception:
     """The action is refused, twice, by an error that holds these texts, and leaves every byte of the optimizer as it was."""
     before = fingerprint(optimizer)
