@@ -21,9 +21,10 @@ constexpr std::int64_t kBlock = 1024;            // elements that stay in the L1
 constexpr std::int64_t kChunk = 16 * kBlock;     // elements that one thread takes at a time
 constexpr std::int64_t kRowCost = 64;            // what a tensor costs beside its elements, in elements
 constexpr std::int64_t kPerThread = 4 * kChunk;  // less work than this does not pay for waking a thread
+constexpr std::size_t kLeftForUpdate = 16;       // tasks whose gradients the cache still holds when the update begins
 constexpr int kMaxStates = 4;
 
-// A row of the table, as Python fills it: addresses and numbers.
+// A row of the table: one tensor in one step, as addresses and numbers.
 struct Row {
   std::int64_t parameter;  // address
   std::int64_t gradient;   // address
@@ -33,7 +34,7 @@ struct Row {
   std::int64_t scalars;             // where this row's scalars start
   std::int64_t prepare;             // where the scalars of the gradient's preparation start, or -1: the gradient is used as it is
   std::int64_t layout;              // where this row's layout starts, or -1: both are dense
-  std::int64_t active;              // 0: no gradient, leave it alone
+  std::int64_t active;              // 0: leave it alone
   std::int64_t states[kMaxStates];  // addresses
 };
 constexpr std::int64_t kColumns = sizeof(Row) / sizeof(std::int64_t);
@@ -168,9 +169,14 @@ class Loop {
       const std::size_t own = arrived.fetch_add(1);
       for (std::size_t s = 0; s < stretches; ++s) {
         Stretch& mine = stretch[(own + s) % stretches];
-        // What only measures goes backwards, so that the update that follows begins with what is still in the cache.
-        for (std::size_t i; (i = mine.next.fetch_add(1, std::memory_order_relaxed)) < mine.end;)
-          do_task(tasks_[request_.update ? i : mine.begin + mine.end - 1 - i]);
+        // What only measures leaves the beginning for the end, so that the update that follows begins with what is still in the cache. It
+        // goes forward all the same: memory is read almost twice as fast that way as in pieces that go back.
+        const std::size_t size = mine.end - mine.begin;
+        const std::size_t turn = request_.update || size <= kLeftForUpdate ? 0 : kLeftForUpdate;
+        for (std::size_t i; (i = mine.next.fetch_add(1, std::memory_order_relaxed)) < mine.end;) {
+          const std::size_t at = i - mine.begin + turn;
+          do_task(tasks_[mine.begin + (at < size ? at : at - size)]);
+        }
       }
     });
     join_partials();

@@ -13,6 +13,20 @@
 
 namespace openadam {
 
+// Asks for huge pages as far as [data, data + bytes) fills them. A wish: where it is refused, small pages do.
+inline void advise_huge_pages(void* data, std::int64_t bytes) {
+#if defined(__linux__)
+  constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
+  const auto start = reinterpret_cast<std::uintptr_t>(data);
+  const std::uintptr_t first = (start + kHugePage - 1) & ~(kHugePage - 1);
+  const std::uintptr_t end = (start + static_cast<std::uintptr_t>(bytes)) & ~(kHugePage - 1);
+  if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
+
 // Frees itself; data() is zeroed and aligned to 64 bytes.
 class Memory {
  public:
@@ -26,7 +40,7 @@ class Memory {
       if (base_ == MAP_FAILED) throw std::bad_alloc();
       const std::uintptr_t start = (reinterpret_cast<std::uintptr_t>(base_) + kHugePage - 1) & ~(kHugePage - 1);
       data_ = reinterpret_cast<void*>(start);
-      madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: where it is refused, small pages do
+      advise_huge_pages(data_, static_cast<std::int64_t>(bytes + kHugePage - 1));
       return;
     }
 #endif

@@ -1,17 +1,18 @@
-// Reading the tensors of another framework without its headers: addresses, shapes and strides of parameters, gradients and states.
-#include "tensors.hpp"
-
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/tuple.h>
+// Reading the tensors of another framework into the table, without its headers: through the exchange interface of DLPack, which torch
+// speaks since 2.10. Every parameter, gradient, state and counter is asked in every step; none is converted.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <optional>
 #include <stdexcept>
-#include <tuple>
 #include <vector>
 
-#include "loop.hpp"
+#include "memory.hpp"
+#include "table.hpp"
 
 namespace nb = nanobind;
 
@@ -44,199 +45,344 @@ struct Exchange {
 };
 
 constexpr std::int32_t kCpu = 1;
+constexpr std::uint8_t kInteger = 0;
 constexpr std::uint8_t kFloating = 2;
 
-using Integers = nb::ndarray<std::int64_t, nb::numpy, nb::c_contig, nb::device::cpu, nb::ndim<1>>;
-using Table = nb::ndarray<std::int64_t, nb::numpy, nb::c_contig, nb::device::cpu, nb::ndim<2>>;
+// A framework whose tensors can be read: how, and which types are nothing but memory.
+class Framework {
+ public:
+  // `flags` says where a tensor object keeps the mark of a view that shows other numbers than its memory holds (negated, conjugate): offset
+  // of the implementation in the object, of its flags in that, and the mark; empty: each tensor is asked by its method.
+  Framework(nb::object capsule, std::vector<nb::object> types, std::vector<std::int64_t> flags)
+      : capsule_(std::move(capsule)), types_(std::move(types)), flags_(std::move(flags)) {
+    exchange_ = static_cast<const Exchange*>(PyCapsule_GetPointer(capsule_.ptr(), "dlpack_exchange_api"));
+    if (!exchange_) throw nb::python_error();
+    if (exchange_->major != 1 || !exchange_->view) throw std::invalid_argument("the framework does not speak this exchange interface");
+    if (!flags_.empty() && flags_.size() != 3) throw std::invalid_argument("flags are an offset, an offset and a mark");
+  }
 
-const Exchange* exchange_of(nb::handle capsule) {
-  const auto* exchange = static_cast<const Exchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  if (!exchange) throw nb::python_error();
-  return exchange->major == 1 && exchange->view ? exchange : nullptr;
-}
+  void add_type(nb::object type) { types_.push_back(std::move(type)); }
 
-bool speaks(nb::handle capsule) { return exchange_of(capsule) != nullptr; }
+  // Fills in the tensor behind an object that is plain memory; false where it is not.
+  bool view(PyObject* object, ForeignTensor* tensor) const {
+    const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+    if (!std::any_of(types_.begin(), types_.end(), [type](const nb::object& known) { return known.ptr() == type; })) return false;
+    if (exchange_->view(object, tensor) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    return !is_lazy(object);
+  }
 
-// Fills in the tensor behind an object; false, without an error set, where there is none to be had.
-bool view(const Exchange* exchange, PyObject* object, ForeignTensor* tensor) {
-  if (exchange->view(object, tensor) == 0) return true;
-  PyErr_Clear();
-  return false;
-}
+ private:
+  bool is_lazy(PyObject* object) const {
+    if (!flags_.empty()) {
+      const char* implementation;
+      std::uint64_t word;
+      std::memcpy(&implementation, reinterpret_cast<const char*>(object) + flags_[0], sizeof(implementation));
+      std::memcpy(&word, implementation + flags_[1], sizeof(word));
+      return (word & static_cast<std::uint64_t>(flags_[2])) != 0;
+    }
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+    const nb::object negated = nb::steal(PyObject_CallMethodNoArgs(object, is_neg));
+    if (!negated.is_valid()) throw nb::python_error();
+    return negated.ptr() != Py_False;
+  }
 
-// Whether a tensor lies on the CPU as [dimensions, shape, strides] says, in elements of the row's dtype.
-bool lies_as(const ForeignTensor& tensor, const std::int64_t* geometry, const Row& row) {
-  if (tensor.device_type != kCpu || tensor.dtype_code != kFloating || tensor.dtype_lanes != 1 || tensor.dtype_bits != 8 * bytes_of(row.dtype) ||
-      tensor.dimensions != geometry[0])
-    return false;
-  const std::int64_t* shape = geometry + 1;
-  const std::int64_t* strides = shape + tensor.dimensions;
-  for (std::int32_t d = 0; d < tensor.dimensions; ++d)
-    if (tensor.shape[d] != shape[d] || (shape[d] > 1 && row.length > 0 && tensor.strides[d] != strides[d])) return false;
-  return true;
-}
+  nb::object capsule_;
+  const Exchange* exchange_;
+  std::vector<nb::object> types_;
+  std::vector<std::int64_t> flags_;
+};
 
 std::int64_t address_of(const ForeignTensor& tensor) {
   return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset);
 }
 
-// Whether a dict still holds these objects under these names.
-bool holds(PyObject* dict, PyObject* names, PyObject* objects) {
-  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(objects); ++k)
-    if (PyDict_GetItemWithError(dict, PyTuple_GET_ITEM(names, k)) != PyTuple_GET_ITEM(objects, k)) return false;
+bool is_real(const ForeignTensor& tensor, std::int64_t* dtype) {
+  *dtype = tensor.dtype_bits == 32 ? kFloat32 : kFloat64;
+  return tensor.device_type == kCpu && tensor.dtype_code == kFloating && tensor.dtype_lanes == 1 &&
+         (tensor.dtype_bits == 32 || tensor.dtype_bits == 64);
+}
+
+bool same_kind(const ForeignTensor& a, const ForeignTensor& b) {
+  return a.device_type == b.device_type && a.dtype_code == b.dtype_code && a.dtype_bits == b.dtype_bits && a.dtype_lanes == b.dtype_lanes &&
+         a.dimensions == b.dimensions && std::equal(a.shape, a.shape + a.dimensions, b.shape);
+}
+
+bool is_contiguous(const ForeignTensor& tensor) {
+  std::int64_t expected = 1;
+  for (std::int32_t d = tensor.dimensions - 1; d >= 0; --d) {
+    if (tensor.shape[d] != 1 && tensor.strides[d] != expected) return false;
+    expected *= tensor.shape[d];
+  }
   return true;
 }
 
-// Where a row's objects lie in memory. The processor is sent there before they are needed: each is small, but all of them together are
-// more than a cache holds, and to read them one after the other would be one long wait. Nothing else is done with these addresses,
-// so that old ones do no harm.
-inline void visit(const std::int64_t* addresses, std::size_t count) {
-#if defined(__GNUC__) || defined(__clang__)
-  for (std::size_t k = 0; k < count; ++k) {
-    const auto* address = reinterpret_cast<const char*>(static_cast<std::uintptr_t>(addresses[k]));
-    __builtin_prefetch(address);
-    __builtin_prefetch(address + 64);
-    __builtin_prefetch(address + 128);
+// Axes of more than one element, the farthest stride first.
+std::vector<std::int32_t> order_of(const ForeignTensor& tensor) {
+  std::vector<std::int32_t> order;
+  for (std::int32_t d = 0; d < tensor.dimensions; ++d)
+    if (tensor.shape[d] != 1) order.push_back(d);
+  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return tensor.strides[a] > tensor.strides[b]; });
+  return order;
+}
+
+bool is_dense_in(const std::vector<std::int32_t>& order, const ForeignTensor& tensor) {
+  std::int64_t expected = 1;
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    if (tensor.strides[*d] != expected) return false;
+    expected *= tensor.shape[*d];
   }
+  return true;
+}
+
+// Whether no two elements share memory: each axis steps farther than those within it reach.
+bool is_injective(const std::vector<std::int32_t>& order, const ForeignTensor& tensor) {
+  std::int64_t reach = 1;
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    if (tensor.strides[*d] < reach) return false;
+    reach += tensor.strides[*d] * (tensor.shape[*d] - 1);
+  }
+  return true;
+}
+
+// Takes over where the tensors of a row lie; false where the loop cannot reach them.
+bool place(Table& table, std::size_t i, const ForeignTensor& p, const ForeignTensor& g, const ForeignTensor* states, std::size_t count) {
+  Row& row = table.row(i);
+  if (!is_real(p, &row.dtype) || !same_kind(p, g)) return false;
+  bool contiguous = is_contiguous(p) && is_contiguous(g);
+  for (std::size_t s = 0; s < count; ++s) {
+    if (!same_kind(p, states[s])) return false;
+    contiguous = contiguous && is_contiguous(states[s]);
+  }
+  const std::int64_t misaligned = bytes_of(row.dtype) - 1;
+  row.parameter = address_of(p);
+  row.gradient = address_of(g);
+  row.layout = -1;
+  row.length = 1;
+  for (std::int32_t d = 0; d < p.dimensions; ++d) row.length *= p.shape[d];
+  for (std::size_t s = 0; s < count; ++s) {
+    row.states[s] = address_of(states[s]);
+    if (row.length > 0 && (row.states[s] & misaligned)) return false;
+  }
+  const bool p_aligned = !(row.parameter & misaligned);
+  const bool g_aligned = !(row.gradient & misaligned);
+  if (row.length == 0 || (contiguous && p_aligned && g_aligned)) return true;
+  if (p.dimensions > kMaxDimensions) return false;
+  // Elements are taken in the order in which the states lie, or the parameter where there are none.
+  const std::vector<std::int32_t> order = order_of(count ? states[0] : p);
+  for (std::size_t s = 0; s < count; ++s)
+    if (!is_dense_in(order, states[s])) return false;
+  const bool p_dense = is_dense_in(order, p) && p_aligned;
+  const bool g_dense = is_dense_in(order, g) && g_aligned;
+  if (p_dense && g_dense) return true;
+  if (!p_dense && !is_injective(order_of(p), p)) return false;
+  auto& layouts = table.layouts();
+  row.layout = static_cast<std::int64_t>(layouts.size());
+  layouts.push_back(static_cast<std::int64_t>(order.size()));
+  layouts.push_back(!p_dense);
+  layouts.push_back(!g_dense);
+  for (const std::int32_t d : order) layouts.push_back(p.shape[d]);
+  for (const std::int32_t d : order) layouts.push_back(p.strides[d] * bytes_of(row.dtype));
+  for (const std::int32_t d : order) layouts.push_back(g.strides[d] * bytes_of(row.dtype));
+  return true;
+}
+
+// Where a number lies that the step reads and writes: one element on the CPU, of a type that it can count in.
+bool number_in(const ForeignTensor& tensor, Number* number) {
+  std::int64_t elements = 1;
+  for (std::int32_t d = 0; d < tensor.dimensions; ++d) elements *= tensor.shape[d];
+  if (tensor.device_type != kCpu || tensor.dtype_lanes != 1 || elements != 1) return false;
+  if (tensor.dtype_code == kFloating && tensor.dtype_bits == 32)
+    number->type = Number::kSingle;
+  else if (tensor.dtype_code == kFloating && tensor.dtype_bits == 64)
+    number->type = Number::kDouble;
+  else if (tensor.dtype_code == kInteger && tensor.dtype_bits == 64)
+    number->type = Number::kWhole;
+  else
+    return false;
+  number->address = address_of(tensor);
+  return !(number->address & (tensor.dtype_bits / 8 - 1));
+}
+
+// Whether a number is a number of steps after which another can be counted.
+bool can_count(const Number& number, double steps) {
+  return steps >= 0 && steps == std::floor(steps) && steps < (number.type == Number::kSingle ? kMostSingleSteps : kMostSteps);
+}
+
+// The states of one parameter as they are now: in a dict, which is asked by name.
+bool read_states(const Framework& framework, Table& table, std::size_t i, PyObject* own, const ForeignTensor& p, const ForeignTensor& g) {
+  const Update& update = table.update_of(i);
+  Item& item = table.item(i);
+  const std::size_t states = update.state_names.size();
+  if (static_cast<std::int64_t>(states) != table.kernels().updates[update.kernel].states) return false;
+  ForeignTensor tensors[kMaxStates];
+  ForeignTensor tensor;
+  const auto found = [&](const nb::object& name, ForeignTensor* out) {
+    PyObject* object = own ? PyDict_GetItemWithError(own, name.ptr()) : nullptr;
+    if (!object) {
+      if (PyErr_Occurred()) throw nb::python_error();
+      return false;
+    }
+    if (!framework.view(object, out)) return false;
+    table.hold(object);
+    return true;
+  };
+  for (std::size_t s = 0; s < states; ++s)
+    if (!found(update.state_names[s], &tensors[s])) return false;
+  if (!place(table, i, p, g, tensors, states)) return false;
+  for (std::size_t k = 0; k < update.memory_names.size(); ++k) {
+    if (!found(update.memory_names[k], &tensor) || !number_in(tensor, &item.memory[k]) || item.memory[k].type == Number::kWhole) return false;
+    if (const double value = item.memory[k].get(); !(value >= 0 && value <= std::numeric_limits<double>::max())) return false;
+  }
+  item.count = {};
+  double steps = states ? 1 : 0;  // where nothing counts, a velocity that exists has seen a gradient
+  if (!update.count_name.is_none()) {
+    if (!found(update.count_name, &tensor) || !number_in(tensor, &item.count)) return false;
+    steps = item.count.get();
+    if (!can_count(item.count, steps)) return false;
+  }
+  table.activate(i, steps + 1);
+  return true;
+}
+
+PyObject* referent(PyObject* reference) {
+#if PY_VERSION_HEX >= 0x030D0000
+  PyObject* object = nullptr;
+  if (!reference || PyWeakref_GetRef(reference, &object) <= 0) return nullptr;
+  Py_DECREF(object);  // whoever compares it holds it
+  return object;
 #else
-  (void)addresses;
-  (void)count;
+  return reference ? PyWeakref_GET_OBJECT(reference) : nullptr;
 #endif
 }
 
-constexpr std::size_t kAhead = 6;           // rows
-constexpr std::size_t kGradientTraces = 2;  // the first addresses of a row are those of its gradient, noted here
+// Walks a dict beside a list of its keys: entries usually come in the same order, and then need not be looked up.
+class Cursor {
+ public:
+  explicit Cursor(PyObject* dict) : dict_(dict) {}
 
-struct Found {
-  std::vector<std::int64_t> others;    // rows whose gradient needs a closer look
-  std::vector<std::int64_t> suspects;  // whose gradient reaches into memory that the step writes
-  std::vector<std::int64_t> moved;     // whose parameter or states are no longer what the table says
-  std::vector<std::int64_t> missing;   // that have no gradient
+  PyObject* find(PyObject* key) {
+    PyObject* found;
+    PyObject* value;
+    Py_ssize_t at = at_;
+    for (int tries = 0; tries < 3 && PyDict_Next(dict_, &at, &found, &value); ++tries) {
+      if (found == key) {
+        at_ = at;
+        return value;
+      }
+    }
+    value = PyDict_GetItemWithError(dict_, key);
+    if (!value && PyErr_Occurred()) throw nb::python_error();
+    return value;
+  }
+
+ private:
+  PyObject* dict_;
+  Py_ssize_t at_ = 0;
 };
 
-bool states_stand(const Exchange* exchange, const Row& row, PyObject* dict, PyObject* names, PyObject* held, const std::int64_t* geometry) {
-  const Py_ssize_t count = PyTuple_GET_SIZE(held);
-  if (PyTuple_GET_SIZE(names) < count || count > kMaxStates) return false;
-  for (Py_ssize_t s = 0; s < count; ++s) {
-    PyObject* state = PyDict_GetItemWithError(dict, PyTuple_GET_ITEM(names, s));
-    ForeignTensor tensor;
-    if (state != PyTuple_GET_ITEM(held, s) || !view(exchange, state, &tensor) || !lies_as(tensor, geometry, row)) return false;
-    if (row.length > 0 && address_of(tensor) != row.states[s]) return false;
-  }
-  return true;
-}
-
-// Writes the addresses of gradients that lie as their parameters do into the table, and looks whether parameters and states are still
-// where it says. `geometry` holds, from `places[i]` on, row i's dimensions, shape and strides; a negative place leaves the row to the
-// caller. `dicts`, `names` and `held` are, per row, the dict of its states, their keys and the tensors that the table points to;
-// `scalars` are the tensors that show its scalar states, under names that all rows share.
-std::tuple<std::vector<std::int64_t>, std::vector<std::int64_t>, std::vector<std::int64_t>, std::vector<std::int64_t>> read_tensors(
-    nb::handle capsule, nb::handle tensor_type, nb::list parameters, nb::list dicts, nb::list names, nb::list held, nb::tuple scalar_names,
-    nb::list scalars, const Table& table, const Integers& places, const Integers& geometry, const Integers& starts, const Integers& ends,
-    const Table& traces, bool recheck) {
-  const Exchange* exchange = exchange_of(capsule);
-  const auto rows = table.shape(0);
-  if (!exchange) throw std::invalid_argument("the framework does not speak the exchange interface");
-  if (static_cast<std::int64_t>(table.shape(1)) != kColumns || parameters.size() != rows || dicts.size() != rows || names.size() != rows ||
-      held.size() != rows || scalars.size() != rows || places.size() != rows || starts.size() != ends.size() || traces.shape(0) != rows ||
-      traces.shape(1) < kGradientTraces)
-    throw std::invalid_argument("the lists and the table differ in length");
+// Begins a step with all rows that are plain. Returns the rows that need a closer look, or nothing where the groups do not hold the
+// parameters that the table was made for.
+std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework, Table& table, nb::handle groups, nb::handle state) {
   static PyObject* const grad = PyUnicode_InternFromString("grad");
-  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
-  Found found;
-  const std::size_t trace_size = traces.shape(1);
-  auto* row = reinterpret_cast<Row*>(table.data());
-  for (std::size_t r = 0; r < rows; ++r, ++row) {
-    const auto i = static_cast<std::int64_t>(r);
-    if (places.data()[r] < 0) {
-      found.others.push_back(i);
-      continue;
-    }
-    if (r + kAhead < rows) visit(traces.data() + (r + kAhead) * trace_size, trace_size);
-    PyObject* parameter = PyList_GET_ITEM(parameters.ptr(), static_cast<Py_ssize_t>(r));
-    const nb::object gradient = nb::steal(PyObject_GetAttr(parameter, grad));
-    if (!gradient.is_valid()) throw nb::python_error();
-    row->layout = -1;
-    row->active = !gradient.is_none();
-    if (!row->active) {
-      found.missing.push_back(i);
-      continue;
-    }
-    const std::int64_t* lies = geometry.data() + places.data()[r];
-    ForeignTensor tensor;
-    if (!view(exchange, parameter, &tensor) || !lies_as(tensor, lies, *row) || (row->length > 0 && address_of(tensor) != row->parameter)) {
-      found.moved.push_back(i);
-      continue;
-    }
-    const auto at = static_cast<Py_ssize_t>(r);
-    PyObject* dict = PyList_GET_ITEM(dicts.ptr(), at);
-    PyObject* states = PyList_GET_ITEM(held.ptr(), at);
-    PyObject* shown = PyList_GET_ITEM(scalars.ptr(), at);
-    if (PyTuple_GET_SIZE(states) + PyTuple_GET_SIZE(shown) > 0 &&
-        (!holds(dict, scalar_names.ptr(), shown) || !states_stand(exchange, *row, dict, PyList_GET_ITEM(names.ptr(), at), states, lies))) {
-      found.moved.push_back(i);
-      continue;
-    }
-    if (reinterpret_cast<PyObject*>(Py_TYPE(gradient.ptr())) != tensor_type.ptr() || !view(exchange, gradient.ptr(), &tensor) ||
-        !lies_as(tensor, lies, *row) || (address_of(tensor) & (bytes_of(row->dtype) - 1))) {
-      found.others.push_back(i);
-      continue;
-    }
-    std::int64_t* trace = traces.data() + r * trace_size;
-    trace[0] = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(gradient.ptr()));
-    trace[1] = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor.shape) - 64);  // within the tensor itself
-    const std::int64_t low = address_of(tensor);
-    if (recheck || row->gradient != low) {
-      // A negated view shows other numbers than its memory holds.
-      const nb::object negated = nb::steal(PyObject_CallMethodNoArgs(gradient.ptr(), is_neg));
-      if (!negated.is_valid()) throw nb::python_error();
-      if (negated.ptr() != Py_False) {
-        found.others.push_back(i);
-        continue;
+  static PyObject* const params = PyUnicode_InternFromString("params");
+  table.begin();
+  std::vector<std::int64_t> others;
+  const std::size_t rows = table.count();
+  std::size_t i = 0;
+  const bool dict_of_dicts = PyDict_Check(state.ptr());
+  Cursor cursor(state.ptr());
+  const nb::object all = nb::steal(PySequence_Fast(groups.ptr(), "param_groups must be a sequence"));
+  if (!all.is_valid()) throw nb::python_error();
+  for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(all.ptr()); ++k) {
+    const nb::object given = nb::steal(PyObject_GetItem(PySequence_Fast_GET_ITEM(all.ptr(), k), params));
+    if (!given.is_valid()) throw nb::python_error();
+    const nb::object list = nb::steal(PySequence_Fast(given.ptr(), "params must be a sequence"));
+    if (!list.is_valid()) throw nb::python_error();
+    for (Py_ssize_t n = 0; n < PySequence_Fast_GET_SIZE(list.ptr()); ++n, ++i) {
+      PyObject* parameter = PySequence_Fast_GET_ITEM(list.ptr(), n);
+      if (i >= rows || referent(table.item(i).parameter.ptr()) != parameter) return std::nullopt;
+      if (table.item(i).repeated) continue;
+      const nb::object gradient = nb::steal(PyObject_GetAttr(parameter, grad));
+      if (!gradient.is_valid()) throw nb::python_error();
+      if (gradient.is_none()) continue;
+      ForeignTensor p;
+      ForeignTensor g;
+      PyObject* own = nullptr;
+      bool plain = dict_of_dicts && table.row(i).kernel > 0 && framework.view(parameter, &p) && framework.view(gradient.ptr(), &g);
+      if (plain) {
+        own = cursor.find(parameter);
+        plain = own && PyDict_Check(own);
+        if (!own && table.update_of(i).state_names.empty() && table.update_of(i).count_name.is_none()) plain = true;  // there is nothing to keep
       }
-      const std::int64_t high = low + row->length * bytes_of(row->dtype);
-      const auto after = std::lower_bound(starts.data(), starts.data() + starts.size(), high) - starts.data();
-      if (after > 0 && ends.data()[after - 1] > low && high > low) found.suspects.push_back(i);
+      if (plain && read_states(framework, table, i, own, p, g)) {
+        table.hold(parameter);
+        table.hold(gradient.ptr());
+      } else {
+        others.push_back(static_cast<std::int64_t>(i));
+      }
     }
-    row->gradient = low;
   }
-  return {std::move(found.others), std::move(found.suspects), std::move(found.moved), std::move(found.missing)};
+  if (i != rows) return std::nullopt;
+  return others;
 }
 
-// Whether the values of a dict are, in its order, the objects of the list; values that are none of its rows' are passed over.
-bool same_values(nb::dict dict, nb::list values) {
-  PyObject* key;
-  PyObject* value;
-  Py_ssize_t at = 0;
-  Py_ssize_t next = 0;
-  const Py_ssize_t count = PyList_GET_SIZE(values.ptr());
-  while (PyDict_Next(dict.ptr(), &at, &key, &value))
-    if (next < count && value == PyList_GET_ITEM(values.ptr(), next)) ++next;
-  return next == count;
-}
-
-// Whether two lists hold the same objects.
-bool same_items(nb::list a, nb::list b) {
-  const Py_ssize_t count = PyList_GET_SIZE(a.ptr());
-  if (PyList_GET_SIZE(b.ptr()) != count) return false;
-  for (Py_ssize_t k = 0; k < count; ++k)
-    if (PyList_GET_ITEM(a.ptr(), k) != PyList_GET_ITEM(b.ptr(), k)) return false;
+// Takes over a row that was looked at: the real tensors that stand for its parameter, gradient and states, and its numbers. Returns whether
+// the loop reaches it; if not, the row takes no part.
+bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::handle parameter, nb::handle gradient,
+                   const std::vector<nb::object>& states, nb::handle count, double steps, const std::vector<nb::object>& memory) {
+  ForeignTensor p;
+  ForeignTensor g;
+  ForeignTensor tensors[kMaxStates];
+  ForeignTensor tensor;
+  const Update& update = table.update_of(table.at(i));
+  Item& item = table.item(i);
+  if (table.row(i).kernel <= 0 || states.size() > kMaxStates || memory.size() > kMaxMemory ||
+      static_cast<std::int64_t>(states.size()) != table.kernels().updates[update.kernel].states ||
+      static_cast<std::int64_t>(memory.size()) != scalar_programs()[update.kernel].states)
+    return false;
+  if (!framework.view(parameter.ptr(), &p) || !framework.view(gradient.ptr(), &g)) return false;
+  for (std::size_t s = 0; s < states.size(); ++s)
+    if (!framework.view(states[s].ptr(), &tensors[s])) return false;
+  item.count = {};
+  if (!count.is_none() && (!framework.view(count.ptr(), &tensor) || !number_in(tensor, &item.count))) return false;
+  for (std::size_t k = 0; k < memory.size(); ++k)
+    if (!framework.view(memory[k].ptr(), &tensor) || !number_in(tensor, &item.memory[k]) || item.memory[k].type == Number::kWhole) return false;
+  if (!place(table, i, p, g, tensors, states.size())) return false;
+  for (const nb::handle object : {parameter, gradient, count}) table.hold(object.ptr());
+  for (const nb::object& object : states) table.hold(object.ptr());
+  for (const nb::object& object : memory) table.hold(object.ptr());
+  table.activate(i, steps + 1);
   return true;
 }
+
+// The parameters that take part, for who must be told that they change.
+nb::list active_parameters(Table& table) {
+  nb::list found;
+  for (std::size_t i = 0; i < table.count(); ++i)
+    if (table.row(i).active)
+      if (PyObject* parameter = referent(table.item(i).parameter.ptr())) found.append(nb::borrow(parameter));
+  return found;
+}
+
+// Asks for huge pages in memory that nobody has touched yet, as far as it fills such pages.
+void advise(std::int64_t address, std::int64_t bytes) { advise_huge_pages(reinterpret_cast<void*>(static_cast<std::uintptr_t>(address)), bytes); }
 
 }  // namespace
 
 void bind_tensors(nb::module_& m) {
-  m.attr("GRADIENT_TRACES") = kGradientTraces;
-  m.def("speaks", &speaks, nb::arg("capsule"), "Whether tensors can be read through this exchange interface.");
-  m.def("read_tensors", &read_tensors, nb::arg("capsule"), nb::arg("tensor_type"), nb::arg("parameters"), nb::arg("dicts"), nb::arg("names"),
-        nb::arg("held"), nb::arg("scalar_names"), nb::arg("scalars"), nb::arg("table").noconvert(), nb::arg("places").noconvert(),
-        nb::arg("geometry").noconvert(), nb::arg("starts").noconvert(), nb::arg("ends").noconvert(), nb::arg("traces").noconvert(),
-        nb::arg("recheck"),
-        "Write the addresses of plain gradients into the table; returns the rows that need a closer look, that reach into protected memory, "
-        "whose parameter or states have moved, and that have no gradient.");
-  m.def("same_values", &same_values, nb::arg("dict"), nb::arg("values"), "Whether a dict still holds these objects, in this order.");
-  m.def("same_items", &same_items, nb::arg("a"), nb::arg("b"), "Whether two lists hold the same objects.");
+  nb::class_<Framework>(m, "Framework", "Tensors of another library, as memory.")
+      .def(nb::init<nb::object, std::vector<nb::object>, std::vector<std::int64_t>>(), nb::arg("capsule"), nb::arg("types"), nb::arg("flags"))
+      .def("add_type", &Framework::add_type, nb::arg("type"), "Take tensors of this type for memory, too.");
+  m.def("read_tensors", &read_tensors, nb::arg("framework"), nb::arg("table"), nb::arg("groups"), nb::arg("state"),
+        "Begin a step with the rows that are plain; returns those that need a closer look, or None where the groups hold other parameters.");
+  m.def("place_tensors", &place_tensors, nb::arg("framework"), nb::arg("table"), nb::arg("row"), nb::arg("parameter"), nb::arg("gradient"),
+        nb::arg("states"), nb::arg("count").none(), nb::arg("steps"), nb::arg("memory"),
+        "Let a row that was looked at take part; returns whether the loop reaches its tensors.");
+  m.def("active_parameters", &active_parameters, nb::arg("table"), "The parameters of the rows that take part.");
+  m.def("advise_huge_pages", &advise, nb::arg("address"), nb::arg("bytes"), "Ask for huge pages where untouched memory fills them.");
 }
 
 }  // namespace openadam

@@ -426,17 +426,17 @@ def test_stale_kernels_are_not_used(what: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_build_prints_the_rules_that_are_here(tmp_path: Path) -> None:
     """The generator needs the standard library only, and what it prints says which graph it is."""
-    header = tmp_path / "kernels.hpp"
     generator = ROOT / "native" / "generate.py"
     if not generator.exists():
         pytest.skip("the sources are not here")
-    subprocess.run([sys.executable, "-S", str(generator), str(header)], check=True)
-    printed = header.read_text()
+    subprocess.run([sys.executable, "-S", str(generator), str(tmp_path)], check=True)
+    printed, once = ((tmp_path / f"generated_{what}.hpp").read_text() for what in ("kernels", "scalars"))
     for each in rules.FAMILY:
         for choice in each.variants():
             found = rules.update_program(each.trace(**choice))
             assert f'X("{found.name}", "{found.digest}", ' in printed
             assert cpp.update(found) in printed
+            assert cpp.scalars(found) in once
 
 
 # --- rewrites ----------------------------------------------------------------------------------------------------------

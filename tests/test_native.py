@@ -346,8 +346,7 @@ def step(isa, kernel, states, scalars, tensors, strided=False):
     all_scalars = np.array([*scalars, *prepare])
     which = np.array(measures, np.int64)
     tallies = np.zeros((len(rows), len(which)))
-    none, nothing = np.zeros(0, np.int64), np.zeros(0)
-    _native.run(isa, rows, all_scalars, np.array(numbers, np.int64), which, True, tallies, 2, none, none, nothing, nothing)
+    _native.run(isa, rows, all_scalars, np.array(numbers, np.int64), which, True, tallies, 2)
     return tallies
 
 
@@ -447,24 +446,22 @@ PREPARE_SCALARS = _native.updates(0)[0][3]
 
 def call(change):
     tensors = [[np.full(8, 0.5, np.float32) for _ in range(2 + STATES)] for _ in range(2)]
-    counters, memory = np.zeros(3, np.int64), np.zeros(2)
     a = {
-        "isa": 0, "table": np.zeros((2, e.COLUMNS), np.int64), "scalars": np.full(SCALARS + PREPARE_SCALARS, 0.5), "layouts": np.zeros(0, np.int64),
+        "isa": 0, "rows": np.zeros((2, e.COLUMNS), np.int64), "scalars": np.full(SCALARS + PREPARE_SCALARS, 0.5), "layouts": np.zeros(0, np.int64),
         "measures": np.zeros(0, np.int64), "update": True, "tallies": np.zeros((2, 0)), "threads": 1,
-        "counters": counters, "counters_after": counters + 1, "memory": memory, "memory_after": memory + 1,
     }
-    for row, (p, g, *states) in zip(a["table"], tensors):
+    for row, (p, g, *states) in zip(a["rows"], tensors):
         row[[e.PARAMETER, e.GRADIENT, e.LENGTH]] = p.ctypes.data, g.ctypes.data, 8
         row[[e.KERNEL, e.PREPARATION, e.LAYOUT, e.ACTIVE]] = ADAM, -1, -1, 1
         row[e.STATES:e.STATES + STATES] = [state.ctypes.data for state in states]
     before = [[array.tobytes() for array in own] for own in tensors]
-    change(a, a["table"][1])  # the second row: the first must not be stepped before it is looked at
+    change(a, a["rows"][1])  # the second row: the first must not be stepped before it is looked at
     try:
         _native.run(**a)
         outcome = "accepted"
     except (ValueError, TypeError) as error:
         outcome = f"{type(error).__name__}: {error}"
-    same = [[array.tobytes() for array in own] for own in tensors] == before and not counters.any() and not memory.any()
+    same = [[array.tobytes() for array in own] for own in tensors] == before
     return outcome if same else "written; " + outcome
 
 
@@ -488,9 +485,9 @@ def off(column, by):
 
 
 CASES = {
-    "columns": lambda a, row: a.update(table=np.ascontiguousarray(a["table"][:, :-1])),
-    "table dtype": lambda a, row: a.update(table=a["table"].astype(np.int32)),
-    "table layout": lambda a, row: a.update(table=np.asfortranarray(a["table"])),
+    "columns": lambda a, row: a.update(rows=np.ascontiguousarray(a["rows"][:, :-1])),
+    "table dtype": lambda a, row: a.update(rows=a["rows"].astype(np.int32)),
+    "table layout": lambda a, row: a.update(rows=np.asfortranarray(a["rows"])),
     "isa": give(isa=99), "isa negative": give(isa=-1),
     "dtype": put(e.DTYPE, 9), "dtype negative": put(e.DTYPE, -1),
     "kernel": put(e.KERNEL, len(names)), "kernel negative": put(e.KERNEL, -1), "kernel most": put(e.KERNEL, MOST),
@@ -512,8 +509,7 @@ CASES = {
     "measure": give(measures=np.array([99]), tallies=np.zeros((2, 1))), "measure negative": give(measures=np.array([-1]), tallies=np.zeros((2, 1))),
     "tallies": give(measures=np.array([0]), tallies=np.zeros((1, 1))), "tallies of no measure": give(tallies=np.zeros((2, 1))),
     "threads 0": give(threads=0), "threads negative": give(threads=-1), "threads many": give(threads=65), "threads most": give(threads=2**31 - 1),
-    "counters": give(counters_after=np.ones(2, np.int64)), "memory": give(memory_after=np.ones(3)),
-    "counters read-only": lambda a, row: a["counters"].setflags(write=False),
+    "tallies read-only": lambda a, row: (give(measures=np.array([0]), tallies=np.zeros((2, 1)))(a, row), a["tallies"].setflags(write=False)),
 }
 
 
@@ -552,11 +548,48 @@ def test_wrong_tables_are_refused_before_anything_is_written(case: str, outcomes
     assert re.match("ValueError: |TypeError: ", outcomes[case]), outcomes[case]
 
 
-def test_gradients_are_read_for_a_table_of_their_length() -> None:
-    rows, bounds = np.zeros((1, engines.COLUMNS), np.int64), np.zeros(0, np.int64)
-    for gradients, parameters in (([], [np.zeros(1)]), ([np.zeros(1)], []), ([], [])):
-        with pytest.raises(ValueError, match="differ in length"):
-            engines.read_gradients(gradients, parameters, rows, (bounds, bounds), True)
+def test_a_table_checks_what_it_is_told() -> None:
+    native = engines.native()
+    table = native.Table(0, 0, np.inf)
+    kernels = native.updates(0)
+    adam = next(k for k, (name, *_) in enumerate(kernels) if name == "adam")
+    for arguments in [(0, len(kernels), [], 0.0, False), (0, -1, [], 0.0, False), (0, adam, [0.1], 0.0, False)]:
+        with pytest.raises(ValueError, match="no such kernel|another number of hyperparameters"):
+            table.set_update(*arguments)
+    table.set_update(0, adam, [0.1] * 5, 0.0, False)
+    table.resize(2)
+    for call in (
+        lambda: table.set_row(2, 0, None, False),
+        lambda: table.set_row(0, 1, None, False),
+        lambda: table.set_names(1, None, [], []),
+        lambda: table.set_names(0, None, ["a", "b", "c", "d", "e"], []),
+        lambda: table.is_active(2),
+        lambda: native.read_arrays(table, [np.zeros(1)]),
+        lambda: native.place_array(table, 2, 0, 0, [], None),
+        lambda: native.set_memory(table, 0, 1, 0, [1, 2, 3, 4, 5], 0, 0),
+        lambda: native.set_memory(table, 0, 1, 0, [], 0, 3),
+        lambda: native.Table(99, 0, np.inf),
+    ):
+        with pytest.raises(ValueError, match="no such|too many|differ in length"):
+            call()
+
+
+def test_what_a_table_was_not_given_is_refused() -> None:
+    """A row without addresses cannot be stepped over, whatever it is told."""
+    native = engines.native()
+    table = native.Table(0, 0, np.inf)
+    table.set_update(0, 1, [0.1] * 2, 0.0, False)
+    table.resize(1)
+    table.set_row(0, 0, np.zeros(1), False)
+    numbers = np.zeros(1)
+    native.set_memory(table, 0, 1, 1, [], numbers.ctypes.data, 0)
+    table.begin()
+    native.place_array(table, 0, 0, 0, [], None)
+    for call in (lambda: table.measure(1), lambda: table.update(1.0, [], 1), lambda: table.update(1.0, [99], 1), lambda: table.measure(0)):
+        with pytest.raises(ValueError, match="null address|no such measure|threads"):
+            call()
+    assert not numbers.any()
+    assert table.taken == 0
 
 
 # --- the caller's floating-point mode ----------------------------------------------------------------------------------

@@ -59,10 +59,12 @@ def compare(subject: Subject, dtype: torch.dtype, steps: int, **wrong: Any) -> N
             own, torchs = a.state.get(p, {}), b.state.get(q, {})
             assert {key for key, value in torchs.items() if value is not None} == set(own), what
             close(p, q, what, relative=4, units=1e9 if rounded else 40, of=[q - old["p"]])
-            for key, value in own.items():
+            for key, value in [*own.items()]:
                 if key == "mu_product":
                     assert float(value) == pytest.approx(float(torchs[key]), rel=1.2e-7)
-                    torchs[key] = value.clone()
+                    wide = torch.float64 if p.dtype in (torch.float64, torch.complex128) else torch.float32
+                    assert value.dtype == (wide if k else torch.float32)
+                    own[key], torchs[key] = value.to(wide), value.to(wide, copy=True)
                 elif key == "step":
                     assert value.dtype == torchs[key].dtype == torch.float32
                     assert float(value) == float(torchs[key]) == k + 1

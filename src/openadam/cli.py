@@ -341,7 +341,7 @@ def _find_rule(name: str) -> Any:
     """The name of a member, or the rule or optimizer class that ``module:attribute`` names."""
     from .family import MEMBERS
     from .language.expression import Rule
-    from .optimizer import Optimizer
+    from .arrays.optimizer import Optimizer
 
     if ":" not in name:
         if name.lower() not in MEMBERS:

@@ -1,30 +1,31 @@
-"""Native or reference: the two engines that run one step over the table of all tensors, with the same bits.
+"""Native or reference: the two engines that run one step over a table of tensors, with the same bits.
 
-A step is data: a `Table` with a row per tensor (addresses, lengths, where its scalars start), the scalars of the step, and
-the arrays behind the addresses. The native engine reads the rows; the reference engine evaluates the same programs with
-NumPy. Both check first, change nothing until nothing can fail any more, and then commit in one call that no signal
-handler can interrupt.
+A step is a table with a row per tensor. The native table (native/table.hpp) holds addresses; the reference evaluates the same programs
+with NumPy over the rows of the arrays' host. Both check first, change nothing until nothing can fail any more, and then commit in one
+call that no signal handler can interrupt.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
+import math
 import operator
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import HyperparameterError, NativeMissingWarning
-from .language.arrays import run
+from .language.arrays import compile_scalars, run
+from .language.expression import Traced
 from .language.program import Program
 from .measures import MEASURES
-from .rules import PREPARE
+from .rules import PREPARE, update_program
 
 _native: Any
 try:
@@ -34,20 +35,22 @@ except ImportError:  # a source install without a compiler
 
 __all__ = [
     "Engine",
-    "Table",
+    "ReferenceTable",
+    "Update",
     "assign_all",
     "choose_engine",
+    "compiled",
+    "native",
+    "native_engine",
     "native_isas",
-    "native_or_reference",
-    "read_gradients",
+    "outcome",
     "resolve_threads",
-    "tensor_reader",
     "zeros",
 ]
 
 Array = npt.NDArray[Any]
 
-# The columns of a row, as native/loop.hpp reads them.
+# The columns of a row, as native/loop.hpp has them.
 PARAMETER, GRADIENT, LENGTH, DTYPE, KERNEL, SCALARS, PREPARATION, LAYOUT, ACTIVE, STATES = range(10)
 COLUMNS = STATES + 4
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
@@ -57,26 +60,69 @@ BLOCK = 1024  # elements; measures are joined lane by lane in a block, block by 
 CHUNK = 16 * BLOCK
 LANES = 16
 
+_prepare_scalars = compile_scalars(PREPARE.scalars)
 
-@dataclass
-class Table:
-    """Everything one step needs. Parameters, gradients and states share an axis order in which states are dense."""
 
-    rows: npt.NDArray[np.int64]
-    programs: list[Program] = field(default_factory=list)
-    parameters: list[Array] = field(default_factory=list)
-    gradients: list[Array | None] = field(default_factory=list)
-    states: list[tuple[Array, ...]] = field(default_factory=list)
-    scalars: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    layouts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    counters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    counters_after: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    memory: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    memory_after: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+@functools.lru_cache(maxsize=256)
+def compiled(traced: Traced) -> tuple[Program, Callable[[Mapping[str, float]], list[float]]]:
+    """The program of a traced rule, and the function that computes its scalars and then its scalar states."""
+    program = update_program(traced)
+    return program, compile_scalars(program.once)
+
+
+class Once(NamedTuple):
+    """What a step computes once for all tensors that agree in their class, their number of steps and their scalar states."""
+
+    prepare: list[float] | None  # scalars of the gradient's preparation; None where it is used as it is
+    scalars: list[float]
+    memory: list[float]  # the scalar states after the step
+
+
+@dataclass(eq=False)
+class Update:
+    """What moves the tensors of one class: a traced rule, how weight decay joins it, and its hyperparameters as they are now."""
+
+    traced: Traced
+    coupling: str
+    kernel: int = 0  # of the native engine; 0: none
+    values: dict[str, Any] = field(default_factory=dict)  # by the family's names, with weight_decay and maximize
+
+    @property
+    def program(self) -> Program:
+        return compiled(self.traced)[0]
+
+    def _surrounded(self) -> dict[str, Any]:
+        decay, coupled = self.values["weight_decay"], self.coupling == "coupled"
+        return self.values | {"coupled_decay": decay if coupled else 0.0, "decoupled_decay": 0.0 if coupled else decay}
+
+    def tell(self, table: Any, index: int) -> None:
+        """Give a native table the hyperparameters in its kernel's order."""
+        h = self._surrounded()
+        numbers = [h[name] for name in self.program.hyperparameters] if self.kernel else []
+        table.set_update(index, self.kernel, numbers, h["coupled_decay"], bool(h["maximize"]))
+
+    def once(self, t: float, factor: float, clip_value: float, memory: Sequence[float]) -> Once:
+        """The scalars of step t in float64, as the native table computes them.
+
+        Args:
+            t: The step, from 1.
+            factor: What the gradient is multiplied by.
+            clip_value: Largest magnitude of an element of it.
+            memory: The scalar states before the step.
+        """
+        program, compute = compiled(self.traced)
+        h = self._surrounded() | {"t": t, "gradient_scale": -factor if self.values["maximize"] else factor, "clip_value": clip_value}
+        prepare = None
+        if clip_value != math.inf or h["coupled_decay"] != 0.0:
+            prepare = _prepare_scalars(h)
+            h["gradient_scale"] = 1.0  # it has been applied
+        computed = compute(h | dict(zip(program.memory, memory, strict=True)))
+        split = len(program.scalars)
+        return Once(prepare, computed[:split], computed[split:])
 
 
 class Engine(Protocol):
-    """Measures and updates all active rows of a table; `update` also commits its counters."""
+    """Makes tables, and knows which programs they can run."""
 
     name: str
     isa: str
@@ -84,11 +130,8 @@ class Engine(Protocol):
     def kernel(self, program: Program) -> int | None:
         """The index of the program's kernel, or None where this engine has none."""
 
-    def measure(self, table: Table, measures: Sequence[int], threads: int) -> npt.NDArray[np.float64]:
-        """Tallies (rows x measures) of the tensors as they are."""
-
-    def update(self, table: Table, measures: Sequence[int], threads: int) -> npt.NDArray[np.float64]:
-        """One step; tallies of what was seen on the way."""
+    def table(self, clip_value: float) -> Any:
+        """A table without rows."""
 
 
 class NativeEngine:
@@ -101,28 +144,15 @@ class NativeEngine:
         self.team = team  # the address of a function by which a host's own threads do the work; 0: ours
         self.isa = _native.isas()[index]
         rows = _native.updates(index)
-        self._kernels = {(name, digest): position for position, (name, digest, _, _) in enumerate(rows)}
+        self._kernels = {(name, digest): position for position, (name, digest, *_) in enumerate(rows)}
         seen = [(measure.name, measure.digest) for measure in MEASURES]
         self.current = (PREPARE.name, PREPARE.digest) in self._kernels and _native.measures(index) == seen
 
     def kernel(self, program: Program) -> int | None:
         return self._kernels.get((program.name, program.digest)) if self.current else None
 
-    def measure(self, table: Table, measures: Sequence[int], threads: int) -> npt.NDArray[np.float64]:
-        return self._run(table, measures, threads, update=False)
-
-    def update(self, table: Table, measures: Sequence[int], threads: int) -> npt.NDArray[np.float64]:
-        return self._run(table, measures, threads, update=True)
-
-    def _run(self, table: Table, measures: Sequence[int], threads: int, *, update: bool) -> npt.NDArray[np.float64]:
-        which = np.array(measures, np.int64)
-        tallies = np.zeros((len(table.rows), len(which)))
-        counters, memory = (table.counters_after, table.memory_after) if update else (table.counters, table.memory)
-        _native.run(
-            self.index, table.rows, table.scalars, table.layouts, which, update, tallies, threads,
-            table.counters, counters, table.memory, memory, self.team,
-        )  # fmt: skip
-        return tallies
+    def table(self, clip_value: float) -> Any:
+        return _native.Table(self.index, self.team, clip_value)
 
 
 class ReferenceEngine:
@@ -134,60 +164,85 @@ class ReferenceEngine:
     def kernel(self, program: Program) -> int | None:
         return 1
 
-    def measure(self, table: Table, measures: Sequence[int], threads: int) -> npt.NDArray[np.float64]:
-        tallies = np.zeros((len(table.rows), len(measures)))
-        with np.errstate(all="ignore"):
-            for i in self._active(table):
-                p = table.parameters[i].reshape(-1)
-                self._tally(tallies[i], measures, table.gradients[i], p, p)
-        return tallies
+    def table(self, clip_value: float) -> ReferenceTable:
+        return ReferenceTable(clip_value)
 
-    def update(self, table: Table, measures: Sequence[int], threads: int) -> npt.NDArray[np.float64]:
-        tallies = np.zeros((len(table.rows), len(measures)))
-        targets: list[Array] = []
-        values: list[Array] = []
+
+class ReferenceTable:
+    """What the native table does, over rows of arrays; each has ``update``, ``view``, ``states``, ``numbers`` and ``gradient``."""
+
+    def __init__(self, clip_value: float) -> None:
+        self.clip_value = clip_value
+        self.counts = np.zeros(2, np.int64)  # steps taken, steps skipped
+        self.rows: Sequence[Any] = ()
+        self.active: list[int] = []
+        self._tallies = np.zeros((0, 0))
+
+    taken = property(lambda self: int(self.counts[0]), lambda self, value: self.counts.__setitem__(0, value))
+    skipped = property(lambda self: int(self.counts[1]), lambda self, value: self.counts.__setitem__(1, value))
+
+    @property
+    def active_count(self) -> int:
+        return len(self.active)
+
+    def is_active(self, i: int) -> bool:
+        return i in self.active
+
+    def measure(self, threads: int) -> tuple[float, float]:
+        self._tallies = np.zeros((len(self.rows), 1))
         with np.errstate(all="ignore"):
-            for i in self._active(table):
-                p = table.parameters[i].reshape(-1)
-                outputs = self.outputs(table, i)
-                self._tally(tallies[i], measures, table.gradients[i], p, outputs["p"])
-                names = [*table.programs[i].states, "p"]
-                for target, name in zip((*table.states[i], table.parameters[i]), names, strict=True):
+            for i in self.active:
+                row = self.rows[i]
+                p = row.view.reshape(-1)
+                self._tally(self._tallies[i], (0,), row.gradient, p, p)
+        return self._total()
+
+    def update(self, factor: float, measures: Sequence[int], threads: int) -> tuple[float, float]:
+        self._tallies = np.zeros((len(self.rows), len(measures)))
+        targets: list[Any] = []
+        values: list[Any] = []
+        with np.errstate(all="ignore"):
+            for i in self.active:
+                row = self.rows[i]
+                p = row.view.reshape(-1)
+                t, *memory = row.numbers.tolist()
+                once = row.update.once(t + 1, factor, self.clip_value, memory)
+                states = [state.reshape(-1) for state in row.states]
+                outputs = outcome(row.update.program, row.gradient.reshape(-1), p, states, once)
+                self._tally(self._tallies[i], measures, row.gradient, p, outputs["p"])
+                for target, name in zip((*row.states, row.view), (*row.update.program.states, "p"), strict=True):
                     targets.append(target)
                     values.append(np.broadcast_to(outputs[name], p.shape).reshape(target.shape))
-        targets += [table.counters, table.memory]
-        values += [table.counters_after, table.memory_after]
-        assign_all(targets, values)
-        return tallies
+                targets.append(row.numbers)
+                values.append([t + 1, *once.memory])
+        latest = max((int(self.rows[i].numbers[0]) + 1 for i in self.active), default=0)
+        assign_all([*targets, self.counts], [*values, [max(self.taken + 1, latest), self.skipped]])
+        return self._total()
+
+    def tallies(self) -> npt.NDArray[np.float64]:
+        return self._tallies
+
+    def _total(self) -> tuple[float, float]:
+        squares = self._tallies[:, 0] if self._tallies.shape[1] else np.zeros(0)
+        if not squares.size:
+            return 0.0, 0.0
+        with np.errstate(all="ignore"):
+            return float(np.add.accumulate(squares)[-1]), float(squares.max())
 
     @staticmethod
-    def outputs(table: Table, i: int) -> dict[str, Any]:
-        """What row i would become, flat; nothing is written."""
-        _, _, _, _, _, scalars_at, prepare_at, *_ = table.rows[i].tolist()
-        program = table.programs[i]
-        p = table.parameters[i].reshape(-1)
-        gradient = table.gradients[i]
-        assert gradient is not None
-        g = gradient.reshape(-1)
-        if prepare_at >= 0:
-            prepare = table.scalars[prepare_at : prepare_at + len(PREPARE.scalars)]
-            g = run(PREPARE, {"g": g, "p": p}, prepare.tolist(), np)["prepared"]
-        arrays = {"g": g, "p": p, **{name: state.reshape(-1) for name, state in zip(program.states, table.states[i], strict=True)}}
-        scalars = table.scalars[scalars_at : scalars_at + len(program.scalars)]
-        return run(program, arrays, scalars.tolist(), np)
-
-    @staticmethod
-    def _active(table: Table) -> list[int]:
-        return np.flatnonzero(table.rows[:, ACTIVE]).tolist()
-
-    @staticmethod
-    def _tally(tally: Array, measures: Sequence[int], gradient: Array | None, p: Array, p_after: Array) -> None:
-        assert gradient is not None
+    def _tally(tally: Array, measures: Sequence[int], gradient: Array, p: Array, p_after: Array) -> None:
         arrays = {"g": gradient.reshape(-1), "p": p, "p_after": p_after}
         arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
         for column, index in enumerate(measures):
             measure = MEASURES[index]
             tally[column] = join(run(measure.program, arrays, [], np)["value"], measure.reduction)
+
+
+def outcome(program: Program, g: Array, p: Array, states: Sequence[Array], once: Once) -> dict[str, Any]:
+    """What a tensor and its states would become, all flat; nothing is written."""
+    if once.prepare is not None:
+        g = run(PREPARE, {"g": g, "p": p}, once.prepare, np)["prepared"]
+    return run(program, {"g": g, "p": p, **dict(zip(program.states, states, strict=True))}, once.scalars, np)
 
 
 def join(values: Array, reduction: str) -> float:
@@ -269,18 +324,18 @@ def choose_engine(program: Program, engine: str | None = None, isa: str | None =
     return ReferenceEngine()
 
 
-def native_or_reference(team: int = 0) -> Engine:
-    """The native engine if there is one and ``OPENADAM_ENGINE`` does not say otherwise, whatever kernels it has; else the reference.
+def native() -> Any:
+    """The native module; None without native code."""
+    return _native
+
+
+def native_engine(team: int = 0) -> NativeEngine | None:
+    """The native engine, whatever kernels it has; None where there is none or ``OPENADAM_ENGINE`` says so.
 
     ``team`` is the address of a host's ``GOMP_parallel``, if its threads are to do the work.
     """
     native = _native_engine(None) if os.environ.get("OPENADAM_ENGINE") != "reference" else None
-    return _native_engine_at(native.index, team) if native is not None else ReferenceEngine()
-
-
-def tensor_reader() -> Any:
-    """What reads tensors of another framework natively (`read_tensors` and its kin), or None without native code."""
-    return _native
+    return _native_engine_at(native.index, team) if native is not None else None
 
 
 def resolve_threads(threads: int | None) -> int:
@@ -306,19 +361,3 @@ def zeros(count_bytes: int) -> Array:
     start = -raw.ctypes.data % 64
     return raw[start : start + count_bytes]
 
-
-def read_gradients(
-    gradients: list[Any],
-    parameters: list[Any],
-    rows: npt.NDArray[np.int64],
-    protected: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
-    recheck: bool,
-) -> tuple[Sequence[int], list[int]]:
-    """Take over the addresses of plain gradients.
-
-    Returns the rows that need a closer look, and those whose gradients are new (or all, to recheck) and may share memory with
-    what a step writes. Without native code every row needs a closer look.
-    """
-    if _native is None:
-        return range(len(gradients)), []
-    return _native.read_gradients(gradients, parameters, rows, *protected, recheck)  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import rules
 from .hyperparameters import HYPERPARAMETERS
-from .optimizer import Optimizer
+from .arrays.optimizer import Optimizer
 
 __all__ = ["MEMBERS", "SGD", "AMSGrad", "AdaMax", "Adagrad", "Adam", "AdamW", "Momentum", "NAdam", "NAdamW", "RAdam", "RAdamW", "RMSProp"]
 

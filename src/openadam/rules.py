@@ -220,7 +220,8 @@ def update_program(traced: Traced) -> Program:
     states = tuple(name for name in traced.states if name in traced.element_states)
     results = substitute([*(traced.named[state] for state in states), traced.direction], {("tensor", "g"): scale(G, h)})
     outputs = {**dict(zip(states, results[:-1], strict=True)), "p": apply(P, results[-1], h)}
-    return lower(traced.name, outputs, states=states, element_states=traced.element_states)
+    memory = {name: traced.named[name] for name in traced.scalar_states}
+    return lower(traced.name, outputs, states=states, element_states=traced.element_states, memory=memory)
 
 
 FAMILY: tuple[Rule, ...] = (sgd, momentum, adagrad, rmsprop, adam, amsgrad, adamax, nadam, radam)

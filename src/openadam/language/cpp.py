@@ -1,12 +1,13 @@
-"""Printing a program as C++: an elementwise loop that the compiler vectorises, or a reduction over fixed lanes."""
+"""Printing as C++: a program as an elementwise loop that the compiler vectorises or as a reduction over fixed lanes, scalars as a function."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .expression import postorder
 from .program import Program
 
-__all__ = ["reduction", "update"]
+__all__ = ["reduction", "scalars", "update"]
 
 TEMPLATES = {
     "add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "negative": "-{}",
@@ -14,6 +15,12 @@ TEMPLATES = {
     "where": "{} ? {} : {}",
 }  # fmt: skip
 CONDITIONS = ("less", "less_equal", "equal")
+SCALARS = {
+    "add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "power": "pow({}, {})", "negative": "-{}",
+    "absolute": "fabs({})", "sqrt": "sqrt({})", "exp": "exp({})", "expm1": "expm1({})", "log": "log({})", "sign": "sign({})",
+    "maximum": "maximum({}, {})", "minimum": "minimum({}, {})", "less": "double({} < {})", "less_equal": "double({} <= {})",
+    "equal": "double({} == {})", "where": "{} != 0 ? {} : {}",
+}  # fmt: skip
 
 
 def _argument(pair: tuple[str, Any], condition: bool = False) -> str:
@@ -83,3 +90,29 @@ def reduction(program: Program, join: str) -> str:
         "}",
     ]
     return "\n".join(lines)
+
+
+def scalars(program: Program) -> str:
+    """A function ``name_scalars(h, s, t, gradient_scale, out)`` in float64: what a program needs once a step.
+
+    ``h`` holds its hyperparameters, ``s`` its scalar states, in their order. The operations are those of
+    `language.arrays.compile_scalars`, in the same order.
+    """
+    given = {("scalar", "t"): "t", ("scalar", "gradient_scale"): "gradient_scale"}
+    given |= {("scalar", name): f"h[{k}]" for k, name in enumerate(program.hyperparameters)}
+    given |= {("state", name): f"s[{k}]" for k, name in enumerate(program.memory)}
+    places: dict[int, str] = {}
+    lines: list[str] = []
+    for expression in postorder(*program.once):
+        if expression.operation == "constant":
+            places[id(expression)] = repr(float(expression.value))
+        elif expression.operation == "symbol":
+            places[id(expression)] = given[expression.value]
+        else:
+            operands = [places[id(argument)] for argument in expression.arguments]
+            lines.append(f"  const double x{len(lines)} = {SCALARS[expression.operation].format(*operands)};")
+            places[id(expression)] = f"x{len(lines) - 1}"
+    lines += [f"  out[{k}] = {places[id(root)]};" for k, root in enumerate(program.once)]
+    arguments = ("const double* h", "const double* s", "double t", "double gradient_scale", "double* out")
+    signature = ", ".join(f"[[maybe_unused]] {argument}" for argument in arguments)
+    return "\n".join([f"// {program.name}", f"void {program.name}_scalars({signature}) {{", *lines, "}"])

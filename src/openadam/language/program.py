@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -42,11 +42,29 @@ class Program:
     instructions: tuple[Instruction, ...]
     outputs: Mapping[str, tuple[str, object]]  # tensor that is written -> argument
     states: tuple[str, ...] = ()  # element states, in table order
+    memory: Mapping[str, Expression] = field(default_factory=dict)  # scalar states -> what they become
+
+    @property
+    def once(self) -> tuple[Expression, ...]:
+        """What is computed once a step, in float64: the scalars, then the scalar states after it."""
+        return (*self.scalars, *self.memory.values())
+
+    @cached_property
+    def hyperparameters(self) -> tuple[str, ...]:
+        """What the scalars are computed from, beside the scalar states, the step number ``t`` and ``gradient_scale``."""
+        symbols = (expression.value for expression in postorder(*self.once) if expression.operation == "symbol")
+        return tuple(dict.fromkeys(name for space, name in symbols if space == "scalar" and name not in ("t", "gradient_scale")))
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the operations and their order: a kernel is used only if its digest is this one."""
-        listing = repr((self.inputs, self.instructions, sorted(self.outputs.items()), self.states, len(self.scalars)))
+        """Identifies the operations and their order, once a step and for each element: a kernel is used only if its digest is this one."""
+        places: dict[int, int] = {}
+        once = []
+        for expression in postorder(*self.once):
+            once.append((expression.operation, expression.value, [places[id(argument)] for argument in expression.arguments]))
+            places[id(expression)] = len(places)
+        asked = [places[id(root)] for root in self.once]
+        listing = repr((self.inputs, self.instructions, sorted(self.outputs.items()), self.states, tuple(self.memory), once, asked))
         return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
@@ -133,8 +151,15 @@ class Rewriter:
         return self.intern("where", self.intern("less", self.intern("absolute", state), tiny), self.constant(0.0), state)
 
 
-def lower(name: str, outputs: Mapping[str, Expression], *, states: tuple[str, ...] = (), element_states: frozenset[str] = frozenset()) -> Program:
-    """One program that computes the outputs; those named as states are flushed."""
+def lower(
+    name: str,
+    outputs: Mapping[str, Expression],
+    *,
+    states: tuple[str, ...] = (),
+    element_states: frozenset[str] = frozenset(),
+    memory: Mapping[str, Expression] | None = None,
+) -> Program:
+    """One program that computes the outputs; those named as states are flushed. ``memory`` is what scalar states become."""
     rewriter = Rewriter(element_states)
     roots = {target: rewriter(expression) for target, expression in outputs.items()}
     roots = {target: rewriter.flush(root) if target in states else root for target, root in roots.items()}
@@ -170,4 +195,5 @@ def lower(name: str, outputs: Mapping[str, Expression], *, states: tuple[str, ..
         instructions=tuple(instructions),
         outputs=outputs_at,
         states=states,
+        memory=dict(memory or {}),
     )

@@ -8,24 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .. import engine as engines
 from ..language.arrays import run
 from ..language.program import Program
 from ..measures import MEASURES
 from ..rules import PREPARE
+from .memory import arithmetic_of, array_over, has_numbers, is_memory, real
+from .rows import Reached
 
-__all__ = ["GraphEngine", "arithmetic_of"]
+__all__ = ["commit", "measured", "stepped"]
 
 Kernel = Callable[..., dict[str, Tensor]]
-
-
-def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
-    """What a step computes in: float64 for float64, float32 for everything narrower."""
-    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def _unchanged(x: Any) -> Any:
@@ -37,7 +32,7 @@ def _sqrt(x: Tensor) -> Tensor:
     if x.device.type != "cpu" or type(x) is not Tensor:
         return torch.sqrt(x)
     with np.errstate(invalid="ignore"):
-        return torch.as_tensor(np.sqrt(x.numpy()))
+        return torch.as_tensor(np.sqrt(array_over(x.contiguous())))
 
 
 EAGER = types.SimpleNamespace(abs=torch.abs, sqrt=_sqrt, where=torch.where, zeros=torch.zeros, finfo=torch.finfo)
@@ -45,77 +40,68 @@ EAGER = types.SimpleNamespace(abs=torch.abs, sqrt=_sqrt, where=torch.where, zero
 
 @functools.lru_cache(maxsize=256)
 def _kernel(program: Program, compile: bool) -> Kernel:
-    """A function of flat tensors of one dtype: what a program makes of them. The scalars are tensors, so that none is built into the code."""
+    """A function of tensors of one dtype and shape: what a program makes of them. The scalars are tensors, so that none is built into the code."""
     module = torch if compile else EAGER
 
-    def update(tensors: Mapping[str, Tensor], scalars: Tensor, prepare: Tensor | None) -> dict[str, Tensor]:
+    def update(tensors: Mapping[str, Tensor], scalars: Sequence[Tensor], prepare: Sequence[Tensor] | None) -> dict[str, Tensor]:
         if prepare is not None:
-            prepared = run(PREPARE, {"g": tensors["g"], "p": tensors["p"]}, prepare.unbind(), module, _unchanged)["prepared"]
+            prepared = run(PREPARE, {"g": tensors["g"], "p": tensors["p"]}, prepare, module, _unchanged)["prepared"]
             tensors = {**tensors, "g": prepared}
-        return run(program, tensors, scalars.unbind(), module, _unchanged)
+        return run(program, tensors, scalars, module, _unchanged)
 
     return torch.compile(update, dynamic=True) if compile else update
 
 
-class GraphEngine:
-    """A native (or, without kernels, the reference) engine that hands the rows it cannot reach to torch operations.
+def stepped(row: Reached, factor: float, clip_value: float, *, compile: bool = False) -> tuple[list[Tensor], list[float]]:
+    """What the targets of a row would become, and its scalar states; nothing is written."""
+    program = row.update.program
+    once = row.update.once(row.steps + 1, factor, clip_value, row.memory)
+    wide = arithmetic_of(row.parameter.dtype)
+    *states, p = (real(target).to(wide) for target in row.targets)
+    tensors = {"g": row.gradient.to(wide), "p": p, **dict(zip(program.states, states, strict=True))}
+    if not p.numel():
+        return list(row.targets), once.memory
+    if is_memory(p):
+        tensors = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
 
-    Rows in `given` are these; `tensors` holds what belongs to them: the local part of the parameter and of its states, complex
-    numbers as pairs of reals.
-    """
+    def placed(numbers: Sequence[float] | None) -> Sequence[Tensor] | None:
+        if numbers is None:
+            return None
+        if is_memory(p):
+            return torch.tensor(numbers, dtype=torch.float64, device="cpu").to(p.device, wide).unbind()
+        return [p.new_full((), number) for number in numbers]  # of the parameter's own kind
 
-    def __init__(self, base: engines.Engine, *, compile: bool = False) -> None:
-        self.base = base
-        self.name, self.isa = base.name, base.isa
-        self.compile = compile
-        self.given: list[int] = []
-        self.gradients: dict[int, Tensor] = {}
-        self.tensors: dict[int, tuple[Tensor, ...]] = {}  # the states, then the parameter
+    outputs = _kernel(program, compile)(tensors, placed(once.scalars), placed(once.prepare))
+    values = []
+    for target, name in zip(row.targets, (*program.states, "p"), strict=True):
+        value = outputs[name].reshape(real(target).shape) if is_memory(p) else outputs[name]
+        values.append(torch.view_as_complex(value.contiguous()) if target.is_complex() else value)
+    return values, once.memory
 
-    def kernel(self, program: Program) -> int | None:
-        return self.base.kernel(program)
 
-    def measure(self, table: engines.Table, measures: Sequence[int], threads: int) -> npt.NDArray[np.float64]:
-        tallies = self.base.measure(table, measures, threads)
-        self._tally(tallies, measures)
-        return tallies
+def commit(row: Reached, values: Sequence[Tensor], memory: Sequence[float]) -> None:
+    """Write what `stepped` computed; where the tensors are plain memory, in one call that no signal handler can interrupt."""
+    if all(map(is_memory, row.targets)):
+        torch._foreach_copy_(list(row.targets), list(values))
+    else:
+        for target, value in zip(row.targets, values, strict=True):
+            target.copy_(value)
+    row.commit_numbers(memory)
 
-    def update(self, table: engines.Table, measures: Sequence[int], threads: int) -> npt.NDArray[np.float64]:
-        tallies = np.zeros((len(table.rows), len(measures)))
-        self._tally(tallies, [m for m in measures if not MEASURES[m].reads_parameter])
-        for i in self.given:
-            outputs = self.outputs(table, i)
-            for target, name in zip(self.tensors[i], (*table.programs[i].states, "p"), strict=True):
-                target.copy_(outputs[name].reshape(target.shape))
-        return tallies + self.base.update(table, measures, threads)
 
-    def outputs(self, table: engines.Table, i: int) -> dict[str, Tensor]:
-        """What row i would become, flat, in the arithmetic of the step; nothing is written."""
-        program = table.programs[i]
-        *states, p = self.tensors[i]
-        dtype = arithmetic_of(p.dtype)
-        tensors = {"g": self.gradients[i], "p": p, **dict(zip(program.states, states, strict=True))}
-        flat = {name: tensor.reshape(-1).to(dtype) for name, tensor in tensors.items()}
-        at, prepare_at = table.rows[i, engines.SCALARS], table.rows[i, engines.PREPARATION]
-        scalars = torch.from_numpy(table.scalars)
-
-        def placed(start: int, count: int) -> Tensor:
-            return scalars[start : start + count].to(p.device, dtype)
-
-        prepare = placed(prepare_at, len(PREPARE.scalars)) if prepare_at >= 0 else None
-        if not p.numel():
-            return flat
-        return _kernel(program, self.compile)(flat, placed(at, len(program.scalars)), prepare)
-
-    def _tally(self, tallies: npt.NDArray[np.float64], measures: Sequence[int]) -> None:
-        """The measures of the gradient; one transfer for all rows."""
-        if not self.given or not measures:
-            return
-        values = []
-        for i in self.given:
-            g = self.gradients[i].reshape(-1)
-            wide = g.to(torch.float32 if g.device.type == "mps" else torch.float64)
-            for index in measures:
-                seen = run(MEASURES[index].program, {"g": wide}, [], torch, _unchanged)["value"]
-                values.append((seen.sum() if MEASURES[index].reduction == "sum" else seen.amax()).to(self.gradients[self.given[0]].device))
-        tallies[self.given, : len(measures)] = torch.stack(values).reshape(len(self.given), len(measures)).to(torch.float64).cpu().numpy()
+def measured(row: Reached, measures: Sequence[int], before: Tensor | None = None) -> list[float]:
+    """What the measures see of a row: of its gradient and, once it has been stepped, of the parameter before and after."""
+    if not has_numbers(row.parameter):
+        return [0.0] * len(measures)
+    wide = torch.float32 if row.parameter.device.type == "mps" else torch.float64
+    tensors = {"g": row.gradient.to(wide)}
+    if before is not None:
+        tensors |= {"p": real(before).to(wide), "p_after": real(row.parameter).to(wide)}
+    seen = []
+    for measure in map(MEASURES.__getitem__, measures):
+        values = run(measure.program, tensors, [], torch, _unchanged)["value"]
+        if not values.numel():
+            seen.append(0.0)
+        else:
+            seen.append(float(values.sum() if measure.reduction == "sum" else values.amax()))
+    return seen

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import difflib
 import inspect
-import numbers
+import operator
 import os
 import sys
 import threading
@@ -13,19 +12,18 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import engine as engines
-from ..errors import HyperparameterError, HyperparameterWarning, UnknownHyperparameterError
-from ..hyperparameters import checked, suggest
+from ..errors import HyperparameterError, HyperparameterWarning
+from ..hyperparameters import checked
 from ..step import StepReport, alone, check_dtype
 from . import loading
-from .graph import GraphEngine, arithmetic_of
 from .members import Member
-from .rows import SkippedByScaler, TensorStepper
+from .options import Chosen, as_python_numbers, check_kinds, check_names, first_narrow, read_options, refuse_modes, refuse_unknown, torch_class
 from .shards import Shards
+from .table import SkippedByScaler, TensorStepper
 
 if TYPE_CHECKING:
     _Base = torch.optim.Optimizer
@@ -34,7 +32,7 @@ else:
 
 __all__ = ["Host"]
 
-ENGINES = (None, "native", "graph", "compiled")
+FIXED = (float, int, bool, str, tuple, type(None))  # values that do not change in place
 
 
 class Host(_Base):
@@ -44,6 +42,7 @@ class Host(_Base):
 
     Args:
         clip_norm: Largest global norm of all gradients together, over all processes that hold a part; None for no limit.
+        clip_value: Largest magnitude of each element of a gradient, after ``clip_norm``; None for no limit.
         nonfinite: What a NaN or infinite gradient does: ``raise`` (default) refuses the step, ``skip`` skips and counts it,
             ``propagate`` lets it through as torch does.
         no_decay: What weight decay leaves alone: names (if ``named_parameters()`` were given), tensors, or a predicate of
@@ -59,13 +58,14 @@ class Host(_Base):
     _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to the step
     _counted = (0, 0)  # steps taken and skipped before this object had a stepper: in a copy
     last_step: StepReport | None = None
-    """What the last step saw: number, gradient norm, clip factor, whether it was skipped."""
+    """What the last step saw: number, gradient norm, clip factor, whether it was skipped, and the measures if they were asked for."""
 
     def __init__(
         self,
         params: Any,
         *arguments: Any,
         clip_norm: float | None = None,
+        clip_value: float | None = None,
         nonfinite: str = "raise",
         no_decay: str | Tensor | Iterable[Any] | Callable[[str, Tensor], bool] = (),
         threads: int | None = None,
@@ -73,40 +73,23 @@ class Host(_Base):
         engine: str | None = None,
         **settings: Any,
     ) -> None:
-        if nonfinite not in ("raise", "skip", "propagate"):
-            raise HyperparameterError(f"nonfinite={nonfinite!r} is none of 'raise', 'skip', 'propagate'")
-        if engine not in ENGINES:
-            raise HyperparameterError(f"engine={engine!r} is none of {', '.join(map(repr, ENGINES))}")
-        if engine == "native" and engines.native_or_reference().name != "native":
-            raise HyperparameterError("engine='native': there is no native code here; leave it out to run on torch operations")
-        if not callable(no_decay):
-            if not isinstance(no_decay, Iterable):
-                raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor tensors, nor a function of (name, tensor)")
-            no_decay = [no_decay] if isinstance(no_decay, (str, Tensor)) else list(no_decay)
-        accepted = _accepted(type(self))
-        for name in settings:
-            if name not in accepted:
-                raise _unexpected(type(self).__name__, name, accepted)
-        _refuse_modes(type(self).__name__, settings)
-        _check_kinds(type(self), arguments, settings)
+        options = read_options(
+            clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, no_decay=no_decay, threads=threads, sharded=sharded, engine=engine
+        )
+        refuse_unknown(type(self), settings, OPTIONS)
+        refuse_modes(type(self).__name__, settings)
+        arguments = check_kinds(type(self), arguments, settings)
         if isinstance(params, (set, frozenset)):
             raise TypeError("optimizer parameters need to be organized in ordered collections: a set has no order; give a list")
-        self._options: dict[str, Any] = {
-            "clip_norm": None if clip_norm is None else checked("clip_norm", clip_norm),
-            "nonfinite": nonfinite,
-            "no_decay": no_decay,
-            "threads": None if threads is None else engines.resolve_threads(threads),
-            "sharded": bool(sharded),
-            "engine": engine,
-        }
+        self._options: dict[str, Any] = options
         self._begin()
         super().__init__(params, *arguments, **settings)
-        _as_python_numbers(self.defaults)
+        as_python_numbers(self.defaults)
         for own in self.state.values():  # torch's Adagrad makes its sum at once, in the parameter's dtype; one of 16 bits would stall
             if own["sum"].dtype in (torch.bfloat16, torch.float16):
                 own["sum"] = torch.full_like(own["sum"], self.defaults["initial_accumulator_value"], dtype=torch.float32)
         self._check(self.param_groups)
-        self._check_names(no_decay)
+        check_names(options["no_decay"], self.param_groups)
         self._constructed = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -114,15 +97,17 @@ class Host(_Base):
         if cls.__module__ == __package__ and cls.__doc__ and Host.__doc__:  # what comes on top is told by each class's help, too
             cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\n{inspect.cleandoc(Host.__doc__).split(chr(10) * 2, 1)[1]}"
         if "__init__" not in cls.__dict__:
-            theirs = list(inspect.signature(_torch_class(cls).__init__).parameters.values())[1:]
-            cls.__signature__ = inspect.Signature([*theirs, *_keywords()])  # type: ignore[attr-defined]
+            theirs = list(inspect.signature(torch_class(cls).__init__).parameters.values())[1:]
+            ours = inspect.signature(Host.__init__).parameters
+            cls.__signature__ = inspect.Signature([*theirs, *(ours[name] for name in OPTIONS)])  # type: ignore[attr-defined]
 
     def _begin(self) -> None:
         """What lives beside torch's own attributes, and is made anew in a copy."""
         self._guard = threading.Lock()
         self._in_use = False
         self._stepper: TensorStepper | None = None
-        self._read: tuple[list[Any], dict[int, dict[str, Any]]] | None = None
+        self._told: list[Any] = []  # the groups' settings as they were when the stepper was told; empty: tell it
+        self._still = False  # whether all learning rates are 0
 
     # --- groups ----------------------------------------------------------------------------------------------------
 
@@ -139,71 +124,57 @@ class Host(_Base):
             del self.param_groups[before:]
             raise
 
-    def _check_names(self, no_decay: Any) -> None:
-        """Refuse names in ``no_decay`` that no parameter has: what they were meant for would decay."""
-        if callable(no_decay):
-            return
-        wanted = [item for item in no_decay if isinstance(item, str)]
-        names = [name for group in self.param_groups for name in group.get("param_names", ())]
-        unknown = [name for name in wanted if name not in set(names)]
-        if unknown and not names:
-            raise HyperparameterError(f"no_decay={wanted} are names, and the parameters have none: give model.named_parameters()")
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], names, 1) or [name for name in names if unknown[0] in name][:1]
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise HyperparameterError(
-                f"no parameter is named {unknown[0]!r}, as no_decay has it; {hint}Names are whole, as in 'layer.bias'; "
-                "a function says it for many: no_decay=lambda name, p: p.ndim < 2"
-            )
-        if any(not isinstance(item, (str, Tensor)) for item in no_decay):
-            raise HyperparameterError(f"no_decay={no_decay!r} holds what is neither a name nor a tensor")
-
     @property
     def skipped(self) -> int:
         """Steps skipped so far because of gradients that are not finite; a loaded state dict starts it anew."""
         return self._stepper.skipped if self._stepper is not None else self._counted[1]
 
-    def _check(self, groups: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-        """The settings of each class of tensors, as numbers."""
-        settings: dict[int, dict[str, Any]] = {}
+    def _check(self, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The settings of each group, as numbers under the family's names."""
+        settings: list[dict[str, Any]] = []
         for index, group in enumerate(groups):
-            _as_python_numbers(group)
+            as_python_numbers(group)
             for name, value in self._options.items():
                 if name in group and group[name] is not value and group[name] != value:
                     raise HyperparameterError(f"{name} in group {index}: it is chosen when the optimizer is made, and is the same for all groups")
-            _refuse_modes(type(self).__name__, group)
+            refuse_modes(type(self).__name__, group)
             values = self.member.settings(index, group)
-            check_dtype(index, {name: value for name, value in values.items() if name != "maximize"}, _first_narrow(group))
+            check_dtype(index, {name: value for name, value in values.items() if name != "maximize"}, first_narrow(group))
             if self.member.coupling(group) == "decoupled" and values["lr"] * values["weight_decay"] > 1:
                 overshoot = values["lr"] * values["weight_decay"]
                 warnings.warn(f"lr * weight_decay = {overshoot:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=3)
-            settings[2 * index] = values
-            settings[2 * index + 1] = {**values, "weight_decay": 0.0}
+            settings.append(values)
         return settings
 
-    def _settings(self) -> dict[int, dict[str, Any]]:
-        """The settings for the coming step; read again where anything has changed. Tensors may change in place."""
-        now = [value for group in self.param_groups for key, value in group.items() if key not in ("params", "param_names")]
-        if self._read is not None:
-            before, settings = self._read
-            if (
-                len(now) == len(before)
-                and all(a is b for a, b in zip(now, before, strict=True))
-                and not any(isinstance(a, (Tensor, list)) for a in now)
-            ):
-                return settings
+    def _tell(self, stepper: TensorStepper) -> None:
+        """Tell the stepper the settings for the coming step, where anything has changed. Some values may change in place."""
+        now = self._settings_now()
+        if self._told and len(now) == len(self._told) and all(map(operator.is_, now, self._told)):
+            return
+        self._told = []
         settings = self._check(self.param_groups)
-        self._read = (now, settings)
-        return settings
+        stepper.tell(self.param_groups, settings)
+        self._still = all(values["lr"] == 0 for values in settings)
+        now = self._settings_now()
+        if all(isinstance(value, FIXED) for value in now):
+            self._told = now
+
+    def _settings_now(self) -> list[Any]:
+        now: list[Any] = []
+        for group in self.param_groups:
+            now += map(group.get, self.member.keys)
+            now.append(len(group))
+        return now
 
     # --- the step --------------------------------------------------------------------------------------------------
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, measure: bool = False) -> Any:
         """Perform a single optimization step: all of it, or nothing.
 
         Args:
             closure: Reevaluates the model and returns the loss; called once.
+            measure: Also look at what can be seen inside the step, per tensor: ``last_step.measures``.
 
         Returns:
             What the closure returned. What the step itself saw is in `last_step`.
@@ -211,24 +182,31 @@ class Host(_Base):
         Raises:
             GradientError: A gradient cannot be used: sparse, of another shape, or (unless ``nonfinite`` says otherwise) not finite.
                 Parameters, states and counters are as they were, on every process that takes part.
+            ParameterError, AliasError: A parameter or a state is not what a step can change.
             HyperparameterError: A group's setting is out of range.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._take()
+        try:
+            self._take(measure)
+        except BaseException:
+            # A scaler takes these away after a step; after one that was refused, a later step would be scaled by them.
+            for name in ("grad_scale", "found_inf"):
+                self.__dict__.pop(name, None)
+            raise
         return loss
 
     @alone
-    @torch.no_grad()
-    def _take(self) -> None:
-        still = False
+    def _take(self, measure: bool) -> None:
+        stepper = self._stepper
         try:
-            settings = self._settings()
-            still = all(values["lr"] == 0 for values in settings.values())
-            stepper = self._current()
-            found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+            if stepper is None:
+                stepper = self._stepper = self._make_stepper()
+            self._tell(stepper)
+            own = self.__dict__
+            found_inf, grad_scale = own.get("found_inf"), own.get("grad_scale")
             stepper.skips = found_inf is not None and _number(found_inf) != 0
             if stepper.skips and not stepper.exchanges:
                 self._skip(stepper)
@@ -238,52 +216,50 @@ class Host(_Base):
                 scale = 1.0 / checked("grad_scale", _number(grad_scale)) if _number(grad_scale) else float("inf")
                 if scale == float("inf"):
                     raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
-            stepper.read()
+            stepper.read(self.param_groups, self.state)
         except Exception:
-            if self._stepper is not None:
-                self._stepper.forget()
-            self._tell_others(still)
+            if stepper is not None:
+                stepper.forget()
+            self._tell_others()
             raise
-        threads = self._threads()
         try:
-            if len(stepper.missing) == stepper.count and not stepper.shards:
+            if not stepper.active_count and not stepper.shards:
                 self.last_step = StepReport(stepper.steps, 0.0, 1.0, False)
                 return
             # torch.distributed.checkpoint takes a step at lr = 0 over gradients of zeros to have the states made. To count it would spoil
             # the bias correction of all that follow. Whether it is the first, all processes say together.
-            asks = still and (stepper.is_new or stepper.shards)
-            only_makes_states = (lambda: stepper.is_new) if asks else None
-            self.last_step = stepper.take(settings, threads, scale=scale, before_commit=stepper.register, only_makes_states=only_makes_states)
+            only_makes_states = None
+            if self._still:
+                stepper.is_new = stepper.begins()
+                only_makes_states = (lambda: stepper.is_new) if stepper.is_new or stepper.shards else None
+            self.last_step = stepper.take(
+                self._threads(), scale=scale, measure=measure, before_commit=stepper.register, only_makes_states=only_makes_states
+            )
         except SkippedByScaler:
             self._skip(stepper)
         finally:
             stepper.forget()
 
     def _skip(self, stepper: TensorStepper) -> None:
-        stepper.table.counters[stepper.count + 1] += 1
+        stepper.table.skipped += 1
         self.last_step = StepReport(stepper.steps, float("nan"), 1.0, True)
 
-    def _tell_others(self, still: bool) -> None:
+    def _tell_others(self) -> None:
         """That this process refuses the step, before the first word about it: those who hold the rest would wait for ever."""
-        if self._options["nonfinite"] == "propagate" and self._options["clip_norm"] is None and not still:
+        if self._options["nonfinite"] == "propagate" and self._options["clip_norm"] is None and not self._still:
             return  # nobody asks
         shards = Shards([p for group in self.param_groups for p in group["params"]], plain_too=self._options["sharded"])
         if shards:
             shards.refuse()
 
-    def _current(self) -> TensorStepper:
-        """The picture of groups and states, made anew where they are not what they were."""
-        if self._stepper is None or not self._stepper.stands(self.param_groups, self.state):
-            options = self._options
-            own_threads = options["threads"] is not None or bool(os.environ.get("OPENADAM_NUM_THREADS"))
-            engine = GraphEngine(engines.native_or_reference(0 if own_threads else _team_of_torch()), compile=options["engine"] == "compiled")
-            self._stepper = TensorStepper(
-                self.param_groups, self.state, self.member, engine,
-                native=options["engine"] in (None, "native"), no_decay=options["no_decay"], sharded=options["sharded"],
-                clip_norm=options["clip_norm"], clip_value=None, nonfinite=options["nonfinite"], previous=self._stepper,
-                counted=self._counted,
-            )  # fmt: skip
-        return self._stepper
+    def _make_stepper(self) -> TensorStepper:
+        options = self._options
+        own_threads = options["threads"] is not None or bool(os.environ.get("OPENADAM_NUM_THREADS"))
+        native = engines.native_engine(0 if own_threads else _team_of_torch()) if options["engine"] in (None, "native") else None
+        return TensorStepper(
+            self.member, native, compile=options["engine"] == "compiled", no_decay=options["no_decay"], sharded=options["sharded"],
+            clip_norm=options["clip_norm"], clip_value=options["clip_value"], nonfinite=options["nonfinite"], counted=self._counted,
+        )  # fmt: skip
 
     def _threads(self) -> int:
         if self._options["threads"] is not None:
@@ -342,72 +318,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _torch_class(cls: type) -> Any:
-    """The class of torch.optim whose constructor, groups and hooks these are."""
-    return next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim"))
-
-
-def _check_kinds(cls: type, arguments: tuple[Any, ...], settings: Mapping[str, Any]) -> None:
-    """Refuse what is no number where torch would fail over comparing it."""
-    given = {**dict(zip(_accepted(cls), arguments, strict=False)), **settings}
-    member: Member = cls.member  # type: ignore[attr-defined]
-    betas = given.get("betas", (0, 0))
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise HyperparameterError(f"Invalid betas: {betas!r} is not a pair of numbers")
-    for name in ("lr", "weight_decay", *(key for key, place in member.numbers.values() if place is None)):
-        value = given.get(name, 0.0)
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Tensor, numbers.Real, np.ndarray)):
-            raise HyperparameterError(f"Invalid {name}: {value!r} ({type(value).__name__}) is not a number")
-
-
-def _refuse_modes(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse the flags of torch that a step of ours cannot honour."""
-    for flag, why in (("differentiable", "its step is no part of the autograd graph"), ("capturable", "its step cannot be captured in a CUDA graph")):
-        if settings.get(flag):
-            raise HyperparameterError(f"{flag}=True is not supported by openadam: {why}; use torch.optim.{name} for it")
-
-
-def _as_python_numbers(group: dict[str, Any]) -> None:
-    """NumPy's numbers would not load again from a file under ``weights_only``."""
-    for key, value in group.items():
-        if isinstance(value, (np.generic, np.ndarray)) and value.size == 1:
-            group[key] = value.item()
-
-
-def _first_narrow(group: Mapping[str, Any]) -> str | None:
-    """The name of a group's first parameter that is worked on in float32."""
-    for k, p in enumerate(group["params"]):
-        if arithmetic_of(p.dtype) is torch.float32:
-            return str(group["param_names"][k]) if "param_names" in group else str(k)
-    return None
-
-
-def _accepted(cls: type) -> list[str]:
-    """The keywords of torch's constructor."""
-    return [name for name in inspect.signature(_torch_class(cls).__init__).parameters if name not in ("self", "params")]
-
-
-def _keywords() -> list[inspect.Parameter]:
-    """What comes on top of torch's arguments."""
-    return [p for p in inspect.signature(Host.__init__).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
-def _unexpected(name: str, keyword: str, accepted: list[str]) -> UnknownHyperparameterError:
-    return suggest(name, keyword, [*accepted, *(p.name for p in _keywords())])
-
-
-class _Chosen:
-    """An option that is chosen when the optimizer is made: to be read; setting it would do nothing, so that is refused."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: Any, owner: Any) -> Any:
-        return self if instance is None else instance._options[self._name]
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        raise AttributeError(f"{self._name} is chosen when the optimizer is made; make another and give it this one's state_dict()")
-
-
-for _name in ("clip_norm", "nonfinite", "no_decay", "threads", "sharded", "engine"):
-    setattr(Host, _name, _Chosen(_name))
+OPTIONS = ("clip_norm", "clip_value", "nonfinite", "no_decay", "threads", "sharded", "engine")
+"""What comes on top of torch's arguments."""
+for _name in OPTIONS:
+    setattr(Host, _name, Chosen(_name))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..errors import CheckpointCorruptError, CheckpointMismatchError, HyperparameterError
 from .members import MEMBERS, Member
-from .memory import real
-from .rows import whole_step
+from .memory import real, scalar_dtype
+from .rows import EXACT_FLOAT32, whole_step
 from .shards import is_distributed, local_part, with_layout_of
 
 __all__ = ["read"]
@@ -130,7 +130,7 @@ def _state(p: Any, described: str, group: Mapping[str, Any], member: Member, fou
         if "step" not in given and shared_step is None:
             raise CheckpointMismatchError(f"the state of {described} lacks 'step'")
         step = whole_step(given.pop("step", shared_step), f"step of {described}")
-        result["step"] = torch.tensor(float(step), dtype=torch.float32 if step <= 2**24 else torch.float64)
+        result["step"] = torch.tensor(float(step), dtype=scalar_dtype() if step < EXACT_FLOAT32 else torch.float64, device="cpu")
     for name in traced.scalar_states:
         public = member.states.get(name, name)
         if public not in given:
@@ -139,7 +139,8 @@ def _state(p: Any, described: str, group: Mapping[str, Any], member: Member, fou
         number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
             raise CheckpointCorruptError(f"{public!r} of {described} is {value!r:.80}, not a finite number that is not negative")
-        result[public] = torch.tensor(float(number), dtype=torch.float64)
+        kept = value.dtype in (torch.float32, torch.float64) if isinstance(value, Tensor) else False
+        result[public] = torch.tensor(float(number), dtype=value.dtype if kept else scalar_dtype(), device="cpu")
     for name in (each for each in traced.states if each in traced.element_states):
         public = member.states.get(name, name)
         value = given.pop(public, None)

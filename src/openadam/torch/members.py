@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from ..errors import HyperparameterError
 from ..hyperparameters import checked
 from ..language.expression import Rule, Traced
 
-__all__ = ["ADAGRAD", "ADAM", "ADAMAX", "MEMBERS", "NADAM", "RADAM", "RMSPROP", "SGD", "Member"]
+__all__ = ["ADAGRAD", "ADAM", "ADAMAX", "MEMBERS", "NADAM", "RADAM", "RMSPROP", "SGD", "Member", "as_pair"]
 
 Group = Mapping[str, Any]
 BETAS: dict[str, tuple[str, int | None]] = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
@@ -37,6 +38,12 @@ class Member:
         traces = [rule.trace(**choice) for rule in self.rules for choice in rule.variants()]
         return frozenset(self.states.get(name, name) for traced in traces for name in traced.states) | ({"step"} if self.counts else set())
 
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """What of a group says how its parameters move."""
+        flags = ("amsgrad", "nesterov", "centered", "maximize", "decoupled_weight_decay", "differentiable", "capturable")
+        return tuple(dict.fromkeys(["lr", "weight_decay", *(key for key, _ in self.numbers.values()), *flags]))
+
     def traced(self, group: Group) -> Traced:
         """The rule of a group, with its options."""
         rule, options = self.rule(group)
@@ -51,25 +58,53 @@ class Member:
         Raises:
             HyperparameterError: One is missing, no number, or out of range.
         """
-        numbers: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         for name, (key, place) in {"lr": ("lr", None), "weight_decay": ("weight_decay", None), **self.numbers}.items():
             if key not in group:
                 raise HyperparameterError(f"group {index} has lost its {key!r}")
             value = group[key]
             if place is not None:
-                if not isinstance(value, (tuple, list)) or len(value) != 2:
+                pair = as_pair(value)
+                if pair is None:
                     raise HyperparameterError(f"{key}={value!r} in group {index} is not a pair of numbers")
-                value = value[place]
+                value = pair[place]
             if isinstance(value, torch.Tensor):
                 if value.numel() != 1:
                     raise HyperparameterError(f"{key} in group {index} is a tensor of {value.numel()} elements: Tensor {key} must be 1-element")
                 value = value.item()
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise HyperparameterError(f"{key}={value!r} ({type(value).__name__}) in group {index} is not a number")
-            numbers[name] = checked(name, value, where=f" ({key} of group {index})" if name != key else f" in group {index}")
-        if not isinstance(group.get("maximize", False), bool):
-            raise HyperparameterError(f"maximize={group['maximize']!r} in group {index} is neither True nor False")
-        return numbers | {"maximize": bool(group.get("maximize", False))}
+            if name == "lr" and _is_rounding(value, group.get("initial_lr", 0.0)):
+                found[name] = float(value)  # as torch: it moves nothing
+                continue
+            found[name] = checked(name, value, where=f" ({key} of group {index})" if name != key else f" in group {index}")
+        ascends = group.get("maximize", False)
+        if not isinstance(ascends, (numbers.Real, torch.Tensor)) and type(ascends).__name__ not in ("bool", "bool_"):
+            raise HyperparameterError(f"maximize={ascends!r} in group {index} is neither True nor False")
+        return found | {"maximize": bool(group.get("maximize", False))}
+
+
+def as_pair(value: Any) -> tuple[Any, Any] | None:
+    """A pair of numbers as a tuple, of Python floats unless it holds tensors; None for what is no pair.
+
+    Configurations bring lists of their own kinds, and arrays; what is kept must be readable from a checkpoint.
+    """
+    if isinstance(value, (str, bytes, Mapping)):
+        return None
+    try:
+        pair = tuple(value.tolist() if isinstance(value, torch.Tensor) or hasattr(value, "dtype") else value)
+    except TypeError:
+        return None
+    if len(pair) != 2:
+        return None
+    floats = tuple(float(x) if isinstance(x, numbers.Real) and not isinstance(x, bool) else x for x in pair)
+    return floats[0], floats[1]
+
+
+def _is_rounding(value: float, initial: Any) -> bool:
+    """Whether a learning rate below zero is what rounding leaves of one that a scheduler has brought to zero."""
+    size = abs(float(initial)) if isinstance(initial, (int, float, torch.Tensor)) else 0.0
+    return -max(1e-15, 1e-12 * size) <= value < 0
 
 
 def _adam(group: Group) -> tuple[Rule, dict[str, str]]:

@@ -1,9 +1,8 @@
-"""torch tensors as memory: complex numbers as pairs of reals, arrays over them, and which of them share a place."""
+"""torch tensors as memory: which are nothing but memory, complex numbers as pairs of reals, new states, who shares a place."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterator
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,53 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import AliasError
+from .. import engine as engines
+from ..memory import Piece
 
-__all__ = ["Written", "as_array", "dtype_name", "real"]
+__all__ = ["arithmetic_of", "array_over", "as_array", "FRAMEWORK", "dtype_name", "has_numbers", "is_memory", "make_state", "piece", "real", "scalar_dtype"]
+
+LARGE = 2**21  # bytes; from here on huge pages pay
+_exchange: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+_no_dispatch = torch.Tensor.__torch_dispatch__
+
+
+def is_memory(tensor: Any) -> bool:
+    """Whether a tensor is nothing but numbers in memory: no subclass that answers operations itself (DTensor, FakeTensor, nested ones)."""
+    return type(tensor).__torch_dispatch__ is _no_dispatch and tensor.layout is torch.strided
+
+
+def has_numbers(tensor: Any) -> bool:
+    """Whether a tensor has values at all; on the meta device and under `FakeTensorMode` there are none."""
+    return tensor.device.type != "meta" and not any(kind.__name__ == "FakeTensor" for kind in type(tensor).__mro__)
+
+
+def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
+    """What a step computes in: float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Complex numbers as pairs of reals, sharing memory where that is possible."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    """A tensor's numbers as reals, complex ones as pairs, sharing its memory where that is possible."""
+    return torch.view_as_real(tensor.resolve_conj()).resolve_neg() if tensor.is_complex() else tensor.resolve_neg()
 
 
 def as_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """A tensor as an array, sharing memory where that is possible; 16-bit numbers widened."""
-    tensor = real(tensor.detach()).resolve_neg()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    return tensor.cpu().numpy()
+    """A copy of a tensor as an array; 16-bit numbers widened, complex ones as pairs."""
+    tensor = real(tensor.detach())
+    wide = torch.float32 if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.dtype
+    return tensor.to("cpu", wide, copy=True).numpy()
+
+
+def array_over(tensor: Tensor) -> npt.NDArray[Any]:
+    """The memory of a contiguous tensor as an array, while the tensor lives.
+
+    ``tensor.numpy()`` would forbid for ever that its storage be resized.
+    """
+    dtype = np.dtype(dtype_name(tensor.dtype))
+    if not tensor.numel():
+        return np.zeros(tuple(tensor.shape), dtype)
+    memory = (ctypes.c_char * (tensor.numel() * dtype.itemsize)).from_address(tensor.data_ptr())
+    return np.frombuffer(memory, dtype).reshape(tuple(tensor.shape))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -34,55 +64,74 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class Written:
-    """Memory that torch operations write, by row; a step over the native rows knows its own."""
-
-    def __init__(self) -> None:
-        self._places: list[tuple[str, int, int, int, Tensor]] = []  # device, first byte, the one after the last, row, tensor; sorted
-        self._longest = 0
-
-    def add(self, row: int, names: list[str], tensor: Tensor) -> None:
-        """Add a tensor of a row.
-
-        Raises:
-            AliasError: It overlaps itself, or memory of another row.
-        """
-        if tensor.device.type == "meta" or not tensor.numel():
-            return
-        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            shape = f"shape {tuple(tensor.shape)} and strides {tensor.stride()}"
-            raise AliasError(f"parameter {names[row]!r} of {shape} overlaps itself: elements share memory; copy it first")
-        for other in self.rows_at(tensor):
-            if other != row:
-                raise AliasError(f"parameters {names[other]!r} and {names[row]!r} share memory; each step would move it twice")
-        device, low, high = _extent(tensor)
-        self._longest = max(self._longest, high - low)
-        bisect.insort(self._places, (device, low, high, row, tensor), key=lambda place: place[:2])
-
-    def rows_at(self, tensor: Tensor) -> Iterator[int]:
-        """The rows that share memory with a tensor."""
-        device, low, high = _extent(tensor)
-        at = bisect.bisect_left(self._places, (device, high), key=lambda place: place[:2])
-        while at > 0 and self._places[at - 1][0] == device and self._places[at - 1][1] > low - self._longest:
-            at -= 1
-            _, _, end, row, other = self._places[at]
-            if end > low and _share(tensor, other):
-                yield row
+def piece(tensor: Tensor) -> tuple[str, Piece]:
+    """Where a tensor lies: its device, and the memory there."""
+    size = tensor.element_size()
+    return str(tensor.device), Piece(tensor.data_ptr(), size, tuple(tensor.shape), tuple(size * stride for stride in tensor.stride()))
 
 
-def _extent(tensor: Tensor) -> tuple[str, int, int]:
-    """The device of a tensor, its first byte there and the one after its last."""
-    low = tensor.data_ptr()
-    if not tensor.numel():
-        return str(tensor.device), low, low
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return str(tensor.device), low, low + (reach + 1) * tensor.element_size()
+def scalar_dtype() -> torch.dtype:
+    """Of the counters, as torch chooses it."""
+    return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
 
 
-def _share(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors whose extents overlap share an element; where that cannot be told, they are taken to."""
-    if a.device.type != "cpu":
-        return True
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    first, second = (x.detach().view(integers[x.element_size()]).numpy() for x in (a, b))
-    return np.shares_memory(first, second)
+def make_state(like: Tensor, dtype: torch.dtype, first: float) -> Tensor:
+    """A new state beside a tensor: its shape, its order of elements, its device; a piece of memory of its own."""
+    if not is_memory(like):
+        return torch.full_like(like, first, dtype=dtype, requires_grad=False)
+    made = torch.empty_like(like, dtype=dtype, requires_grad=False, memory_format=torch.preserve_format)
+    size = made.numel() * made.element_size()
+    native = engines.native()
+    if native is not None and made.device.type == "cpu" and size >= LARGE:
+        native.advise_huge_pages(made.data_ptr(), size)  # before anybody has touched it
+    if made.device.type == "cpu" and first == 0 and size:
+        ctypes.memset(made.data_ptr(), 0, size)  # torch's own way wakes threads, which after a fork are no more
+    else:
+        real(made).fill_(first)
+    return made
+
+
+def _lazy_flag() -> list[int]:
+    """Where a tensor object says that it shows other numbers than its memory holds: offsets and a mark, found by comparing tensors that
+    differ in nothing else; empty where that does not lead to one place, and then each tensor is asked by its method.
+    """
+    try:
+        usable = ctypes.CDLL(None).malloc_usable_size
+    except (AttributeError, OSError):
+        return []
+    usable.restype, usable.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+
+    def words(address: int, size: int) -> npt.NDArray[np.uint64]:
+        return np.frombuffer(ctypes.string_at(address, size // 8 * 8), np.uint64)
+
+    # A complex tensor, its conjugate, a real tensor, its negative; twice, since what differs by chance differs otherwise each time.
+    found = []
+    for size in (3, 5):
+        x, z = torch.zeros(size, device="cpu", dtype=torch.float32), torch.zeros(size, device="cpu", dtype=torch.complex64)
+        for plain, lazy in ((x.view(-1), torch._neg_view(x)), (z.view(-1), z.conj())):
+            where = np.flatnonzero(words(id(plain), object.__sizeof__(plain)) == plain._cdata).tolist()
+            where = [k for k in where if words(id(lazy), object.__sizeof__(lazy))[k] == lazy._cdata]
+            size_of = min(usable(plain._cdata), usable(lazy._cdata), 512)
+            a, b = words(plain._cdata, size_of), words(lazy._cdata, size_of)
+            marks = {k: int(a[k] ^ b[k]) for k in np.flatnonzero(a != b).tolist() if int(a[k] ^ b[k]).bit_count() == 1 and not int(a[k]) & int(a[k] ^ b[k])}
+            found.append((set(where), marks))
+    objects = set.intersection(*(where for where, _ in found))
+    places = set.intersection(*(set(marks) for _, marks in found))
+    if len(objects) != 1 or len(places) != 1:
+        return []
+    (word,), (place,) = objects, places
+    return [8 * word, 8 * place, found[0][1][place] | found[1][1][place]]
+
+
+def _framework() -> Any:
+    native = engines.native()
+    if native is None or _exchange is None:
+        return None
+    try:
+        return native.Framework(_exchange, [torch.Tensor, torch.nn.Parameter], _lazy_flag())
+    except ValueError:  # it speaks another version
+        return None
+
+
+FRAMEWORK = _framework()
+"""The native reader of torch's tensors; None without native code, or where torch cannot be read."""

@@ -1,45 +1,42 @@
-"""The tensors of a torch optimizer as rows of the step's table: where they lie, whether they still do, and their states.
+"""A row: one parameter of a torch optimizer, what its rule keeps for it, how a step reaches it, and why it is refused.
 
-torch's own ``state`` and ``param_groups`` are the truth. The table is a picture of them that is looked at again at every step: in one
-native call for all tensors that lie plainly, one by one for the others (strided, complex, DTensor, on other devices).
+Nothing of a tensor is remembered, and no tensor is kept: a row knows which parameter it stands for by a weak reference, and asks
+everything else of torch's own ``param_groups`` and ``state`` in the step that uses it. Most rows are plain, and the native reader asks
+them all in one call. For the others `Row.reach` finds, once per step, the real tensors that stand for the parameter, its gradient and
+its states: local parts of DTensors, pairs of reals for complex numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .. import engine as engines
+from ..engine import Update
 from ..errors import (
-    AliasError,
     CheckpointCorruptError,
     GradientDtypeError,
     GradientError,
     GradientShapeError,
-    NonFiniteGradientError,
+    HyperparameterError,
     ParameterDtypeError,
     ParameterError,
     SparseGradientError,
 )
-from ..parameters import Entry, as_gradient, overlaps, protected_intervals, read_entries, touches
-from ..step import MAX_STEP, Stepper, Update, allocate_states, compiled
-from .graph import GraphEngine, arithmetic_of
+from ..step import MAX_STEP
 from .members import Member
-from .memory import Written, as_array, dtype_name, real
-from .shards import Shards, is_distributed, local_part, with_layout_of
+from .memory import arithmetic_of, dtype_name, has_numbers, is_memory, make_state, real, scalar_dtype
+from .shards import is_distributed, local_part, with_layout_of
 
-__all__ = ["SkippedByScaler", "TensorStepper", "whole_step"]
+__all__ = ["Reached", "Row", "whole_step"]
 
-Array = npt.NDArray[Any]
-NATIVE = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 EXACT_FLOAT32 = 2**24  # counted exactly up to here
-ELSEWHERE = -1  # the place of a row that the native reader leaves alone
-_exchange: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+NATIVE = (torch.float32, torch.float64)
+COUNTERS = (torch.float32, torch.float64, torch.int64)  # what the native part counts in
 
 
 def whole_step(value: Any, what: str) -> int:
@@ -50,602 +47,208 @@ def whole_step(value: Any, what: str) -> int:
     return int(number)
 
 
-class SkippedByScaler(Exception):  # noqa: N818 - not an error
-    """A scaler has found infinities, here or in another process."""
+@dataclass
+class Reached:
+    """A row in one step: the tensors behind it, and what is to be shown to torch once the step is certain."""
 
-
-class TensorStepper(Stepper):
-    """Steps over the tensors of a torch optimizer."""
-
-    engine: GraphEngine
-
-    def __init__(
-        self, groups: list[dict[str, Any]], state: Mapping[Any, Any], member: Member, engine: GraphEngine, *, native: bool, no_decay: Any,
-        sharded: bool, clip_norm: float | None, clip_value: float | None, nonfinite: str, previous: TensorStepper | None,
-        counted: tuple[int, int] = (0, 0),
-    ) -> None:  # fmt: skip
-        super().__init__(engine, clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite)
-        self.groups, self.state, self.member = groups, state, member
-        self._lists = [list(group["params"]) for group in groups]
-        self._reader = engines.tensor_reader() if native and _exchange is not None else None
-        if self._reader is not None and not self._reader.speaks(_exchange):
-            self._reader = None
-        self._native = native and engine.base.name == "native"
-        self.params: list[Any] = []
-        self.names: list[str] = []
-        classes: list[int] = []
-        position = 0
-        seen: set[int] = set()
-        for g, group in enumerate(groups):
-            own_names = group.get("param_names") or [str(position + k) for k in range(len(group["params"]))]
-            if len(own_names) != len(group["params"]):
-                raise ParameterError(f"group {g} has {len(group['params'])} parameters and {len(own_names)} names in 'param_names'; change both")
-            for name, p in zip(own_names, group["params"], strict=True):
-                position += 1
-                if id(p) in seen:  # torch warns of it; a step moves it once
-                    continue
-                seen.add(id(p))
-                self.params.append(p)
-                self.names.append(name)
-                classes.append(2 * g + excluded(no_decay, name, p))
-        count = len(self.params)
-        self._updates: dict[tuple[Any, ...], Update] = {}
-        self.shards = Shards(self.params, plain_too=sharded)
-        self.skips = False  # whether a scaler wants this step skipped
-        self.is_new = False  # whether there are states to come, and none yet, with any who take this step
-        self.parts: dict[int, Tensor] = {}  # of gradients that are spread otherwise than their parameters
-        # Of each row: an array over the parameter (None on other engines), the dict of its states, the tensors that the table points to.
-        self.entries: list[Entry | None] = [None] * count
-        self.dicts: list[dict[str, Any]] = [{} for _ in range(count)]
-        self.held: list[tuple[Tensor, ...]] = [()] * count
-        self.shown: list[tuple[Tensor, ...]] = [()] * count
-        self.keys: list[tuple[str, ...]] = [()] * count
-        self.locals: list[Any] = [None] * count
-        self.known: list[tuple[Any, Any] | None] = [None] * count
-        self._lacking: set[int] = set()  # rows whose rule has states that they have not got yet
-        self._waiting: dict[int, tuple[Tensor, ...]] = {}  # new states, which torch gets to see once a step is certain
-        self._order: list[Any] = []
-        self._places = np.full(count, ELSEWHERE, np.int64)
-        self._geometry = np.zeros(0, np.int64)
-        self._traces: Array = np.zeros((count, 0), np.int64)
-        self._protected: tuple[Array, Array] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-        self._doubtful = True
-
-        table = self.table
-        self.class_of = np.array(classes, np.int64)
-        self._read_classes()
-        table.programs = [self.updates[c].program for c in classes]
-        table.states = [()] * count
-        table.parameters = [np.zeros(0)] * count
-        table.gradients = [None] * count
-        names = member.traced(groups[0]).scalar_states if groups else ()
-        self._memory_names = names
-        self.scalar_names = (*(("step",) if member.counts else ()), *(member.states.get(name, name) for name in names))
-        table.memory = np.array([float(self._first(i, name)) for i in range(count) for name in names])
-        table.counters = np.zeros(2 * count + 2, np.int64)
-        if previous is not None:
-            before = {id(p): k for k, p in enumerate(previous.params)}
-            for i, k in ((i, before[id(p)]) for i, p in enumerate(self.params) if id(p) in before):
-                table.counters[i], self.known[i] = previous.steps_of[k], previous.known[k]
-        self.shows = np.dtype(np.float32) if member.counts else None
-        table.rows = np.zeros((count, engines.COLUMNS), np.int64)
-        dtypes: list[np.dtype[Any]] = [np.dtype(np.float32)] * count
-        self.dtypes = dtypes
-        for i in range(count):
-            self._place(i)
-        self.rebuild(table.rows, self.class_of, dtypes)
-        self._settle()
-        taken, skipped = counted if previous is None else (previous.steps, previous.skipped)
-        table.counters[count : count + 2] = (max(taken, table.counters[:count].max(initial=0)), skipped)
-        self._show(np.dtype(np.float64 if table.counters[:count].max(initial=0) >= EXACT_FLOAT32 else np.float32))
-
-    # --- classes ---------------------------------------------------------------------------------------------------
-
-    def _read_classes(self) -> None:
-        """The rule of each class, from the groups' flags as they are."""
-        updates: dict[int, Update] = {}
-        for g, group in enumerate(self.groups):
-            traced, coupling = self.member.traced(group), self.member.coupling(group)
-            key = (traced.name, coupling)
-            if key not in self._updates:
-                program, scalars = compiled(traced)
-                self._updates[key] = Update(traced, program, scalars, coupling, self.engine.kernel(program) or 0)
-            updates[2 * g] = updates[2 * g + 1] = self._updates[key]
-        self.updates = updates
-
-    def stands(self, groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> bool:
-        """Whether this is still a picture of the optimizer's groups and states, single tensors aside."""
-        if groups is not self.groups or state is not self.state or len(groups) != len(self._lists):
-            return False
-        same = self._reader.same_items if self._reader is not None else _same_items
-        if not all(same(group["params"], own) for group, own in zip(groups, self._lists, strict=True)):
-            return False
-        if any(self.member.traced(group) is not self.updates[2 * g].traced or self.member.coupling(group) != self.updates[2 * g].coupling
-               for g, group in enumerate(groups)):  # fmt: skip
-            return False
-        same_values = self._reader.same_values if self._reader is not None else _same_values
-        return bool(same_values(state, self._order))
-
-    def _first(self, i: int, name: str) -> float:
-        """The first value of a state of row i."""
-        start = self.updates[int(self.class_of[i])].traced.initial[name]
-        group = self.groups[int(self.class_of[i]) // 2]
-        return float(group[self.member.numbers[start][0]]) if isinstance(start, str) else float(start)
-
-    # --- where the tensors lie -------------------------------------------------------------------------------------
-
-    def _place(self, i: int) -> None:
-        """Look at parameter i and its states anew and write its row."""
-        p = self.params[i]
-        local = local_part(p)
-        if p.is_inference() and not torch.is_inference_mode_enabled():
-            raise ParameterError(f"parameter {self.names[i]!r} is an inference tensor, which must not be changed outside of inference mode; clone it")
-        update = self.updates[int(self.class_of[i])]
-        own = self.state.get(p) if p in self.state else None
-        names = tuple(self.member.states.get(name, name) for name in update.program.states)
-        states = tuple(own.get(name) for name in names) if own else (None,) * len(names)
-        shape, dtype = tuple(p.shape), p.dtype
-        known = self.known[i]
-        if known is not None and known != (shape, dtype) and any(state is not None for state in states):
-            raise ParameterError(
-                f"parameter {self.names[i]!r} was {dtype_name(known[1])} {known[0]} when its state was made and is {dtype_name(dtype)} {shape} now; "
-                "nothing was changed (convert a model before its first step, or make a new optimizer)"
-            )
-        self.known[i] = (shape, dtype)
-        held: list[Tensor] = []
-        for name, state in zip(names, states, strict=True):
-            if state is None:
-                continue
-            if not isinstance(state, Tensor) or tuple(state.shape) != shape:
-                found = f"{dtype_name(state.dtype)} {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
-                raise ParameterError(f"the state {name!r} of parameter {self.names[i]!r} is {found}, the parameter {dtype_name(dtype)} {shape}")
-            held.append(state)
-        partial = 0 < len(held) < len(names)
-        if partial:  # such as amsgrad switched on later: what is missing starts where it starts
-            own_names = update.program.states
-            held = [state if state is not None else self._new_state(i, own_names[k]) for k, state in enumerate(states)]
-        entry = None
-        natively = self._native and update.kernel > 0 and local.device.type == "cpu" and real(local).dtype in NATIVE and local.layout is torch.strided
-        if natively and all(state.dtype == dtype and local_part(state).device.type == "cpu" for state in held):
-            (entry,) = read_entries([(self.names[i], as_array(local))], int(self.class_of[i]) // 2)
-            arrays = []
-            for k, state in enumerate(held):
-                array = entry.canonical(as_array(local_part(state)))
-                if array.shape != entry.view.shape or not (array.flags.c_contiguous and array.flags.aligned and array.flags.writeable):
-                    held[k] = self._like(i, entry, state)  # its elements are in another order than the parameter's: bring them into that
-                    if not partial:
-                        assert own is not None
-                        own[names[k]] = held[k]
-                    array = entry.canonical(as_array(local_part(held[k])))
-                arrays.append(array)
-            self.table.states[i] = tuple(arrays)
-            self.table.parameters[i] = entry.view
-        self.entries[i] = entry
-        self.locals[i] = real(local)
-        self._waiting.pop(i, None)
-        if partial:
-            self._waiting[i], held = tuple(held), []
-        self.held[i] = tuple(held)
-        self.keys[i] = names
-        self.dicts[i] = own if own is not None else {}
-        self._lacking.discard(i)
-        if names and not held:
-            self._lacking.add(i)
-        self._read_scalars(i, own, bool(held) or partial)
-        dtypes = self.dtypes
-        assert isinstance(dtypes, list)
-        dtypes[i] = NATIVE[arithmetic_of(dtype)]
-        row = self.table.rows[i]
-        row[:] = 0
-        row[engines.LAYOUT] = -1
-        row[engines.KERNEL] = update.kernel
-        self._places[i] = ELSEWHERE
-        if entry is not None:
-            row[engines.PARAMETER] = entry.address
-            row[engines.LENGTH] = entry.view.size
-            row[engines.DTYPE] = engines.DTYPES[entry.view.dtype]
-            self._point(i, self.table.states[i])
-            if self._reader is not None and type(p) in (Tensor, torch.nn.Parameter) and not p.is_complex() and not p.is_neg() and entry.is_dense:
-                self._places[i] = 0  # given a place by _settle
-
-    def _point(self, i: int, arrays: Sequence[Array]) -> None:
-        for s, array in enumerate(arrays):
-            self.table.rows[i, engines.STATES + s] = array.__array_interface__["data"][0]
-
-    def _new_state(self, i: int, name: str) -> Tensor:
-        """A state that a row lacks, at its first value."""
-        p = self.params[i]
-        local = local_part(p)
-        # 16-bit averages stall (at beta2 = 0.999 a bfloat16 second moment stays at a quarter of what it should be), so these are wider.
-        dtype = torch.float32 if local.dtype in (torch.bfloat16, torch.float16) else local.dtype
-        made = torch.zeros_like(local, dtype=dtype, memory_format=torch.preserve_format)
-        first = self._first(i, name)
-        if first:
-            real(made).fill_(first)
-        return with_layout_of(p, made)
-
-    def _like(self, i: int, entry: Entry, state: Tensor) -> Tensor:
-        """A state in the order in which the parameter's elements lie."""
-        ((array,),) = allocate_states([entry], [[0.0]])
-        array[...] = entry.canonical(as_array(local_part(state)))
-        return self._as_state(i, entry, array)
-
-    def _as_state(self, i: int, entry: Entry, array: Array) -> Tensor:
-        made = torch.from_numpy(entry.as_given(array))
-        return with_layout_of(self.params[i], torch.view_as_complex(made) if self.params[i].is_complex() else made)
-
-    def _read_scalars(self, i: int, own: Mapping[str, Any] | None, has_states: bool) -> None:
-        """Take the counter and the scalar states from what torch shows; without a state, a parameter starts anew."""
-        shown = own if own is not None and has_states else {}
-        if self.member.counts:
-            self.table.counters[i] = whole_step(shown.get("step", 0), f"step of parameter {self.names[i]!r}")
-        elif not self.keys[i] or not has_states:
-            self.table.counters[i] = 0
-        elif not self.table.counters[i]:
-            self.table.counters[i] = 1  # a velocity that exists has seen a gradient
-        for k, name in enumerate(self._memory_names):
-            value = shown.get(self.member.states.get(name, name), self._first(i, name))
-            self.table.memory[i * len(self._memory_names) + k] = float(value)
-
-    def _settle(self) -> None:
-        """Once rows have been placed: the geometry for the reader, and the memory that gradients must stay out of."""
-        numbers: list[int] = []
-        for i in np.flatnonzero(self._places != ELSEWHERE).tolist():
-            p = self.params[i]
-            self._places[i] = len(numbers)
-            numbers += [p.dim(), *p.shape, *p.stride()]
-        self._geometry = np.array(numbers, np.int64)
-        self._trace()
-        self._written = Written()
-        for i, entry in enumerate(self.entries):
-            for tensor in () if entry is not None else (self.locals[i], *(real(local_part(state)) for state in self.held[i])):
-                self._written.add(i, self.names, tensor)
-        overlaps(_distinctly_named([entry for entry in self.entries if entry is not None]))
-        self._protect()
-        self._note_order()
-
-    def _note_order(self) -> None:
-        """The dicts of our rows' states as they stand in torch's, so that one that is replaced is noticed."""
-        ids = set(map(id, self.dicts))
-        self._order = [own for own in self.state.values() if id(own) in ids]
-
-    def _trace(self) -> None:
-        """Where the objects are that the reader will visit: of each row its gradient (noted by the reader), parameter, states and their dict."""
-        if self._reader is None:
-            return
-        kinds = max(map(len, self.keys), default=0)
-        first = self._reader.GRADIENT_TRACES
-        traces = np.zeros((self.count, first + 4 + 3 * kinds), np.int64)
-        for i in np.flatnonzero(self._places != ELSEWHERE).tolist():
-            traces[i, first] = id(self.dicts[i])
-            found = [
-                address for tensor in (self.params[i], *self.held[i]) for address in (id(tensor), tensor._cdata, tensor.untyped_storage()._cdata)
-            ]
-            traces[i, first + 1 : first + 1 + len(found)] = found
-        self._traces = traces
-
-    def _protect(self) -> None:
-        native = [i for i, entry in enumerate(self.entries) if entry is not None]
-        self._protected = protected_intervals([self.entries[i] for i in native], [self.table.states[i] for i in native])  # type: ignore[misc]
-        self._doubtful = True
-
-    def _show(self, dtype: np.dtype[Any]) -> None:
-        """Let torch see the counters and scalar states: its tensors are views of what the engine commits."""
-        if self.shows is not None:
-            self.shows = dtype
-            self._shown_steps[:] = self.steps_of
-        for i in range(self.count):
-            if self.dicts[i] and (self.held[i] or not self.keys[i]):
-                self._show_row(i)
-
-    def _show_row(self, i: int) -> None:
-        shown: list[Tensor] = []
-        if self.shows is not None:
-            shown.append(torch.from_numpy(self._shown_steps[i : i + 1].reshape(())))
-        width = len(self._memory_names)
-        shown += [torch.from_numpy(self.table.memory[i * width + k : i * width + k + 1].reshape(())) for k in range(width)]
-        for name, tensor in zip(self.scalar_names, shown, strict=True):
-            self.dicts[i][name] = tensor
-        self.shown[i] = tuple(shown)
+    update: Update
+    gradient: Tensor  # real, in the parameter's shape
+    targets: tuple[Tensor, ...]  # the user's own memory: the states, then the parameter
+    steps: int  # taken so far
+    memory: list[float]  # scalar states
+    count: Tensor | None = None
+    numbers: tuple[Tensor, ...] = ()  # the tensors that show the scalar states
+    new: dict[str, Tensor] = field(default_factory=dict)  # states by torch's names
+    first: bool = False  # the states are all new
 
     @property
-    def _shown_steps(self) -> Array:
-        assert self.shows is not None
-        return self.table.counters[self.count + 2 :].view(self.shows)[: self.count]
+    def parameter(self) -> Tensor:
+        return self.targets[-1]
 
-    def _adopt_edits(self) -> None:
-        """Step numbers that somebody has written into the tensors that show them."""
-        if self.shows is None:
-            return
-        shown = self._shown_steps
-        edited = np.flatnonzero(shown != self.steps_of.astype(shown.dtype))
-        if edited.size:
-            values = [whole_step(float(shown[i]), f"step of parameter {self.names[i]!r}") for i in edited.tolist()]
-            self.no_longer_together()
-            self.table.counters[edited] = values
-            self.note_together()
-        if shown.dtype == np.float32 and self.count and self.steps_of.max() >= EXACT_FLOAT32 - 1:
-            self._show(np.dtype(np.float64))
+    def natively(self) -> tuple[Tensor, Tensor, list[Tensor]] | None:
+        """Parameter, gradient and states as the native loop may reach them; None where it cannot."""
+        if not all(is_memory(target) and target.device.type == "cpu" and not target.is_conj() and not target.is_neg() for target in self.targets):
+            return None
+        *states, p = (real(target.as_subclass(Tensor)) for target in self.targets)
+        if p.dtype not in NATIVE or any(state.dtype != p.dtype for state in states) or not is_memory(self.gradient):
+            return None
+        return p, self.gradient.as_subclass(Tensor).to(p.dtype), states
 
-    # --- gradients -------------------------------------------------------------------------------------------------
+    def commit_numbers(self, memory: Sequence[float]) -> None:
+        """Write the counter and the scalar states after the step."""
+        if self.count is not None:
+            self.count.fill_(self.steps + 1)
+        for tensor, value in zip(self.numbers, memory, strict=True):
+            tensor.fill_(value)
 
-    def read(self) -> None:
-        """Put the gradients into the table; refuse by name what cannot be used. Nothing that a step changes is changed."""
-        table, engine = self.table, self.engine
-        table.gradients = [None] * self.count
-        engine.given, engine.gradients = [], {}
-        # The others take part in this, so it is done first, and once: afterwards any process may refuse what it finds.
-        self.parts = {
-            i: local_part(p.grad, p)
-            for i, p in enumerate(self.params if self.shards else ())
-            if is_distributed(p) and is_distributed(p.grad) and p.grad.placements != p.placements and p.grad.device_mesh == p.device_mesh
-        }
-        self._adopt_edits()
-        others: Iterable[int] = range(self.count)
-        suspects: list[int] = []
-        moved: list[int] = []
-        self.missing = []
-        if self._reader is not None:
-            others, suspects, moved, self.missing = self._reader.read_tensors(
-                _exchange, Tensor, self.params, self.dicts, self.keys, self.held, self.scalar_names, self.shown, table.rows,
-                self._places, self._geometry, *self._protected, self._traces, self._doubtful,
-            )  # fmt: skip
-        self._doubtful = True  # until everything below has been checked
-        others = [*others]
-        moved += [i for i in others if self._places[i] == ELSEWHERE and not self._still(i)]
-        if moved:
-            self._replace(moved)
-            others = sorted({*others, *moved})
-        layouts: list[int] = []
-        for i in others:
-            self._look(i, layouts, suspects)
-        table.layouts = np.array(layouts, np.int64)
-        self.missing.sort()
-        for i in suspects:
-            self._refuse_alias(i)
-        self._allocate()
-        self.is_new = bool(self._waiting) and not any(self.held) and not self.steps_of.any()
-        self._doubtful = False
 
-    def forget(self) -> None:
-        """Gradients are the caller's; keep none alive."""
-        self.table.gradients = [None] * self.count
-        self.engine.gradients, self.parts = {}, {}
+class Row:
+    """One parameter of an optimizer, in one of its groups."""
 
-    def _still(self, i: int) -> bool:
-        """Whether a row that the native reader left alone is as it was placed."""
-        local, before = real(local_part(self.params[i])), self.locals[i]
-        own = self.dicts[i]
-        return (
-            local.dtype == before.dtype and local.device == before.device and local.shape == before.shape and local.stride() == before.stride()
-            and local.data_ptr() == before.data_ptr() and all(own.get(key) is state for key, state in zip(self.keys[i], self.held[i], strict=False))
-            and all(own.get(key) is tensor for key, tensor in zip(self.scalar_names, self.shown[i], strict=False))
-            and all(_address(state) == address for state, address in zip(self.held[i], self._addresses(i), strict=False))
-        )  # fmt: skip
+    __slots__ = ("excluded", "group", "member", "place", "position", "reference", "repeated", "update")
 
-    def _addresses(self, i: int) -> list[int]:
-        if self.entries[i] is None or not self.entries[i].view.size:  # type: ignore[union-attr]
-            return []
-        return self.table.rows[i, engines.STATES : engines.STATES + len(self.held[i])].tolist()  # type: ignore[no-any-return]
+    def __init__(self, parameter: Any, member: Member, group: int, place: int, position: int) -> None:
+        self.reference = weakref.ref(parameter)
+        self.member = member
+        self.group = group  # its number
+        self.place = place  # among the group's parameters
+        self.position = position  # among all parameters
+        self.excluded = False  # from weight decay
+        self.repeated = False  # the same parameter stands in an earlier row
+        self.update: Update = None  # type: ignore[assignment]  # of its class: the group, decayed or not
 
-    def _replace(self, moved: Sequence[int]) -> None:
-        """Parameters or states that lie elsewhere now."""
-        self.no_longer_together()
-        self._placed = None  # where their scalars are has gone with their rows
-        for i in moved:
-            self._place(i)
-            if self.held[i]:
-                self._show_row(i)
-        if self.shows is not None:
-            self._shown_steps[:] = self.steps_of
-        self._settle()
-        self._doubles = np.dtype(np.float64) in self.dtypes
-        self.note_together()
+    # --- what is known of it ---------------------------------------------------------------------------------------
 
-    def _look(self, i: int, layouts: list[int], suspects: list[int]) -> None:
-        """Take over a gradient that is not plain."""
-        p, row, name = self.params[i], self.table.rows[i], self.names[i]
+    @property
+    def parameter(self) -> Any:
+        """The parameter; it lives as long as its group holds it."""
+        return self.reference()
+
+    def name(self, groups: Sequence[Mapping[str, Any]]) -> str:
+        """Its name if it has one, else its number."""
+        names = groups[self.group].get("param_names") if self.group < len(groups) else None
+        return str(names[self.place]) if names and self.place < len(names) else str(self.position)
+
+    @property
+    def class_index(self) -> int:
+        """Rows of one class share their hyperparameters."""
+        return 2 * self.group + self.excluded
+
+    @property
+    def keys(self) -> list[str]:
+        """What torch calls the states, in the order of the rule's program."""
+        return [self.member.states.get(name, name) for name in self.update.program.states]
+
+    @property
+    def number_keys(self) -> list[str]:
+        """What torch calls the scalar states."""
+        return [self.member.states.get(name, name) for name in self.update.program.memory]
+
+    def has_states(self, state: Mapping[Any, Any]) -> bool:
+        """Whether torch holds any state of the rule for the parameter."""
+        own = state.get(self.parameter)
+        return bool(own) and any(own.get(key) is not None for key in self.keys)
+
+    # --- how a step reaches it -------------------------------------------------------------------------------------
+
+    def reach(self, groups: Sequence[Mapping[str, Any]], state: MutableMapping[Any, Any], part: Tensor | None) -> Reached:
+        """The tensors behind this row as they are now; refuses by name what a step cannot use. Nothing is changed.
+
+        Args:
+            groups: The optimizer's groups.
+            state: Its states.
+            part: The part of the gradient that belongs to the parameter's, where that had to be fetched from other processes.
+        """
+        p, name = self.parameter, self.name(groups)
         gradient = p.grad
-        row[engines.ACTIVE] = 0
-        if gradient is None:
-            self.missing.append(i)
-            return
+        if gradient.layout is torch.jagged and p.layout is torch.jagged:
+            raise GradientError(f"parameter {name!r} is a jagged tensor, over which a step is not defined; optimize its values()")
         if gradient.layout is not torch.strided:
             advice = ", please consider SparseAdam instead" if self.member.name == "Adam" else ""
             raise SparseGradientError(f"{self.member.name} does not support sparse gradients{advice} (the gradient of parameter {name!r})")
+        self.refuse_inference(groups)
         if is_distributed(gradient) != is_distributed(p):
             raise GradientError(f"of parameter {name!r} and its gradient, one is a DTensor and the other is not")
         if is_distributed(p) and gradient.device_mesh != p.device_mesh:
             raise GradientError(f"the gradient of parameter {name!r} is spread over {gradient.device_mesh}, the parameter over {p.device_mesh}")
-        local = self._part(i)
-        entry = self.entries[i]
-        if local.device.type == "meta":
-            raise GradientError(f"parameter {name!r} is on the meta device and has no data; give it some (to_empty) before the first step")
-        if local.device != self.locals[i].device:
-            raise GradientError(f"the gradient of parameter {name!r} is on {local.device}, the parameter on {self.locals[i].device}")
-        if entry is None:
-            self._give(i, real(local))
-            return
-        array = as_gradient(entry, as_array(local))
-        self.table.gradients[i] = array
-        row[engines.GRADIENT] = array.__array_interface__["data"][0]
-        row[engines.ACTIVE] = 1
-        layout = entry.layout(array)
-        row[engines.LAYOUT] = -1 if layout is None else len(layouts)
-        layouts += layout or []
-        if touches(array, self._protected):
-            suspects.append(i)
-
-    def _part(self, i: int) -> Tensor:
-        """The part of a gradient that belongs to the part of the parameter that lies here."""
-        part = self.parts.get(i)
-        return local_part(self.params[i].grad) if part is None else part
-
-    def _give(self, i: int, gradient: Tensor) -> None:
-        """A row for the torch operations."""
-        local, name = self.locals[i], self.names[i]
-        if not local.is_floating_point():
-            raise ParameterDtypeError(f"parameter {name!r} is {dtype_name(local.dtype)}; only floating-point and complex parameters can be stepped")
-        if gradient.shape != local.shape:
-            shapes = f"has shape {tuple(gradient.shape)}, the parameter {tuple(local.shape)}"
-            raise GradientShapeError(f"the gradient of parameter {name!r} {shapes}; gradients are never broadcast")
+        local, given = local_part(p), local_part(gradient) if part is None else part
+        self._refuse(name, local, given)
         wide = arithmetic_of(local.dtype)
-        if not gradient.is_floating_point() or torch.promote_types(gradient.dtype, wide) != wide:
-            raise GradientDtypeError(f"the gradient of parameter {name!r} is {dtype_name(gradient.dtype)}, the parameter {dtype_name(local.dtype)}")
-        for other in self._written.rows_at(gradient):
-            both = f"the gradient of parameter {name!r} shares memory with the parameter {self.names[other]!r} or a state of it"
-            raise AliasError(f"{both}, which the step writes; give it memory of its own")
-        self.engine.given.append(i)
-        self.engine.gradients[i] = gradient
+        given = real(given)
+        reached = Reached(self.update, given.to(wide) if given.dtype != wide and local.dtype in NATIVE else given, (), 0, [])
+        own = state.get(p) if p in state else None
+        states = self._states(name, own, p, reached)
+        reached.targets = (*(local_part(each) for each in states), local)
+        self._numbers(name, own if own is not None and not reached.first else {}, reached)
+        return reached
 
-    def _refuse_alias(self, i: int) -> None:
-        gradient = self._canonical(i)
-        for k, entry in enumerate(self.entries):
-            if entry is None:
-                continue
-            for other, what in [(entry.view, "parameter"), *((state, "state of parameter") for state in self.table.states[k])]:
-                if np.may_share_memory(gradient, other) and np.shares_memory(gradient, other):
-                    both = f"the gradient of parameter {self.names[i]!r} shares memory with the {what} {entry.name!r}"
-                    raise AliasError(f"{both}, which the step writes; give it memory of its own")
+    def refuse_inference(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse a parameter that must not be changed outside of inference mode."""
+        if self.parameter.is_inference() and not torch.is_inference_mode_enabled():
+            advice = "which must not be changed outside of inference mode; clone it"
+            raise ParameterError(f"parameter {self.name(groups)!r} is an inference tensor, {advice}")
 
-    def _canonical(self, i: int) -> Array:
-        """The gradient of a native row in its entry's axis order."""
-        entry = self.entries[i]
-        assert entry is not None
-        if self.table.gradients[i] is None:
-            self.table.gradients[i] = as_gradient(entry, as_array(self._part(i)))
-        found = self.table.gradients[i]
-        assert found is not None
+    def _refuse(self, name: str, p: Tensor, gradient: Tensor) -> None:
+        """Refuse a parameter or a gradient that does not fit."""
+        if p.device.type == "meta":
+            raise GradientError(f"parameter {name!r} is on the meta device and has no data; give it some (to_empty) before the first step")
+        if gradient.device != p.device:
+            raise GradientError(f"the gradient of parameter {name!r} is on {gradient.device}, the parameter on {p.device}")
+        if not (p.is_floating_point() or p.is_complex()):
+            raise ParameterDtypeError(f"parameter {name!r} is {dtype_name(p.dtype)}; only floating-point and complex parameters can be stepped")
+        if gradient.shape != p.shape:
+            shapes = f"has shape {tuple(gradient.shape)}, the parameter {tuple(p.shape)}"
+            raise GradientShapeError(f"the gradient of parameter {name!r} {shapes}; gradients are never broadcast")
+        g, wide = gradient.dtype, arithmetic_of(p.dtype)
+        of_real = torch.view_as_real(torch.empty(0, dtype=g, device="cpu")).dtype if g.is_complex else g
+        if g.is_complex != p.dtype.is_complex or not of_real.is_floating_point or torch.promote_types(of_real, wide) != wide:
+            kinds = f"is {dtype_name(g)}, the parameter {dtype_name(p.dtype)}"
+            raise GradientDtypeError(f"the gradient of parameter {name!r} {kinds}, which would not hold it; convert it with .to({p.dtype})")
+
+    def _states(self, name: str, own: Mapping[str, Any] | None, p: Any, reached: Reached) -> list[Any]:
+        """The states as torch holds them, and new ones for those that are missing."""
+        found = []
+        held = {key: None if own is None else own.get(key) for key in self.keys}
+        reached.first = bool(held) and all(each is None for each in held.values())
+        for key, rule_name in zip(held, self.update.program.states, strict=True):
+            each = held[key]
+            if each is None:  # at the first step; or such as amsgrad switched on later: what is missing starts where it starts
+                each = reached.new[key] = self._new_state(p, rule_name)
+            lies = f"{dtype_name(p.dtype)} {tuple(p.shape)}"
+            if not isinstance(each, Tensor) or tuple(each.shape) != tuple(p.shape) or each.is_complex() != p.is_complex():
+                is_now = f"{dtype_name(each.dtype)} {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+                advice = "give both their new shape, or delete the state"
+                raise ParameterError(f"the state {key!r} of parameter {name!r} is {is_now}, the parameter {lies}; {advice}")
+            if arithmetic_of(p.dtype) is torch.float64 and arithmetic_of(each.dtype) is not torch.float64:
+                advice = "convert a model before its first step, or its states as well"
+                raise ParameterError(f"the state {key!r} of parameter {name!r} is {dtype_name(each.dtype)}, the parameter {lies}; {advice}")
+            if is_distributed(each) != is_distributed(p) or each.device != p.device:
+                where = (f"{type(x).__name__} on {x.device}" for x in (each, p))
+                raise ParameterError("the state {!r} of parameter {!r} is a {}, the parameter a {}; move it along".format(key, name, *where))
+            found.append(each)
         return found
 
-    # --- new states ------------------------------------------------------------------------------------------------
+    def _new_state(self, p: Any, rule_name: str) -> Tensor:
+        """A state that the row lacks, at its first value."""
+        local = local_part(p)
+        # 16-bit averages stall (at beta2 = 0.999 a bfloat16 second moment stays at a quarter of what it should be), so these are wider.
+        dtype = torch.float32 if local.dtype in (torch.bfloat16, torch.float16) else local.dtype
+        return with_layout_of(p, make_state(local, dtype, self._first(rule_name)))
 
-    def _allocate(self) -> None:
-        """Memory for the states of rows that have a gradient for the first time."""
-        fresh = sorted(self._lacking.difference(self._waiting, self.missing)) if self._lacking else []
-        if fresh:
-            native = [i for i in fresh if self.entries[i] is not None]
-            first = [[self._first(i, name) for name in self.table.programs[i].states] for i in native]
-            entries = [self.entries[i] for i in native]
-            for i, entry, arrays in zip(native, entries, allocate_states(entries, first), strict=True):  # type: ignore[arg-type]
-                assert entry is not None
-                self._waiting[i] = tuple(self._as_state(i, entry, array) for array in arrays)
-                self.table.states[i] = arrays
-                self._point(i, arrays)
-            for i in fresh:
-                if self.entries[i] is None:
-                    self._waiting[i] = tuple(self._new_state(i, name) for name in self.table.programs[i].states)
-        for i in self.engine.given:
-            states = self.held[i] or self._waiting.get(i, ())
-            self.engine.tensors[i] = (*(real(local_part(state)) for state in states), self.locals[i])
+    def _first(self, rule_name: str) -> float:
+        """The first value of a state."""
+        start = self.update.traced.initial[rule_name]
+        return float(self.update.values[start]) if isinstance(start, str) else float(start)
 
-    def register(self) -> None:
-        """Show new states to torch, and tell its autograd that the parameters change."""
-        changing = self.params
-        if self.missing:
-            left_out = set(self.missing)
-            changing = [p for i, p in enumerate(self.params) if i not in left_out]
-        torch._C._increment_version(changing)
-        if not self._waiting:
-            return
-        absent = set(self.missing)
-        state: Any = self.state
-        fresh = {i: self._waiting[i] for i in self._waiting if i not in absent}
-        for i in fresh:
-            own = self.dicts[i] = state[self.params[i]]
-            self._show_row(i)
-            self.held[i] = self._waiting.pop(i)
-            self._lacking.discard(i)
-            own.update(zip(self.keys[i], self.held[i], strict=True))
-        self._note_order()
-        self._protect()
-        self._trace()
-        for i in self.engine.given:
-            for state in fresh.get(i, ()):
-                self._written.add(i, self.names, real(local_part(state)))
+    def _numbers(self, name: str, own: Mapping[str, Any], reached: Reached) -> None:
+        """The counter and the scalar states as torch holds them; without its states, a parameter starts anew."""
+        if self.member.counts:
+            reached.count, reached.steps = self._counter(name, own, reached)
+        else:
+            reached.steps = 1 if self.keys and not reached.first else 0  # a velocity that exists has seen a gradient
+        for key, rule_name in zip(self.number_keys, self.update.program.memory, strict=True):
+            given = own.get(key)
+            if given is None:
+                given = reached.new[key] = torch.full((), self._first(rule_name), dtype=scalar_dtype(), device="cpu")
+            elif not isinstance(given, Tensor):
+                given = reached.new[key] = torch.tensor(float(given), dtype=torch.float64, device="cpu")
+            value = float(given) if has_numbers(given) else self._first(rule_name)
+            if not 0 <= value < float("inf"):
+                raise CheckpointCorruptError(f"{key!r} of parameter {name!r} is {value!r}, not a finite number that is not negative")
+            reached.memory.append(value)
+            reached.numbers = (*reached.numbers, given)
 
-    # --- what a stepper asks ---------------------------------------------------------------------------------------
-
-    def name(self, i: int) -> str:
-        return self.names[i]
-
-    def gradient(self, i: int) -> Array | None:
-        p = self.params[i]
-        if p.grad is None or (not self.table.rows[i, engines.ACTIVE] and i not in self.engine.gradients):
-            return None
-        return as_array(self._part(i))
-
-    def preview(self, i: int) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
-        table = self.table
-        names = [*self.keys[i], "p"]
-        if self.entries[i] is not None:
-            gradient = self._canonical(i).reshape(-1)
-            with np.errstate(all="ignore"):
-                outputs = engines.ReferenceEngine.outputs(table, i)
-            before = [array.reshape(-1) for array in (*table.states[i], table.parameters[i])]
-            return gradient, list(zip(names, before, [outputs[name] for name in (*table.programs[i].states, "p")], strict=True))
-        tensors = self.engine.tensors[i]
-        found = self.engine.outputs(table, i)
-        after = [as_array(found[name].to(tensor.dtype)) for name, tensor in zip((*table.programs[i].states, "p"), tensors, strict=True)]
-        return as_array(self.engine.gradients[i]).reshape(-1), list(zip(names, [as_array(t).reshape(-1) for t in tensors], after, strict=True))
-
-    def norm(self, squares: Array) -> tuple[float, float]:
-        largest = float(squares.max(initial=0.0))
-        if not self.shards:
-            return self.local_norm(squares), largest
-        norms = {key: self.local_norm(squares, which) for key, which in self.shards.sets.items()}
-        flags = (False, self.skips, bool(self._waiting), any(self.held))
-        norm, largest, (refused, skips, waiting, held) = self.shards.exchange(norms, largest, flags)
-        self.is_new = waiting and not held
-        if refused:
-            raise GradientError("another process refused this step, and says why; nothing was changed")
-        if skips:
-            raise SkippedByScaler
-        return norm, largest
-
-    @property
-    def exchanges(self) -> bool:
-        """Whether the processes that hold parts of the parameters speak with each other at every step."""
-        return bool(self.shards) and (self.nonfinite != "propagate" or self.clip_norm is not None)
-
-    def agreed(self, error: Exception | None) -> Exception | None:
-        if not self.shards:
-            return error
-        if isinstance(error, NonFiniteGradientError):
-            error.process = torch.distributed.get_rank()
-        return self.shards.first_error(error)
-
-
-def _distinctly_named(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, with names that differ: torch allows the same name in two groups."""
-    seen: dict[str, int] = {}
-    result = []
-    for entry in entries:
-        seen[entry.name] = seen.get(entry.name, 0) + 1
-        name = entry.name if seen[entry.name] == 1 else f"{entry.name} ({seen[entry.name]})"
-        result.append(Entry(name, entry.array, entry.group, entry.shape, entry.view, entry.axes))
-    return result
-
-
-def excluded(no_decay: Any, name: str, p: Tensor) -> bool:
-    """Whether weight decay leaves a parameter alone."""
-    if callable(no_decay):
-        return bool(no_decay(name, p))
-    return any(item is p or (isinstance(item, str) and item == name) for item in no_decay)
-
-
-def _address(tensor: Tensor) -> int:
-    return real(local_part(tensor)).data_ptr()
-
-
-def _same_items(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
-
-
-def _same_values(mapping: Mapping[Any, Any], values: Sequence[Any]) -> bool:
-    wanted = iter(values)
-    expected = next(wanted, None)
-    for value in mapping.values():
-        if expected is not None and value is expected:
-            expected = next(wanted, None)
-    return expected is None
+    def _counter(self, name: str, own: Mapping[str, Any], reached: Reached) -> tuple[Tensor, int]:
+        given = own.get("step")
+        if given is None:
+            given = reached.new["step"] = torch.zeros((), dtype=scalar_dtype(), device="cpu")
+        elif isinstance(given, Tensor) and not has_numbers(given):
+            return given, 0
+        steps = whole_step(given, f"step of parameter {name!r}")
+        if steps >= MAX_STEP:
+            raise HyperparameterError(f"parameter {name!r} has taken {MAX_STEP} steps, more than can be counted exactly; start a new optimizer")
+        if not isinstance(given, Tensor):
+            given = reached.new["step"] = torch.tensor(float(steps), dtype=torch.float64 if steps >= EXACT_FLOAT32 else scalar_dtype(), device="cpu")
+        elif given.dtype not in COUNTERS[1:] and steps >= EXACT_FLOAT32 - (given.dtype is not torch.float32):
+            given = reached.new["step"] = torch.tensor(float(steps), dtype=torch.float64, device=given.device)
+        return given, steps

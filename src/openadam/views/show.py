@@ -11,7 +11,7 @@ from typing import Any
 from ..language import cpp
 from ..language.expression import Rule, Traced
 from ..language.notation import LATEX
-from ..optimizer import Optimizer
+from ..arrays.optimizer import Optimizer
 from ..rules import update_program
 from .equations import equations, surroundings
 from .trace import find_member

@@ -21,7 +21,7 @@ from ..language.arrays import compile_scalars, evaluate, run
 from ..language.expression import Expression, Namespace, Rule, postorder
 from ..language.notation import LATEX, TEXT, Notation, Piece
 from ..language.program import Program, lower
-from ..optimizer import Optimizer
+from ..arrays.optimizer import Optimizer
 from .equations import Equation, equations, surroundings
 from .rendering import render
 

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import inspect
+import math
+import operator
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from . import engine as engines
-from . import states
-from .errors import AliasError, CheckpointMismatchError, GradientError, HyperparameterError, HyperparameterWarning, ParameterError
-from .hyperparameters import checked, checked_or_schedule, suggest
-from .language.expression import Rule
-from .parameters import (
-    Entry,
-    as_gradient,
-    describe,
-    flatten,
-    overlaps,
-    protected_intervals,
-    read_entries,
-    read_group,
-    read_structure,
-    structured,
-    touches,
+from .. import engine as engines
+from ..errors import (
+    AliasError,
+    CheckpointMismatchError,
+    GradientError,
+    HyperparameterError,
+    HyperparameterWarning,
+    ParameterError,
 )
-from .step import Stepper, StepReport, Update, allocate_states, alone, check_dtype, compiled
+from ..hyperparameters import checked, checked_or_schedule, suggest
+from ..language.expression import Rule, Traced
+from ..memory import Piece, meet
+from ..step import MAX_STEP, Stepper, StepReport, alone, check_dtype
+from . import states
+from .parameters import as_gradient, describe, flatten, read_group, read_structure, structured
+from .rows import Row, allocate, read_rows, refuse_shared
 
 __all__ = ["Optimizer", "StepReport"]
 
@@ -116,19 +115,18 @@ class Optimizer:
                 raise HyperparameterError(f"{name}={value!r} is none of {', '.join(map(repr, chosen.options[name]))}")
         self._traced = chosen.trace(**options)
         self._options = options
-        program, scalars = compiled(self._traced)
-        self._engine = engines.choose_engine(program, engine, isa)
+        self._program = engines.compiled(self._traced)[0]
+        self._engine = engines.choose_engine(self._program, engine, isa)
         self._chosen = {"engine": engine, "isa": isa}
-        kernel = self._engine.kernel(program)
-        assert kernel is not None
-        self._update = Update(self._traced, program, scalars, self._coupling, kernel)
-        self._entries: list[Entry] = []
+        self._rows: list[Row] = []
         self._stepper = _ArrayStepper(
-            self,
+            self._engine,
+            self._rows,
+            type(self).state_names,
             clip_norm=None if clip_norm is None else checked("clip_norm", clip_norm),
             clip_value=None if clip_value is None else checked("clip_value", clip_value),
+            nonfinite=nonfinite,
         )
-        self._table = self._stepper.table
 
         initial = [value for value in self._traced.initial.values() if isinstance(value, str)]
         self._names = tuple(dict.fromkeys(["lr", *self._traced.hyperparameters, *initial, "weight_decay"]))
@@ -145,13 +143,9 @@ class Optimizer:
 
         self.groups: list[dict[str, Any]] = []
         """The groups: the names of their parameters and their hyperparameters, which may be changed between steps."""
-        self._plain: list[Any] = []
-        self._protected: tuple[Array, Array] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-        self._doubtful = True
         self._names_of: list[list[str]] = []  # of each group
         self._singles: dict[int, str] = {}  # of each group that has one, the first float32 parameter
-        # The groups' settings when they were last checked, and what they come to for each class, if no schedule changes them.
-        self._settings: tuple[list[Any], dict[int, dict[str, Any]] | None] = ([], None)
+        self._settings: list[Any] = []  # the groups' settings when they were last told to the stepper; empty: never, or a schedule changes them
         self._guard = threading.Lock()
         self._in_use = False
         structure, groups = read_structure(params)
@@ -175,12 +169,12 @@ class Optimizer:
 
         Gradients are then given as a list with one entry per group.
         """
-        self._add([read_group(group, len(self._entries))])
+        self._add([read_group(group, len(self._rows))])
         self._grouped = True
 
     def _add(self, groups: list[tuple[list[tuple[str, Any]], dict[str, Any]]]) -> None:
         """Check the groups whole, then take them in."""
-        added: list[Entry] = []
+        added: list[Row] = []
         settings_of: list[dict[str, Any]] = []
         for named, settings in groups:
             index = len(self.groups) + len(settings_of)
@@ -192,60 +186,34 @@ class Optimizer:
                     raise suggest(f"group {index}", name, [*self._names, "maximize"])
                 values[name] = checked_or_schedule(name, value, where=f" in group {index}")
             values["maximize"] = settings.get("maximize", self._maximize)
-            entries = read_entries(named, index)
-            settings_of.append({"params": [entry.name for entry in entries], **values})
-            added += entries
-        existing = [*self._entries, *added]
+            rows = read_rows(named, index)
+            settings_of.append({"params": [row.name for row in rows], **values})
+            added += rows
+        existing = [*self._rows, *added]
         if not existing:
             raise ParameterError("there is nothing to optimize: empty parameter list")
-        overlaps(existing)
-        for entry, excluded in zip(added, _excluded(self._no_decay, added), strict=True):
-            entry.decayed = not excluded
+        refuse_shared(existing)
+        for row, excluded in zip(added, _excluded(self._no_decay, added), strict=True):
+            row.decayed = not excluded
         self._check_groups([*self.groups, *settings_of], existing)
 
-        first_values = [[self._initial(name, settings_of[entry.group - len(self.groups)]) for name in self._update.program.states] for entry in added]
-        states = allocate_states(added, first_values)
-        memory = self._traced.scalar_states
-        first = np.array([self._initial(name, settings_of[entry.group - len(self.groups)]) for entry in added for name in memory])
+        def first(row: Row, names: Iterable[str]) -> list[float]:
+            return [self._initial(name, settings_of[row.group - len(self.groups)]) for name in names]
+
+        allocate(added, [first(row, self._program.states) for row in added])
+        for row in added:
+            row.numbers = np.array([0.0, *first(row, self._traced.scalar_states)])
         self.groups += settings_of
         self._structures += [settings["structure"] for _, settings in groups]
-        self._entries[:] = existing
-        table = self._table
-        table.states += states
-        table.parameters += [entry.view for entry in added]
-        table.programs = [self._update.program] * len(existing)
-        table.counters = np.concatenate([self._stepper.steps_of, np.zeros(len(added), np.int64), [self.steps, self.skipped]])
-        table.memory = np.concatenate([table.memory, first])
-        self._rebuild_rows()
-        now = self._settings_now()
-        self._settings = (now, None if any(map(callable, now)) else self._settings_at(1))
+        self._rows[:] = existing
+        self._names_of = [[row.name for row in existing if row.group == index] for index in range(len(self.groups))]
+        self._singles = _first_singles(existing)
+        self._stepper.rebuild(self._traced, self._coupling, len(self.groups))
+        self._settings = []
 
     def _initial(self, state: str, values: Mapping[str, Any]) -> float:
         start = self._traced.initial[state]
         return _at(start, values[start], 1) if isinstance(start, str) else float(start)
-
-    def _rebuild_rows(self) -> None:
-        """The table's rows, from the entries and states as they are now."""
-        table = self._table
-        rows = np.zeros((len(self._entries), engines.COLUMNS), np.int64)
-        for i, entry in enumerate(self._entries):
-            rows[i, engines.PARAMETER] = entry.address
-            rows[i, engines.LENGTH] = entry.view.size
-            rows[i, engines.DTYPE] = engines.DTYPES[entry.view.dtype]
-            for s, state in enumerate(table.states[i]):
-                rows[i, engines.STATES + s] = state.__array_interface__["data"][0]
-        rows[:, engines.KERNEL] = self._update.kernel
-        # Tensors of one class (a group, decayed or not) share their scalars while their step numbers agree.
-        classes = np.array([2 * entry.group + (not entry.decayed) for entry in self._entries], np.int64)
-        self._stepper.updates = dict.fromkeys(range(2 * len(self.groups)), self._update)
-        self._stepper.rebuild(rows, classes, [entry.view.dtype for entry in self._entries])
-        self._plain = [entry.view if entry.is_plain else None for entry in self._entries]
-        self._doubtful = True
-        self._names_of = [[] for _ in self.groups]
-        for entry in self._entries:
-            self._names_of[entry.group].append(entry.name)
-        self._singles = _first_singles(self._entries)
-        self._protected = protected_intervals(self._entries, table.states)
 
     # --- the step --------------------------------------------------------------------------------------------------
 
@@ -275,17 +243,16 @@ class Optimizer:
         ...
         openadam.errors.NonFiniteGradientError: the gradient of parameter 'w' is not finite at step 2: nan at flat index 1, ...
         """
+        gradients = self._flatten(grads)
+        stepper = self._stepper
         try:
-            return self._step(self._flatten(grads), measure)
+            self._tell_settings()
+            stepper.read(gradients)
+            if not stepper.table.active_count:
+                return StepReport(self.steps, 0.0, 1.0, False, {} if measure else None)
+            return stepper.take(self._threads, measure=measure)
         finally:
-            self._table.gradients = []  # they are the caller's; keep none alive
-
-    def _step(self, gradients: list[Any], measure: bool) -> StepReport:
-        settings = self._values()
-        self._take_gradients(gradients)
-        if len(self._stepper.missing) == len(self._entries):
-            return StepReport(self.steps, 0.0, 1.0, False, {} if measure else None)
-        return self._stepper.take(settings, self._threads, measure=measure)
+            stepper.forget()
 
     def _flatten(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters; refuses another structure."""
@@ -300,49 +267,11 @@ class Optimizer:
             gradients += flatten(structure, names, part)
         return gradients
 
-    def _take_gradients(self, gradients: list[Any]) -> None:
-        """Put the gradients into the table; refuse by name what cannot be used."""
-        table = self._table
-        others, suspects = engines.read_gradients(gradients, self._plain, table.rows, self._protected, self._doubtful)
-        self._doubtful = True  # until everything below has been checked
-        layouts: dict[int, list[int]] = {}
-        self._stepper.missing = [i for i in others if gradients[i] is None]
-        for i in others:
-            entry = self._entries[i]
-            row = table.rows[i]
-            row[engines.ACTIVE] = gradients[i] is not None
-            row[engines.LAYOUT] = -1
-            if gradients[i] is not None:
-                gradient = gradients[i] = as_gradient(entry, gradients[i])
-                row[engines.GRADIENT] = gradient.__array_interface__["data"][0]
-                layout = entry.layout(gradient)
-                if layout is not None:
-                    layouts[i] = layout
-                if touches(gradient, self._protected):
-                    suspects.append(i)
-        numbers: list[int] = []
-        for i, layout in layouts.items():
-            table.rows[i, engines.LAYOUT] = len(numbers)
-            numbers += layout
-        table.layouts = np.array(numbers, np.int64)
-        for i in suspects:
-            self._refuse_alias(self._entries[i].name, gradients[i])
-        table.gradients = gradients
-        self._doubtful = False
-
-    def _refuse_alias(self, name: str, gradient: Array) -> None:
-        for entry, own in zip(self._entries, self._table.states, strict=True):
-            for other, what in [(entry.view, "parameter"), *((state, "state of parameter") for state in own)]:
-                if np.may_share_memory(gradient, other) and np.shares_memory(gradient, other):
-                    raise AliasError(
-                        f"the gradient of parameter {name!r} shares memory with the {what} {entry.name!r}, which the step writes; pass a copy"
-                    )
-
     # --- hyperparameters -------------------------------------------------------------------------------------------
 
-    def _check_groups(self, groups: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> None:
+    def _check_groups(self, groups: Sequence[dict[str, Any]], rows: Sequence[Row]) -> None:
         """Refuse settings that are out of range, or that the parameters' dtype cannot hold; keep numbers as Python floats."""
-        singles = _first_singles(entries)
+        singles = _first_singles(rows)
         for index, group in enumerate(groups):
             for name in (*self._names, "maximize"):
                 if name not in group:
@@ -359,29 +288,20 @@ class Optimizer:
                 warnings.warn(f"lr * weight_decay = {lr * decay:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=4)
             group.update(numbers)
 
-    def _values(self) -> dict[int, dict[str, Any]]:
-        """The hyperparameters of the coming step for each class, checked; schedules are asked for step `self.steps` + 1."""
-        now = self._settings_now()
-        checked_then, constant = self._settings
-        if len(now) != len(checked_then) or any(a is not b for a, b in zip(now, checked_then, strict=True)):
-            self._check_groups(self.groups, self._entries)
-            now = self._settings_now()
-            constant = None if any(map(callable, now)) else self._settings_at(1)
-            self._settings = (now, constant)
-        return constant or self._settings_at(self.steps + 1)
-
-    def _settings_now(self) -> list[Any]:
-        names = (*self._names, "maximize")
-        return [group.get(name) for group in self.groups for name in names] + [len(group) for group in self.groups]
-
-    def _settings_at(self, t: int) -> dict[int, dict[str, Any]]:
-        settings = {}
+    def _tell_settings(self) -> None:
+        """Tell the stepper the hyperparameters of the coming step, checked; schedules are asked for step `self.steps` + 1."""
+        now = [group.get(name) for group in self.groups for name in (*self._names, "maximize")]
+        now += [len(group) for group in self.groups]
+        if len(now) == len(self._settings) and all(map(operator.is_, now, self._settings)):
+            return
+        self._check_groups(self.groups, self._rows)
+        t = self.steps + 1
         for index, group in enumerate(self.groups):
             numbers = {name: _at(name, group[name], t) for name in self._names}
             check_dtype(index, numbers, self._singles.get(index))
-            settings[2 * index] = numbers | {"maximize": bool(group["maximize"])}
-            settings[2 * index + 1] = settings[2 * index] | {"weight_decay": 0.0}
-        return settings
+            self._stepper.tell(index, numbers | {"maximize": bool(group["maximize"])})
+        self._settings = [] if any(map(callable, now)) else [group.get(name) for group in self.groups for name in (*self._names, "maximize")]
+        self._settings += [len(group) for group in self.groups] if self._settings else []
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -401,7 +321,7 @@ class Optimizer:
     @property
     def params(self) -> dict[str, Array]:
         """The parameters by name: the arrays that were given."""
-        return {entry.name: entry.array for entry in self._entries}
+        return {row.name: row.array for row in self._rows}
 
     @property
     def state(self) -> dict[str, dict[str, Any]]:
@@ -413,18 +333,20 @@ class Optimizer:
         >>> opt.state["w"]["step"], opt.state["w"]["exp_avg"]
         (1, array([ 0.2, -0.4]))
         """
-        result: dict[str, dict[str, Any]] = {}
-        memory = self._table.memory.reshape(len(self._entries), -1)
-        for i, entry in enumerate(self._entries):
-            state: dict[str, Any] = {"step": int(self._table.counters[i])}
-            for name, array in zip(self._update.program.states, self._table.states[i], strict=True):
-                view = entry.as_given(array).view()
-                view.flags.writeable = False
-                state[self._public(name)] = view
-            for k, name in enumerate(self._traced.scalar_states):
-                state[self._public(name)] = float(memory[i, k])
-            result[entry.name] = state
+        contents = self._contents()
+        result = {row.name: contents.state(row) for row in self._rows}
+        for state in result.values():
+            for name, value in state.items():
+                if isinstance(value, np.ndarray):
+                    state[name] = value.view()
+                    state[name].flags.writeable = False
         return result
+
+    def _contents(self) -> states.Contents:
+        return states.Contents(
+            rule=self._rule, traced=self._traced, coupling=self._coupling, public=self._public, rows=self._rows, groups=self.groups,
+            counts=(self.steps, self.skipped), finite=self._nonfinite != "propagate", check=lambda groups: self._check_groups(groups, self._rows),
+        )  # fmt: skip
 
     @alone
     def state_dict(self) -> dict[str, Any]:
@@ -433,7 +355,7 @@ class Optimizer:
         A hyperparameter that is a function of t is stored as ``{"schedule": its repr}``; loading keeps the function that the
         optimizer has.
         """
-        return states.write(self)
+        return states.write(self._contents())
 
     @alone
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -444,17 +366,17 @@ class Optimizer:
             CheckpointMismatchError: It belongs to another rule or to other parameters.
             CheckpointCorruptError: A value is impossible: a negative step or second moment, a state that is not finite.
         """
-        self._take_over(states.read(self, state_dict))
+        self._take_over(states.read(self._contents(), state_dict))
 
     def _take_over(self, loaded: states.Loaded, parameters: Mapping[str, Array] = MappingProxyType({})) -> None:
         """Commit what has been checked."""
-        table, own = self._table, self.params
-        self._stepper.no_longer_together()
-        engines.assign_all(
-            [*(own[name] for name in parameters), *(array for arrays in table.states for array in arrays), table.counters, table.memory, self.groups],
-            [*parameters.values(), *(array for arrays in loaded.arrays for array in arrays), loaded.counters, loaded.memory, loaded.groups],
-        )
-        self._stepper.note_together()
+        own = self.params
+        targets: list[Any] = [own[name] for name in parameters]
+        values: list[Any] = list(parameters.values())
+        for row, arrays, numbers in zip(self._rows, loaded.arrays, loaded.numbers, strict=True):
+            targets += [*row.states, row.numbers]
+            values += [*arrays, numbers]
+        engines.assign_all([*targets, self._stepper.table.counts, self.groups], [*values, loaded.counts, loaded.groups])
 
     def save(self, path: Any, *, parameters: bool = True) -> None:
         """Write the state, and the parameters unless told not to, to one safetensors file, atomically.
@@ -464,7 +386,7 @@ class Optimizer:
         Raises:
             OSError: The file cannot be written; an existing one is untouched.
         """
-        from . import checkpoint
+        from .. import checkpoint
 
         state, tensors = self._copies(parameters)
         checkpoint.save(path, state, tensors)
@@ -476,17 +398,17 @@ class Optimizer:
             CheckpointError: The file is damaged, foreign, too new, or belongs to another optimizer; nothing has changed.
             OSError: The file cannot be read.
         """
-        from . import checkpoint
+        from .. import checkpoint
 
         self._take_over_all(*checkpoint.load(path))
 
     @alone
     def _copies(self, parameters: bool) -> tuple[dict[str, Any], dict[str, Array]]:
-        return states.write(self), {name: np.array(array) for name, array in self.params.items()} if parameters else {}
+        return states.write(self._contents()), {name: np.array(array) for name, array in self.params.items()} if parameters else {}
 
     @alone
     def _take_over_all(self, state: Mapping[str, Any], parameters: Mapping[str, Array]) -> None:
-        read = states.read(self, state)
+        read = states.read(self._contents(), state)
         own = self.params
         if parameters and set(parameters) != set(own):
             raise CheckpointMismatchError(f"the file holds the parameters {sorted(parameters)}, this optimizer has {sorted(own)}")
@@ -516,9 +438,9 @@ class Optimizer:
         lines = [f"{type(self).__name__} ({self._traced.name}, {self._coupling} decay, {self._engine.name} {self._engine.isa}), {self.steps} steps"]
         for index, group in enumerate(self.groups):
             numbers = ", ".join(f"{name}={group[name]!r}" for name in self._names)
-            elements = sum(entry.view.size for entry in self._entries if entry.group == index)
+            elements = sum(row.view.size for row in self._rows if row.group == index)
             lines.append(f"  group {index}: {len(group['params'])} tensors, {elements:,} elements; {numbers}")
-            undecayed = [entry.name for entry in self._entries if entry.group == index and not entry.decayed]
+            undecayed = [row.name for row in self._rows if row.group == index and not row.decayed]
             if undecayed:
                 lines.append(f"    without weight decay: {', '.join(undecayed)}")
         lines.append(
@@ -549,26 +471,113 @@ for _name in ("clip_norm", "clip_value", "nonfinite", "no_decay", "threads", "en
 class _ArrayStepper(Stepper):
     """Steps over the arrays of an optimizer."""
 
-    def __init__(self, optimizer: Optimizer, *, clip_norm: float | None, clip_value: float | None) -> None:
-        super().__init__(optimizer._engine, clip_norm=clip_norm, clip_value=clip_value, nonfinite=optimizer._nonfinite)
-        self._state_names = type(optimizer).state_names  # and not the optimizer itself, which would then live until the garbage collector comes
-        self._entries = optimizer._entries
+    def __init__(
+        self, engine: engines.Engine, rows: list[Row], state_names: Mapping[str, str], *, clip_norm: float | None, clip_value: float | None, nonfinite: str
+    ) -> None:
+        super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite)
+        # Not the optimizer itself, which would then live until the garbage collector comes.
+        self._engine, self._rows, self._state_names = engine, rows, state_names
+        self.table = engine.table(math.inf if clip_value is None else clip_value)
+        self.updates: list[engines.Update] = []
+
+    def rebuild(self, traced: Traced, coupling: str, groups: int) -> None:
+        """Take in the rows as they are now. Rows of one class (a group, decayed or not) share their hyperparameters."""
+        while len(self.updates) < 2 * groups:
+            self.updates.append(engines.Update(traced, coupling, self._engine.kernel(engines.compiled(traced)[0]) or 0))
+        for row in self._rows:
+            row.update = self.updates[2 * row.group + (not row.decayed)]
+        if self._engine.name != "native":
+            self.table.rows = self._rows
+            return
+        for index, update in enumerate(self.updates):
+            self.table.set_update(index, update.kernel, [0.0] * len(update.program.hyperparameters), 0.0, False)
+        self.table.resize(len(self._rows))
+        for i, row in enumerate(self._rows):
+            self.table.set_row(i, 2 * row.group + (not row.decayed), row.array)
+            addresses = [state.__array_interface__["data"][0] for state in row.states]
+            numbers = row.numbers.__array_interface__["data"][0]
+            engines.native().set_memory(self.table, i, row.view.size, engines.DTYPES[row.view.dtype], addresses, numbers, row.numbers.size - 1)
+
+    def tell(self, group: int, values: dict[str, Any]) -> None:
+        """The hyperparameters of a group."""
+        for index, decayed in ((2 * group, True), (2 * group + 1, False)):
+            self.updates[index].values = values if decayed else {**values, "weight_decay": 0.0}
+            if self._engine.name == "native":
+                self.updates[index].tell(self.table, index)
+
+    def read(self, gradients: list[Any]) -> None:
+        """Take in the gradients; refuse by name what cannot be used. Nothing that a step changes is changed."""
+        self._gradients = gradients
+        if self.table.taken >= MAX_STEP:
+            raise HyperparameterError(f"{MAX_STEP} steps have been taken, more than can be counted exactly; start a new optimizer")
+        native = self._engine.name == "native"
+        others: Iterable[int] = engines.native().read_arrays(self.table, gradients) if native else range(len(self._rows))
+        active = [i for i in others if gradients[i] is not None]
+        for i in active:
+            row = self._rows[i]
+            row.refuse_read_only()
+            if row.steps >= MAX_STEP:
+                raise HyperparameterError(f"parameter {row.name!r} has taken {MAX_STEP} steps, more than can be counted exactly")
+            row.gradient = as_gradient(row, gradients[i])
+            if native:
+                address = row.gradient.__array_interface__["data"][0]
+                engines.native().place_array(self.table, i, row.address, address, row.layout(row.gradient), row.gradient)
+        if not native:
+            self.table.active = active
+        doubtful, suspects = self.table.settle() if native else (True, active)
+        if doubtful or suspects:
+            self._refuse_alias(suspects)
+            if native:
+                self.table.trust()
+
+    def _refuse_alias(self, suspects: Iterable[int]) -> None:
+        refuse_shared(self._rows)
+        for i in suspects:
+            name, gradient = self._rows[i].name, Piece.of_array(self._canonical(i))
+            for row in self._rows:
+                for other, what in [(row.view, "parameter"), *((state, "state of parameter") for state in row.states)]:
+                    if meet(gradient, Piece.of_array(other)):
+                        raise AliasError(
+                            f"the gradient of parameter {name!r} shares memory with the {what} {row.name!r}, which the step writes; pass a copy"
+                        )
+
+    def forget(self) -> None:
+        """Gradients are the caller's; keep none alive."""
+        self._gradients = []
+        for row in self._rows:
+            row.gradient = None
+        if self._engine.name == "native":
+            self.table.forget()
+
+    def _canonical(self, i: int) -> Array:
+        row = self._rows[i]
+        return as_gradient(row, self._gradients[i]) if row.gradient is None else row.gradient
+
+    # --- what a stepper asks ---------------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        return len(self._rows)
 
     def name(self, i: int) -> str:
-        return self._entries[i].name
+        return self._rows[i].name
 
-    def gradient(self, i: int) -> Array | None:
-        gradient = self.table.gradients[i]
-        return None if gradient is None else self._entries[i].as_given(gradient)
+    def gradient(self, i: int) -> Array:
+        return self._rows[i].as_given(self._canonical(i))
 
-    def preview(self, i: int) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
-        table = self.table
+    def dtype(self, i: int) -> np.dtype[Any]:
+        return self._rows[i].view.dtype
+
+    def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
+        row, g = self._rows[i], self._canonical(i).reshape(-1)
+        assert row.update is not None
+        t, *memory = row.numbers.tolist()
+        once = row.update.once(t + 1, factor, math.inf if self.clip_value is None else self.clip_value, memory)
+        before = [array.reshape(-1) for array in (*row.states, row.view)]
         with np.errstate(all="ignore"):
-            outputs = engines.ReferenceEngine.outputs(table, i)
-        given = table.gradients[i]
-        assert given is not None
-        before = zip((*table.programs[i].states, "p"), (*table.states[i], table.parameters[i]), strict=True)
-        return given.reshape(-1), [(self._state_names.get(name, name), array.reshape(-1), outputs[name]) for name, array in before]
+            outputs = engines.outcome(row.update.program, g, before[-1], before[:-1], once)
+        names = (*row.update.program.states, "p")
+        return g, [(self._state_names.get(name, name), array, outputs[name]) for name, array in zip(names, before, strict=True)]
 
 
 def _at(name: str, value: Any, t: int) -> float:
@@ -576,24 +585,24 @@ def _at(name: str, value: Any, t: int) -> float:
     return checked(name, value(t), where=f" (from its schedule at t={t})") if callable(value) else float(value)
 
 
-def _excluded(no_decay: Any, entries: Sequence[Entry]) -> list[bool]:
+def _excluded(no_decay: Any, rows: Sequence[Row]) -> list[bool]:
     """For each parameter whether weight decay leaves it alone."""
     if callable(no_decay):
-        return [bool(no_decay(entry.name, entry.array)) for entry in entries]
+        return [bool(no_decay(row.name, row.array)) for row in rows]
     if not isinstance(no_decay, Iterable):
         raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor arrays, nor a function of (name, array)")
     items = [no_decay] if isinstance(no_decay, str) or hasattr(no_decay, "dtype") else list(no_decay)
     names = {item for item in items if isinstance(item, str)}
     arrays = {id(item) for item in items if not isinstance(item, str)}
-    return [entry.name in names or id(entry.array) in arrays for entry in entries]
+    return [row.name in names or id(row.array) in arrays for row in rows]
 
 
-def _first_singles(entries: Sequence[Entry]) -> dict[int, str]:
+def _first_singles(rows: Sequence[Row]) -> dict[int, str]:
     """Of each group that has one, the name of its first float32 parameter."""
     singles: dict[int, str] = {}
-    for entry in entries:
-        if entry.view.dtype == np.float32:
-            singles.setdefault(entry.group, entry.name)
+    for row in rows:
+        if row.view.dtype == np.float32:
+            singles.setdefault(row.group, row.name)
     return singles
 
 

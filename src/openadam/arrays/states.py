@@ -3,97 +3,112 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointVersionError, HyperparameterError
-from .hyperparameters import checked
-from .parameters import Entry, describe
-from .step import MAX_STEP
+from ..errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointVersionError, HyperparameterError
+from ..hyperparameters import checked
+from ..language.expression import Rule, Traced
+from ..step import MAX_STEP
+from .parameters import describe
+from .rows import Row
 
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
-
-__all__ = ["FORMAT", "Loaded", "read", "write"]
+__all__ = ["FORMAT", "Contents", "Loaded", "read", "write"]
 
 FORMAT = 1
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What of an optimizer is written, and what a state dict must fit."""
+
+    rule: Rule
+    traced: Traced
+    coupling: str
+    public: Callable[[str], str]  # the name under which a state of the rule is shown
+    rows: Sequence[Row]
+    groups: Sequence[dict[str, Any]]
+    counts: tuple[int, int]  # steps taken, steps skipped
+    finite: bool  # whether states that are not finite are refused
+    check: Callable[[list[dict[str, Any]]], None]  # refuses groups whose values are out of range
+
+    def state(self, row: Row) -> dict[str, Any]:
+        """The state of a parameter by public name: ``step``, then views of what the rule remembers."""
+        names = [name for name in self.traced.states if name in self.traced.element_states]
+        arrays = {self.public(name): row.as_given(array) for name, array in zip(names, row.states, strict=True)}
+        numbers = {self.public(name): float(number) for name, number in zip(self.traced.scalar_states, row.numbers[1:], strict=True)}
+        return {"step": row.steps, **arrays, **numbers}
+
+
 @dataclass
 class Loaded:
-    """A state dict that fits an optimizer, in the form that the optimizer holds."""
+    """A state dict that fits an optimizer, in the form that the optimizer holds: per row its states and its numbers."""
 
     arrays: list[list[npt.NDArray[Any]]]
-    counters: npt.NDArray[np.int64]
-    memory: npt.NDArray[np.float64]
+    numbers: list[npt.NDArray[np.float64]]
+    counts: tuple[int, int]
     groups: list[dict[str, Any]]
 
 
-def write(optimizer: Optimizer) -> dict[str, Any]:
+def write(contents: Contents) -> dict[str, Any]:
     """Copies of everything but the parameters."""
 
     def setting(value: Any) -> Any:
         return {"schedule": repr(value)} if callable(value) else list(value) if isinstance(value, list) else value
 
+    steps, skipped = contents.counts
     return {
         "format": FORMAT,
-        "rule": optimizer._traced.name,
-        "coupling": optimizer._coupling,
-        "steps": optimizer.steps,
-        "skipped": optimizer.skipped,
-        "groups": [{name: setting(value) for name, value in group.items()} for group in optimizer.groups],
+        "rule": contents.traced.name,
+        "coupling": contents.coupling,
+        "steps": steps,
+        "skipped": skipped,
+        "groups": [{name: setting(value) for name, value in group.items()} for group in contents.groups],
         "state": {
-            name: {key: np.array(value) if isinstance(value, np.ndarray) else value for key, value in state.items()}
-            for name, state in optimizer.state.items()
+            row.name: {key: np.array(value) if isinstance(value, np.ndarray) else value for key, value in contents.state(row).items()}
+            for row in contents.rows
         },
     }
 
 
-def read(optimizer: Optimizer, given: Mapping[str, Any]) -> Loaded:
+def read(contents: Contents, given: Mapping[str, Any]) -> Loaded:
     """Check a state dict against the optimizer that is to take it over."""
-    _check_header(optimizer, given)
+    _check_header(contents, given)
     states, groups = given["state"], given["groups"]
     if not isinstance(states, Mapping) or not isinstance(groups, (list, tuple)):
         raise CheckpointCorruptError("`state` must be a mapping of names and `groups` a list")
-    mine = [entry.name for entry in optimizer._entries]
+    mine = [row.name for row in contents.rows]
     if set(states) != set(mine):
         missing, unexpected = sorted(set(mine) - set(states)), sorted(map(str, set(states) - set(mine)))
         raise CheckpointMismatchError(f"the parameters differ: the state lacks {missing}, and has {unexpected} that this optimizer does not")
-    if len(groups) != len(optimizer.groups):
-        raise CheckpointMismatchError(f"the state has {len(groups)} groups, this optimizer {len(optimizer.groups)}")
+    if len(groups) != len(contents.groups):
+        raise CheckpointMismatchError(f"the state has {len(groups)} groups, this optimizer {len(contents.groups)}")
     arrays: list[list[npt.NDArray[Any]]] = []
-    counters: list[int] = []
-    memory: list[float] = []
-    for i, entry in enumerate(optimizer._entries):
-        state = states[entry.name]
-        expected = {"step", *map(optimizer._public, optimizer._traced.states)}
+    numbers: list[npt.NDArray[np.float64]] = []
+    for row in contents.rows:
+        state = states[row.name]
+        expected = {"step", *map(contents.public, contents.traced.states)}
         if not isinstance(state, Mapping) or set(state) != expected:
             found = sorted(map(str, state)) if isinstance(state, Mapping) else describe(state)
-            raise CheckpointMismatchError(f"the state of parameter {entry.name!r} must hold {sorted(expected)}, found {found}")
-        counters.append(_counter(state["step"], f"step of parameter {entry.name!r}"))
-        memory += [_scalar(optimizer, entry, name, state) for name in optimizer._traced.scalar_states]
-        names = optimizer._update.program.states
-        arrays.append([_array(optimizer, entry, name, state, own) for name, own in zip(names, optimizer._table.states[i], strict=True)])
-    counters.append(_counter(given["steps"], "steps"))
-    counters.append(_counter(given.get("skipped", 0), "skipped"))
-    settings = [_settings(optimizer, index, group) for index, group in enumerate(groups)]
+            raise CheckpointMismatchError(f"the state of parameter {row.name!r} must hold {sorted(expected)}, found {found}")
+        steps = _counter(state["step"], f"step of parameter {row.name!r}")
+        numbers.append(np.array([steps, *(_scalar(contents, row, name, state) for name in contents.traced.scalar_states)], np.float64))
+        names = [name for name in contents.traced.states if name in contents.traced.element_states]
+        arrays.append([_array(contents, row, name, state, own) for name, own in zip(names, row.states, strict=True)])
+    counts = (_counter(given["steps"], "steps"), _counter(given.get("skipped", 0), "skipped"))
+    settings = [_settings(contents, index, group) for index, group in enumerate(groups)]
     try:
-        optimizer._check_groups(settings, optimizer._entries)
+        contents.check(settings)
     except HyperparameterError as error:
         raise CheckpointMismatchError(str(error)) from error
-    return Loaded(
-        arrays=arrays,
-        counters=np.array(counters, np.int64),
-        memory=np.array(memory, np.float64),
-        groups=settings,
-    )
+    return Loaded(arrays=arrays, numbers=numbers, counts=counts, groups=settings)
 
 
-def _check_header(optimizer: Optimizer, given: Mapping[str, Any]) -> None:
+def _check_header(contents: Contents, given: Mapping[str, Any]) -> None:
     if not isinstance(given, Mapping) or "format" not in given:
         raise CheckpointMismatchError(f"not a state_dict of openadam: {describe(given)}")
     version = given["format"]
@@ -104,39 +119,39 @@ def _check_header(optimizer: Optimizer, given: Mapping[str, Any]) -> None:
     for key in ("rule", "coupling", "steps", "groups", "state"):
         if key not in given:
             raise CheckpointCorruptError(f"the state lacks {key!r}")
-    for key, own in (("rule", optimizer._traced.name), ("coupling", optimizer._coupling)):
+    for key, own in (("rule", contents.traced.name), ("coupling", contents.coupling)):
         if not isinstance(given[key], str) or given[key] != own:
             raise CheckpointMismatchError(f"the state is of {key} {given[key]!r}, this optimizer's is {own!r}")
 
 
-def _array(optimizer: Optimizer, entry: Entry, name: str, state: Mapping[str, Any], own: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    value = state[optimizer._public(name)]
-    where = f"{optimizer._public(name)!r} of parameter {entry.name!r}"
+def _array(contents: Contents, row: Row, name: str, state: Mapping[str, Any], own: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    value = state[contents.public(name)]
+    where = f"{contents.public(name)!r} of parameter {row.name!r}"
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise CheckpointMismatchError(f"{where} is {describe(value)}, not a plain array")
-    if value.dtype != own.dtype or value.shape != entry.shape:
-        raise CheckpointMismatchError(f"{where} is {value.dtype} {value.shape}, this optimizer's is {own.dtype} {entry.shape}")
-    if optimizer._nonfinite != "propagate" and not np.isfinite(value).all():
+    if value.dtype != own.dtype or value.shape != row.shape:
+        raise CheckpointMismatchError(f"{where} is {value.dtype} {value.shape}, this optimizer's is {own.dtype} {row.shape}")
+    if contents.finite and not np.isfinite(value).all():
         raise CheckpointCorruptError(f"{where} holds values that are not finite")
-    if name in optimizer._rule.nonnegative and (value < 0).any():
+    if name in contents.rule.nonnegative and (value < 0).any():
         raise CheckpointCorruptError(f"{where} holds negative values, which it cannot have")
-    return entry.canonical(np.array(value))
+    return row.canonical(np.array(value))
 
 
-def _scalar(optimizer: Optimizer, entry: Entry, name: str, state: Mapping[str, Any]) -> float:
-    public = optimizer._public(name)
+def _scalar(contents: Contents, row: Row, name: str, state: Mapping[str, Any]) -> float:
+    public = contents.public(name)
     value = state[public]
-    lowest = 0.0 if name in optimizer._rule.nonnegative else -sys.float_info.max
+    lowest = 0.0 if name in contents.rule.nonnegative else -sys.float_info.max
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= sys.float_info.max:
         kind = "number that is not negative" if lowest == 0 else "finite number"
-        raise CheckpointCorruptError(f"{public!r} of parameter {entry.name!r} is {value!r:.80}, not a {kind}")
+        raise CheckpointCorruptError(f"{public!r} of parameter {row.name!r} is {value!r:.80}, not a {kind}")
     return float(value)
 
 
-def _settings(optimizer: Optimizer, index: int, group: Any) -> dict[str, Any]:
+def _settings(contents: Contents, index: int, group: Any) -> dict[str, Any]:
     if not isinstance(group, Mapping):
         raise CheckpointCorruptError(f"group {index} is {describe(group)}, not a mapping")
-    own = optimizer.groups[index]
+    own = contents.groups[index]
     names = group.get("params", ())
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names) or sorted(names) != sorted(own["params"]):
         raise CheckpointMismatchError(f"group {index} of the state holds {names}, this optimizer's {own['params']}")

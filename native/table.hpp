@@ -1,0 +1,151 @@
+// The table of one step: rows that a host's reader fills, who shares memory, the scalars, the two passes, the counters.
+//
+// A reader (tensors.cpp, arrays.cpp) asks the host's own tensors in every step where they lie and what their counters say, and holds on
+// to them until the step is over. What is kept from one step to the next are conclusions about numbers (these addresses do not
+// overlap), never about objects.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "loop.hpp"
+#include "scalars.hpp"
+
+namespace openadam {
+
+constexpr int kMaxMemory = 2;                        // scalar states of a rule
+constexpr double kMostSteps = 9007199254740991.0;    // a float64 counts exactly up to here
+constexpr double kMostSingleSteps = 16777216.0;      // and a float32 up to here
+
+// A number that a step reads and writes: where it is, and of which type.
+struct Number {
+  enum Type : std::int64_t { kNone, kSingle, kDouble, kWhole };
+  std::int64_t address = 0;
+  std::int64_t type = kNone;
+
+  double get() const;
+  void set(double value) const;
+};
+
+// What the table knows of a row beside what the loop needs.
+struct Item {
+  std::size_t update = 0;
+  double t = 0;  // the step that it is about to take
+  Number count;
+  Number memory[kMaxMemory];
+  double after[kMaxMemory] = {};
+  nanobind::object parameter;  // an array, or a weak reference to a tensor
+  bool repeated = false;       // the same parameter as an earlier row: not stepped again
+  // What was looked at when it was last found to share no memory: of the parameter and the states, and of the gradient.
+  std::int64_t seen[3 + kMaxStates] = {};
+  std::int64_t seen_gradient[2] = {};
+  bool trusted = false;
+};
+
+// What moves the rows of one class: a kernel, its hyperparameters, and what surrounds the rule.
+struct Update {
+  std::int64_t kernel = 0;  // 0: there is none, such rows are the host's own affair
+  std::vector<double> hyperparameters;
+  double coupled_decay = 0;
+  bool maximize = false;
+  // What a host that keeps its states by name calls them.
+  nanobind::object count_name;
+  std::vector<nanobind::object> state_names;
+  std::vector<nanobind::object> memory_names;
+  // The scalars last computed in the step under way, and what for.
+  bool placed = false;
+  double t = 0;
+  double memory[kMaxMemory] = {};
+  double after[kMaxMemory] = {};
+  std::int64_t scalars = 0;
+  std::int64_t prepare = -1;
+};
+
+// Memory of one tensor as bytes: for those who look more closely.
+struct Piece {
+  std::int64_t row;
+  std::int64_t which;  // 0: the parameter, 1: the gradient, 2...: the states
+  std::int64_t address;
+  std::int64_t itemsize;
+  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> strides;
+};
+
+class Table {
+ public:
+  Table(std::size_t isa, std::uintptr_t team, double clip_value);
+
+  // --- what a host tells -------------------------------------------------------------------------------------------
+
+  void resize(std::size_t count);
+  void set_row(std::size_t row, std::size_t update, nanobind::object parameter, bool repeated);
+  void set_update(std::size_t index, std::int64_t kernel, std::vector<double> hyperparameters, double coupled_decay, bool maximize);
+  void set_names(std::size_t index, nanobind::object count, std::vector<nanobind::object> states, std::vector<nanobind::object> memory);
+
+  // --- one step ----------------------------------------------------------------------------------------------------
+
+  void begin();                             // no row is active
+  void activate(std::size_t row, double t);  // once its addresses are there
+  void hold(PyObject* object) { held_.push_back(nanobind::borrow(object)); }
+  void forget() noexcept;
+
+  // Rows whose gradient may share memory with what the step writes; and whether what it writes may overlap.
+  std::pair<bool, std::vector<std::int64_t>> settle();
+  void trust();
+  std::vector<Piece> pieces() const;
+
+  // The sum of squares of the gradients of all rows, added in order, and the largest of one row.
+  std::pair<double, double> measure(int threads);
+  std::pair<double, double> update(double factor, std::vector<std::int64_t> measures, int threads);
+
+  std::size_t count() const { return rows_.size(); }
+  std::size_t active_count() const { return active_; }
+  std::size_t at(std::size_t row) const;
+  std::size_t update_at(std::size_t index) const;
+  Row& row(std::size_t index) { return rows_[index]; }
+  Item& item(std::size_t index) { return items_[index]; }
+  const Update& update_of(std::size_t index) const { return updates_[items_[index].update]; }
+  const KernelSet& kernels() const { return *kernels_; }
+  std::vector<std::int64_t>& layouts() { return layouts_; }
+  const std::vector<double>& tallies() const { return tallies_; }
+  std::size_t measured() const { return measures_.size(); }
+
+  std::int64_t version = 0;         // grows when `settle` has seen other numbers than before
+  std::int64_t counts[2] = {0, 0};  // steps taken, steps skipped
+
+ private:
+  void place_scalars(double factor);
+  void pass(bool update, int threads);
+  std::pair<double, double> total() const;
+  bool as_seen(std::size_t row) const;
+  void see(std::size_t row, std::int64_t (&numbers)[3 + kMaxStates]) const;
+  std::pair<std::int64_t, std::int64_t> extent(const Row& row, bool gradient) const;
+  std::int64_t digest(const Row& row, bool gradient) const;
+
+  const KernelSet* kernels_;
+  Team team_;
+  double clip_value_;
+  std::vector<Row> rows_;
+  std::vector<Item> items_;
+  std::vector<Update> updates_;
+  std::vector<std::int64_t> layouts_;
+  std::vector<double> scalars_;
+  std::vector<double> tallies_;
+  std::vector<std::int64_t> measures_;
+  std::vector<nanobind::object> held_;
+  std::vector<std::pair<std::int64_t, std::int64_t>> written_;  // merged and sorted
+  std::size_t active_ = 0;
+};
+
+const KernelSet* kernel_set_at(std::size_t index);
+
+void bind_table(nanobind::module_& m);
+void bind_tensors(nanobind::module_& m);
+void bind_arrays(nanobind::module_& m);
+
+}  // namespace openadam

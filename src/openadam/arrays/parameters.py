@@ -1,0 +1,128 @@
+"""Parameters and gradients as the caller gives them: their structure and names, and which gradients are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import GradientDtypeError, GradientError, GradientShapeError, SparseGradientError
+from .rows import Row
+
+__all__ = ["as_gradient", "describe", "flatten", "read_group", "read_structure", "structured"]
+
+Array = npt.NDArray[Any]
+
+
+# --- structure ---------------------------------------------------------------------------------------------------------
+
+
+def describe(value: Any) -> str:
+    """What a value is, for messages."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__} of shape {tuple(shape)}"
+    return f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else type(value).__name__
+
+
+Named = list[tuple[str, Any]]
+
+
+def read_structure(params: Any) -> tuple[str, list[tuple[Named, dict[str, Any]]]]:
+    """Whether params is single, sequence, mapping or groups; and per group its named parameters and its settings."""
+    if isinstance(params, Mapping) and "params" in params and not hasattr(params["params"], "dtype"):
+        params = [params]
+    if not isinstance(params, Mapping) and not hasattr(params, "dtype"):
+        params = _sequence(params)
+        if any(isinstance(part, Mapping) for part in params):
+            groups = []
+            count = 0
+            for part in params:
+                if not isinstance(part, Mapping):
+                    raise TypeError("give either arrays or groups, not both")
+                groups.append(read_group(part, count))
+                count += len(groups[-1][0])
+            return "groups", groups
+    structure, named = _name_all(params, 0)
+    return structure, [(named, {"structure": structure})]
+
+
+def read_group(group: Mapping[str, Any], first: int) -> tuple[Named, dict[str, Any]]:
+    """The named parameters of a group and its settings; unnamed ones are numbered from ``first``."""
+    if not isinstance(group, Mapping) or "params" not in group:
+        raise TypeError("a group is a mapping with the key 'params'")
+    structure, named = _name_all(group["params"], first)
+    return named, {**group, "structure": structure}
+
+
+def _sequence(params: Any) -> list[Any]:
+    if isinstance(params, (set, frozenset)):
+        raise TypeError("parameters need an order that a set does not have: give an ordered collection, a list or a dict of names")
+    if isinstance(params, (str, bytes)) or not isinstance(params, Iterable):
+        raise TypeError(f"params must be an array, a sequence or mapping of arrays, or groups, not {type(params).__name__}")
+    return list(params)
+
+
+def _name_all(params: Any, first: int) -> tuple[str, Named]:
+    if isinstance(params, Mapping):
+        for name in params:
+            if not isinstance(name, str):
+                raise TypeError(f"the name of a parameter must be a string, not {name!r}")
+        return "mapping", list(params.items())
+    if hasattr(params, "dtype"):
+        return "single", [(str(first), params)]
+    return "sequence", [(str(first + i), array) for i, array in enumerate(_sequence(params))]
+
+
+def structured(structure: str, named: Named) -> Any:
+    """The parameters of one group in the shape in which they were given."""
+    if structure == "single":
+        return named[0][1]
+    return dict(named) if structure == "mapping" else [array for _, array in named]
+
+
+def flatten(structure: str, names: Sequence[str], grads: Any) -> list[Any]:
+    """The gradients of one group in the order of its parameters; refuses another structure."""
+    if structure == "single":
+        return [grads]
+    if structure == "mapping":
+        if not isinstance(grads, Mapping):
+            raise GradientError(f"the parameters were given by name: give a mapping of the same names, not {describe(grads)}")
+        if len(grads) != len(names) or any(name not in grads for name in names):
+            missing, unexpected = [n for n in names if n not in grads], [n for n in grads if n not in set(names)]
+            raise GradientError(
+                f"the gradients' names are not the parameters': missing {missing}, unexpected {unexpected} (None stands for no gradient)"
+            )
+        return [grads[name] for name in names]
+    if hasattr(grads, "dtype") or isinstance(grads, (Mapping, set, frozenset, str, bytes)) or not isinstance(grads, Iterable):
+        raise GradientError(f"the parameters were given as a sequence: give a list of {len(names)} gradients, not {describe(grads)}")
+    result = list(grads)
+    if len(result) != len(names):
+        raise GradientError(f"{len(result)} gradients for {len(names)} parameters (None stands for no gradient)")
+    return result
+
+
+def as_gradient(row: Row, value: Any) -> Array:
+    """The gradient as an array in the row's axis order and dtype; refuses by name what cannot be used."""
+    name, own = row.name, row.view.dtype
+    if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
+        raise GradientError(f"the gradient of parameter {name!r} is a masked array with masked elements; fill it first (.filled(0))")
+    if not isinstance(value, np.ndarray):
+        if getattr(value, "is_sparse", False) or "sparse" in str(getattr(value, "layout", "")) or hasattr(value, "tocsr"):
+            raise SparseGradientError(f"the gradient of parameter {name!r} is sparse ({type(value).__name__}); give a dense array")
+        if not hasattr(value, "__array__") and not (type(value) is float and row.shape == ()):
+            raise GradientDtypeError(f"the gradient of parameter {name!r} is {value!r:.80} ({type(value).__name__}), not an array of {own}")
+    array = np.asarray(value)
+    if array.shape != row.shape:
+        raise GradientShapeError(
+            f"the gradient of parameter {name!r} has shape {array.shape}, the parameter {row.shape}; gradients are never broadcast"
+        )
+    if array.dtype != own:  # byte order counts
+        if not (array.dtype == np.float32 and own == np.float64):
+            raise GradientDtypeError(
+                f"the gradient of parameter {name!r} is {array.dtype.str} ({array.dtype}), the parameter {own}; convert it with .astype({own})"
+            )
+        array = array.astype(own)
+    return row.canonical(array)

@@ -1,0 +1,144 @@
+"""What a constructor's keywords and a group's settings may be: torch's, ours, and the errors for what is neither."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import engine as engines
+from ..errors import HyperparameterError
+from ..hyperparameters import checked, suggest
+from .members import Member, as_pair
+from .memory import arithmetic_of
+
+__all__ = ["Chosen", "as_python_numbers", "check_kinds", "check_names", "first_narrow", "read_options", "refuse_modes", "refuse_unknown", "torch_class"]
+
+ENGINES = (None, "native", "graph", "compiled")
+POLICIES = ("raise", "skip", "propagate")
+
+
+def read_options(
+    *, clip_norm: Any, clip_value: Any, nonfinite: str, no_decay: Any, threads: Any, sharded: Any, engine: str | None
+) -> dict[str, Any]:
+    """The keywords that come on top of torch's, checked."""
+    if nonfinite not in POLICIES:
+        raise HyperparameterError(f"nonfinite={nonfinite!r} is none of {', '.join(map(repr, POLICIES))}")
+    if engine not in ENGINES:
+        raise HyperparameterError(f"engine={engine!r} is none of {', '.join(map(repr, ENGINES))}")
+    if engine == "native" and engines.native_engine() is None:
+        raise HyperparameterError("engine='native': there is no native code here; leave it out to run on torch operations")
+    if not callable(no_decay):
+        if not isinstance(no_decay, Iterable):
+            raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor tensors, nor a function of (name, tensor)")
+        no_decay = [no_decay] if isinstance(no_decay, (str, Tensor)) else list(no_decay)
+    return {
+        "clip_norm": None if clip_norm is None else checked("clip_norm", clip_norm),
+        "clip_value": None if clip_value is None else checked("clip_value", clip_value),
+        "nonfinite": nonfinite,
+        "no_decay": no_decay,
+        "threads": None if threads is None else engines.resolve_threads(threads),
+        "sharded": bool(sharded),
+        "engine": engine,
+    }
+
+
+def torch_class(cls: type) -> Any:
+    """The class of torch.optim whose constructor, groups and hooks these are."""
+    return next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim"))
+
+
+def accepted(cls: type) -> list[str]:
+    """The keywords of torch's constructor."""
+    return [name for name in inspect.signature(torch_class(cls).__init__).parameters if name not in ("self", "params")]
+
+
+def refuse_unknown(cls: type, settings: Iterable[str], own: Sequence[str]) -> None:
+    """Refuse keywords that neither torch nor we know, with the nearest one that exists."""
+    known = accepted(cls)
+    for name in settings:
+        if name not in known:
+            raise suggest(cls.__name__, name, [*known, *own])
+
+
+def check_kinds(cls: type, arguments: tuple[Any, ...], settings: dict[str, Any]) -> tuple[Any, ...]:
+    """Refuse what is no number where torch would fail over comparing it; returns the arguments with pairs as tuples of floats."""
+    names = accepted(cls)
+    given = {**dict(zip(names, arguments, strict=False)), **settings}
+    member: Member = cls.member  # type: ignore[attr-defined]
+    if "betas" in given:
+        pair = as_pair(given["betas"])
+        if pair is None:
+            raise HyperparameterError(f"Invalid betas: {given['betas']!r} is not a pair of numbers")
+        if "betas" in settings:
+            settings["betas"] = pair
+        else:
+            arguments = tuple(pair if name == "betas" else value for name, value in zip(names, arguments, strict=False))
+    for name in ("lr", "weight_decay", *(key for key, place in member.numbers.values() if place is None)):
+        value = given.get(name, 0.0)
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Tensor, numbers.Real, np.ndarray)):
+            raise HyperparameterError(f"Invalid {name}: {value!r} ({type(value).__name__}) is not a number")
+    return arguments
+
+
+def refuse_modes(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse the flags of torch that a step of ours cannot honour."""
+    for flag, why in (("differentiable", "its step is no part of the autograd graph"), ("capturable", "its step cannot be captured in a CUDA graph")):
+        if settings.get(flag):
+            raise HyperparameterError(f"{flag}=True is not supported by openadam: {why}; use torch.optim.{name} for it")
+
+
+def as_python_numbers(group: dict[str, Any]) -> None:
+    """NumPy's numbers and other libraries' pairs would not load again from a file under ``weights_only``."""
+    for key, value in group.items():
+        if isinstance(value, (np.generic, np.ndarray)) and value.size == 1:
+            group[key] = value.item()
+        elif key == "betas" and type(value) not in (list, tuple):  # which stay, to be edited in place
+            group[key] = as_pair(value) or value
+
+
+def first_narrow(group: Mapping[str, Any]) -> str | None:
+    """The name of a group's first parameter that is worked on in float32."""
+    for k, p in enumerate(group["params"]):
+        if arithmetic_of(p.dtype) is torch.float32:
+            return str(group["param_names"][k]) if "param_names" in group else str(k)
+    return None
+
+
+def check_names(no_decay: Any, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse names in ``no_decay`` that no parameter has: what they were meant for would decay."""
+    if callable(no_decay):
+        return
+    wanted = [item for item in no_decay if isinstance(item, str)]
+    names = [name for group in groups for name in group.get("param_names", ())]
+    unknown = [name for name in wanted if name not in set(names)]
+    if unknown and not names:
+        raise HyperparameterError(f"no_decay={wanted} are names, and the parameters have none: give model.named_parameters()")
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, 1) or [name for name in names if unknown[0] in name][:1]
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise HyperparameterError(
+            f"no parameter is named {unknown[0]!r}, as no_decay has it; {hint}Names are whole, as in 'layer.bias'; "
+            "a function says it for many: no_decay=lambda name, p: p.ndim < 2"
+        )
+    if any(not isinstance(item, (str, Tensor)) for item in no_decay):
+        raise HyperparameterError(f"no_decay={no_decay!r} holds what is neither a name nor a tensor")
+
+
+class Chosen:
+    """An option that is chosen when the optimizer is made: to be read; setting it would do nothing, so that is refused."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self if instance is None else instance._options[self._name]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        raise AttributeError(f"{self._name} is chosen when the optimizer is made; make another and give it this one's state_dict()")

@@ -1,0 +1,349 @@
+"""The rows of a torch optimizer in one step: read, checked, measured, stepped, committed.
+
+torch's own ``param_groups`` and ``state`` are the truth at every step. Rows that are plain are read, checked and stepped by the native
+part; the others are looked at one by one (`Row.reach`) and then join them, or run on torch operations where the native loop cannot
+reach them. Between steps nothing of a tensor is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .. import engine as engines
+from ..errors import AliasError, GradientError, NonFiniteGradientError, ParameterError
+from ..memory import Piece, first_shared, meet
+from ..step import Stepper
+from . import graph
+from .members import Member
+from .memory import FRAMEWORK, arithmetic_of, as_array, dtype_name, has_numbers, is_memory, piece
+from .rows import Reached, Row
+from .shards import Shards, is_distributed, local_part
+
+__all__ = ["SkippedByScaler", "TensorStepper", "excluded"]
+
+Array = npt.NDArray[Any]
+Groups = Sequence[MutableMapping[str, Any]]
+
+
+class SkippedByScaler(Exception):  # noqa: N818 - not an error
+    """A scaler has found infinities, here or in another process."""
+
+
+class TensorStepper(Stepper):
+    """Steps over the tensors of a torch optimizer."""
+
+    def __init__(
+        self, member: Member, native: engines.NativeEngine | None, *, compile: bool, no_decay: Any, sharded: bool,
+        clip_norm: float | None, clip_value: float | None, nonfinite: str, counted: tuple[int, int],
+    ) -> None:  # fmt: skip
+        super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite)
+        self.member = member
+        self._native = native if FRAMEWORK is not None else None
+        self._compile, self._no_decay, self._sharded = compile, no_decay, sharded
+        self._bound = math.inf if clip_value is None else clip_value
+        engine = self._native or engines.ReferenceEngine()
+        self.table = engine.table(self._bound)
+        self.table.taken, self.table.skipped = counted
+        self.engine_name = "native" if self._native is not None else "graph"
+        self.rows: list[Row] = []
+        self.updates: list[engines.Update] = []  # of each class
+        self.groups: Groups = ()
+        self.state: MutableMapping[Any, Any] = {}
+        self.shards = Shards([])
+        self.skips = False  # whether a scaler wants this step skipped
+        self.is_new = False  # whether there are states to come, and none yet, with any who take this step
+        self._reached: dict[int, Reached] = {}  # rows of this step that are not plain
+        self._given: dict[int, Reached] = {}  # those among them that run on torch operations
+        self._tallies: Array | None = None  # of all rows, where some run on torch operations
+        self._seen: Any = None  # what was last found to share no memory, as numbers
+
+    # --- groups ----------------------------------------------------------------------------------------------------
+
+    def tell(self, groups: Groups, settings: Sequence[Mapping[str, Any]]) -> None:
+        """The groups' settings, as numbers under the family's names, and the rules that their flags stand for."""
+        for g, (group, values) in enumerate(zip(groups, settings, strict=True)):
+            traced, coupling = self.member.traced(group), self.member.coupling(group)
+            for index in (2 * g, 2 * g + 1):
+                if index == len(self.updates):
+                    self.updates.append(self._update(traced, coupling))
+                elif self.updates[index].traced is not traced or self.updates[index].coupling != coupling:
+                    self.updates[index] = self._update(traced, coupling)
+                    for row in self.rows:
+                        row.update = self.updates[row.class_index] if row.class_index < len(self.updates) else row.update
+                update = self.updates[index]
+                update.values = {**values, "weight_decay": 0.0} if index % 2 else dict(values)
+                if self._native is not None:
+                    update.tell(self.table, index)
+                    public = self.member.states
+                    states, memory = ([public.get(name, name) for name in names] for names in (update.program.states, update.program.memory))
+                    self.table.set_names(index, "step" if self.member.counts else None, states if update.kernel else [], memory if update.kernel else [])
+
+    def _update(self, traced: Any, coupling: str) -> engines.Update:
+        program = engines.compiled(traced)[0]
+        return engines.Update(traced, coupling, (self._native.kernel(program) or 0) if self._native is not None else 0)
+
+    def _regroup(self) -> None:
+        """Rows for the parameters that the groups hold now."""
+        self.rows = []
+        seen: set[int] = set()
+        parameters = []
+        for g, group in enumerate(self.groups):
+            params = list(group["params"])
+            names = group.get("param_names")
+            if names is not None and len(names) != len(params):
+                raise ParameterError(f"group {g} has {len(params)} parameters and {len(names)} names in 'param_names'; change both")
+            for place, p in enumerate(params):
+                row = Row(p, self.member, g, place, len(self.rows))
+                row.repeated = id(p) in seen  # torch warns of it; a step moves it once
+                seen.add(id(p))
+                row.excluded = excluded(self._no_decay, row.name(self.groups), p)
+                row.update = self.updates[row.class_index]
+                self.rows.append(row)
+                parameters.append(p)
+        self.shards = Shards(parameters, plain_too=self._sharded)
+        if self._native is not None:
+            self.table.resize(len(self.rows))
+            for i, row in enumerate(self.rows):
+                self.table.set_row(i, row.class_index, row.reference, row.repeated)
+        self._seen = None
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def read(self, groups: Groups, state: MutableMapping[Any, Any]) -> None:
+        """Ask every tensor where it lies; refuse by name what cannot be used. Nothing that a step changes is changed."""
+        self.groups, self.state = groups, state
+        self.is_new = False
+        others = self._read()
+        if others is None:
+            self._regroup()
+            others = self._read()
+            assert others is not None
+        if others:
+            self._look(others)
+        doubtful, suspects = self.table.settle() if self._native is not None else (False, [])
+        if doubtful or suspects or self._given:
+            self._refuse_shared(doubtful, suspects)
+
+    def _read(self) -> list[int] | None:
+        if self._native is not None:
+            return engines.native().read_tensors(FRAMEWORK, self.table, self.groups, self.state)  # type: ignore[no-any-return]
+        parameters = [p for group in self.groups for p in group["params"]]
+        if len(parameters) != len(self.rows) or any(row.parameter is not p for row, p in zip(self.rows, parameters, strict=True)):
+            return None
+        return [i for i, row in enumerate(self.rows) if not row.repeated and row.parameter.grad is not None]
+
+    @torch.no_grad()
+    def _look(self, others: Sequence[int]) -> None:
+        """Look at rows that are not plain, one by one."""
+        parts: dict[int, Tensor] = {}
+        # The others take part in this, so it is done first, and once: afterwards any process may refuse what it finds.
+        for i, p in ((i, self.rows[i].parameter) for i in others if self.shards):
+            g = p.grad
+            if is_distributed(p) and is_distributed(g) and g.placements != p.placements and g.device_mesh == p.device_mesh:
+                parts[i] = local_part(g, p)
+        for i in others:
+            reached = self._reached[i] = self.rows[i].reach(self.groups, self.state, parts.get(i))
+            natively = reached.natively() if self._native is not None else None
+            if natively is None or not self._place(i, reached, *natively):
+                self._given[i] = reached
+
+    def _place(self, i: int, reached: Reached, p: Tensor, g: Tensor, states: list[Tensor]) -> bool:
+        count = reached.count
+        for tensor in (count, *reached.numbers):
+            if tensor is not None and not is_memory(tensor):
+                return False
+        numbers = [tensor.as_subclass(Tensor) for tensor in reached.numbers]
+        counter = None if count is None else count.as_subclass(Tensor)
+        return engines.native().place_tensors(FRAMEWORK, self.table, i, p, g, states, counter, reached.steps, numbers)  # type: ignore[no-any-return]
+
+    def _refuse_shared(self, doubtful: bool, suspects: Iterable[int]) -> None:
+        """Look exactly at who shares memory; what was found in order is not looked at again while all numbers stay the same."""
+        pieces: list[tuple[str, int, str, Piece]] = []  # device, row, what, where
+        for i, reached in self._given.items():
+            for what, tensor in zip((*self.rows[i].keys, "p", "g"), (*reached.targets, reached.gradient), strict=True):
+                if is_memory(tensor) and has_numbers(tensor) and tensor.numel():
+                    device, where = piece(tensor)
+                    pieces.append((device, i, what, where))
+        numbers = (pieces, self.table.version if self._native is not None else 0)
+        if not doubtful and not suspects and numbers == self._seen:
+            return
+        every = list(pieces)
+        for i, which, address, size, shape, strides in self.table.pieces() if self._native is not None else ():
+            what = ("p", "g")[which] if which < 2 else self.rows[i].keys[which - 2]
+            every.append(("cpu", i, what, Piece(address, size, tuple(shape), tuple(strides))))
+        for device in dict.fromkeys(device for device, *_ in every):
+            here = [(i, what, where) for there, i, what, where in every if there == device]
+            written = [each for each in here if each[1] != "g"]
+            shared = first_shared([where for _, _, where in written])
+            if shared is not None:
+                raise self._shared(*(written[k] for k in shared))
+            extents = sorted((*where.extent(), k) for k, (_, _, where) in enumerate(written))
+            starts, ends = np.array([low for low, _, _ in extents]), np.maximum.accumulate([high for _, high, _ in extents])
+            for i, _, where in (each for each in here if each[1] == "g"):
+                low, high = where.extent()
+                for at in range(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(starts, high))):
+                    j, what, other = written[extents[at][2]]
+                    if meet(where, other):
+                        kind = "parameter" if what == "p" else "state of parameter"
+                        both = f"the gradient of parameter {self.name(i)!r} shares memory with the {kind} {self.name(j)!r}"
+                        raise AliasError(f"{both}, which the step writes; give it memory of its own")
+        if self._native is not None:
+            self.table.trust()
+        self._seen = numbers
+
+    def _shared(self, a: tuple[int, str, Piece], b: tuple[int, str, Piece]) -> AliasError:
+        (i, what, where), (j, other, _) = a, b
+        if a == b:
+            p = self.rows[i].parameter
+            shape = f"shape {tuple(p.shape)} and strides {p.stride() if what == 'p' else where.strides}"
+            named = f"parameter {self.name(i)!r}" if what == "p" else f"the state {what!r} of parameter {self.name(i)!r}"
+            return AliasError(f"{named} of {shape} overlaps itself: elements share memory; copy it first")
+        if what == other == "p":
+            return AliasError(f"parameters {self.name(i)!r} and {self.name(j)!r} share memory; each step would move it twice")
+        names = [f"parameter {self.name(k)!r}" if w == "p" else f"the state {w!r} of parameter {self.name(k)!r}" for k, w in ((i, what), (j, other))]
+        return AliasError(f"{names[0]} and {names[1]} share memory, which the step would write twice; give each memory of its own")
+
+    def forget(self) -> None:
+        """Tensors are the caller's; keep none alive."""
+        self._reached, self._given, self._tallies = {}, {}, None
+        self.groups, self.state = (), {}
+        if self._native is not None:
+            self.table.forget()
+
+    # --- what a stepper asks ---------------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    @property
+    def active_count(self) -> int:
+        """Rows that take part in this step."""
+        return int(self.table.active_count) + len(self._given)
+
+    def is_active(self, i: int) -> bool:
+        return i in self._given or (self._native is not None and bool(self.table.is_active(i)))
+
+    def name(self, i: int) -> str:
+        return self.rows[i].name(self.groups)
+
+    def dtype(self, i: int) -> np.dtype[Any]:
+        return np.dtype(dtype_name(arithmetic_of(self.rows[i].parameter.dtype)))
+
+    def gradient(self, i: int) -> Array:
+        reached = self._reached.get(i)
+        return as_array(self.rows[i].parameter.grad if reached is None else reached.gradient)
+
+    @torch.no_grad()
+    def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
+        row = self.rows[i]
+        reached = self._reached.get(i) or row.reach(self.groups, self.state, None)
+        values, _ = graph.stepped(reached, factor, self._bound)
+        found = zip((*row.keys, "p"), reached.targets, values, strict=True)
+        return as_array(reached.gradient).reshape(-1), [
+            (name, as_array(before).reshape(-1), as_array(after.to(before.dtype)).reshape(-1)) for name, before, after in found
+        ]
+
+    def measure(self, threads: int) -> tuple[float, float]:
+        total = super().measure(threads)
+        return self._merged([0]) if self._given else total
+
+    def update(self, factor: float, measures: list[int], threads: int) -> tuple[float, float]:
+        if not self._given:
+            return super().update(factor, measures, threads)
+        before = self.table.taken
+        parameter = any(measure > 0 for measure in measures)
+        tallies = {}
+        with torch.no_grad():
+            for i, reached in self._given.items():
+                p = reached.parameter.clone() if parameter else None
+                graph.commit(reached, *graph.stepped(reached, factor, self._bound, compile=self._compile))
+                tallies[i] = graph.measured(reached, measures, p)
+        super().update(factor, measures, threads)
+        latest = max(reached.steps + 1 for reached in self._given.values()) if self.member.counts else 0
+        self.table.taken = max(before + 1, self.table.taken, latest)
+        return self._merged(measures, tallies)
+
+    def _merged(self, measures: Sequence[int], seen: Mapping[int, Sequence[float]] | None = None) -> tuple[float, float]:
+        """The tallies of all rows, in their order, those of the torch operations among them."""
+        self._tallies = np.zeros((self.count, len(measures)))
+        if self._native is not None:
+            self._tallies[:] = self.table.tallies()
+        with torch.no_grad():
+            for i, reached in self._given.items():
+                self._tallies[i] = graph.measured(reached, measures) if seen is None else seen[i]
+        squares = self._tallies[:, 0] if measures else np.zeros(0)
+        with np.errstate(all="ignore"):
+            return (float(np.add.accumulate(squares)[-1]), float(squares.max())) if squares.size else (0.0, 0.0)
+
+    def tallies(self) -> Array:
+        return super().tallies() if self._tallies is None else self._tallies
+
+    # --- the commit ------------------------------------------------------------------------------------------------
+
+    def register(self) -> None:
+        """Tell torch's autograd that the parameters change, and show new states to torch."""
+        if self._native is not None and self.table.active_count:
+            parameters = engines.native().active_parameters(self.table)
+            try:
+                torch._C._increment_version(parameters)
+            except RuntimeError:
+                for row in self.rows:
+                    row.refuse_inference(self.groups)
+                raise
+        for i, reached in self._reached.items():
+            if not reached.new:
+                continue
+            row = self.rows[i]
+            if row.parameter not in self.state:
+                self.state[row.parameter] = {}
+            self.state[row.parameter].update((key, reached.new[key]) for key in ("step", *row.number_keys, *row.keys) if key in reached.new)
+
+    # --- several processes -----------------------------------------------------------------------------------------
+
+    def begins(self) -> bool:
+        """Whether this step makes the first states of all."""
+        makes = any(reached.first for reached in self._reached.values())
+        return makes and not any(row.has_states(self.state) for row in self.rows)
+
+    def everywhere(self, total: float, largest: float) -> tuple[float, float]:
+        if not self.shards:
+            return self.norm(total), largest
+        squares = self.tallies()[:, 0]
+        with np.errstate(all="ignore"):
+            norms = {key: self.norm(float(np.add.accumulate(squares[which])[-1]) if which else 0.0, which) for key, which in self.shards.sets.items()}
+        makes = any(reached.first for reached in self._reached.values())
+        flags = (False, self.skips, makes, any(row.has_states(self.state) for row in self.rows))
+        norm, largest, (refused, skips, waiting, held) = self.shards.exchange(norms, largest, flags)
+        self.is_new = waiting and not held
+        if refused:
+            raise GradientError("another process refused this step, and says why; nothing was changed")
+        if skips:
+            raise SkippedByScaler
+        return norm, largest
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether the processes that hold parts of the parameters speak with each other at every step."""
+        return bool(self.shards) and (self.nonfinite != "propagate" or self.clip_norm is not None)
+
+    def agreed(self, error: Exception | None) -> Exception | None:
+        if not self.shards:
+            return error
+        if isinstance(error, NonFiniteGradientError):
+            error.process = torch.distributed.get_rank()
+        return self.shards.first_error(error)
+
+
+def excluded(no_decay: Any, name: str, p: Tensor) -> bool:
+    """Whether weight decay leaves a parameter alone."""
+    if callable(no_decay):
+        return bool(no_decay(name, p))
+    return any(item is p or (isinstance(item, str) and item == name) for item in no_decay)
