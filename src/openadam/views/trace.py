@@ -17,7 +17,8 @@ from .. import rules
 from ..errors import UnknownHyperparameterError
 from ..family import MEMBERS
 from ..language.arrays import compile_scalars, evaluate, run
-from ..language.expression import Expression, Namespace, Rule, postorder
+from ..language.expression import Expression, Namespace, Rule
+from ..language.graph import Node, postorder
 from ..language.notation import LATEX, TEXT, Notation, Piece
 from ..language.program import Program, lower
 from ..optimizer import Optimizer
@@ -240,7 +241,7 @@ def _plain(value: Any) -> Value:
 def _line(equation: Equation, t: int, value: Any, values: dict[tuple[str, str], Any]) -> Line:
     """An equation with its numbers, in both notations."""
 
-    def number(symbol: Expression, notation: Notation) -> Piece:
+    def number(symbol: Node, notation: Notation) -> Piece:
         return notation.value(_plain(values[symbol.value]))
 
     notes = []
@@ -260,7 +261,7 @@ def _line(equation: Equation, t: int, value: Any, values: dict[tuple[str, str], 
     )
 
 
-def _written(expression: Expression, leaf: Callable[[Expression, Notation], Piece] = lambda symbol, notation: notation.symbol(symbol)) -> Written:
+def _written(expression: Expression, leaf: Callable[[Node, Notation], Piece] = lambda symbol, notation: notation.symbol(symbol)) -> Written:
     return Written(TEXT.write(expression, lambda symbol: leaf(symbol, TEXT)), LATEX.write(expression, lambda symbol: leaf(symbol, LATEX)))
 
 
