@@ -47,7 +47,8 @@ bool read_row(Table& table, std::size_t i, PyObject* gradient) {
 
 // Takes over the gradients that are plain, and returns the rows that need a closer look.
 std::vector<std::int64_t> read_arrays(Table& table, nb::list gradients) {
-  if (static_cast<std::size_t>(PyList_GET_SIZE(gradients.ptr())) != table.count()) throw std::invalid_argument("gradients and table differ in length");
+  if (static_cast<std::size_t>(PyList_GET_SIZE(gradients.ptr())) != table.count())
+    throw std::invalid_argument("gradients and table differ in length");
   table.begin();
   std::vector<std::int64_t> others;
   for (std::size_t i = 0; i < table.count(); ++i) {
@@ -63,7 +64,8 @@ std::vector<std::int64_t> read_arrays(Table& table, nb::list gradients) {
 }
 
 // Takes over a row that was looked at: addresses, and how the elements lie where they are not dense.
-void place_array(Table& table, std::size_t i, std::int64_t parameter, std::int64_t gradient, const std::vector<std::int64_t>& layout, nb::object hold) {
+void place_array(Table& table, std::size_t i, std::int64_t parameter, std::int64_t gradient, const std::vector<std::int64_t>& layout,
+                 nb::object hold) {
   Row& row = table.row(table.at(i));
   row.parameter = parameter;
   row.gradient = gradient;
@@ -97,8 +99,8 @@ void bind_arrays(nb::module_& m) {
   if (import_numpy() < 0) throw nb::python_error();
   m.def("read_arrays", &read_arrays, nb::arg("table"), nb::arg("gradients"),
         "Begin a step with the gradients that are plain; returns the rows that need a closer look.");
-  m.def("place_array", &place_array, nb::arg("table"), nb::arg("row"), nb::arg("parameter"), nb::arg("gradient"), nb::arg("layout"), nb::arg("hold").none(),
-        "Let a row that was looked at take part: two addresses and, unless both are dense, a layout.");
+  m.def("place_array", &place_array, nb::arg("table"), nb::arg("row"), nb::arg("parameter"), nb::arg("gradient"), nb::arg("layout"),
+        nb::arg("hold").none(), "Let a row that was looked at take part: two addresses and, unless both are dense, a layout.");
   m.def("set_memory", &set_memory, nb::arg("table"), nb::arg("row"), nb::arg("length"), nb::arg("dtype"), nb::arg("states"), nb::arg("numbers"),
         nb::arg("memory"), "What stays with a row: length, dtype, the states' addresses, and where its number of steps and scalar states lie.");
 }

@@ -401,7 +401,8 @@ nb::object numbers(const std::vector<double>& values, std::size_t rows, std::siz
   return nb::cast(nb::ndarray<double, nb::numpy, nb::ndim<2>>(copy->data(), {rows, width}, owner));
 }
 
-using Described = std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::vector<std::int64_t>, std::vector<std::int64_t>>>;
+using Described =
+    std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::vector<std::int64_t>, std::vector<std::int64_t>>>;
 
 }  // namespace
 
@@ -422,9 +423,11 @@ void bind_table(nb::module_& m) {
           "Steps taken and skipped, as an array over both.")
       .def_ro("version", &Table::version, "Grows when `settle` sees other numbers than before.")
       .def_prop_ro("active_count", &Table::active_count, "Rows that take part in the step under way.")
-      .def("is_active", [](const Table& table, std::size_t row) { return const_cast<Table&>(table).row(table.at(row)).active != 0; }, nb::arg("row"))
-      .def("t", [](const Table& table, std::size_t row) { return const_cast<Table&>(table).item(table.at(row)).t; }, nb::arg("row"),
-           "The number of the step that a row is about to take.")
+      .def(
+          "is_active", [](const Table& table, std::size_t row) { return const_cast<Table&>(table).row(table.at(row)).active != 0; }, nb::arg("row"))
+      .def(
+          "t", [](const Table& table, std::size_t row) { return const_cast<Table&>(table).item(table.at(row)).t; }, nb::arg("row"),
+          "The number of the step that a row is about to take.")
       .def("resize", &Table::resize, nb::arg("count"), "Begin anew with so many rows.")
       .def("set_row", &Table::set_row, nb::arg("row"), nb::arg("update"), nb::arg("parameter").none(), nb::arg("repeated") = false,
            "Which update moves a row, and its parameter: an array, or a weak reference to a tensor.")
@@ -450,7 +453,8 @@ void bind_table(nb::module_& m) {
       .def("update", &Table::update, nb::arg("factor"), nb::arg("measures"), nb::arg("threads"),
            "Take the step and commit its counters; returns what `measure` does where its measure is the first of those taken.")
       .def(
-          "tallies", [](const Table& table) { return numbers(table.tallies(), table.count(), table.measured()); }, "What the last pass measured: rows x measures.");
+          "tallies", [](const Table& table) { return numbers(table.tallies(), table.count(), table.measured()); },
+          "What the last pass measured: rows x measures.");
 }
 
 }  // namespace openadam

@@ -18,9 +18,9 @@
 
 namespace openadam {
 
-constexpr int kMaxMemory = 2;                        // scalar states of a rule
-constexpr double kMostSteps = 9007199254740991.0;    // a float64 counts exactly up to here
-constexpr double kMostSingleSteps = 16777216.0;      // and a float32 up to here
+constexpr int kMaxMemory = 2;                      // scalar states of a rule
+constexpr double kMostSteps = 9007199254740991.0;  // a float64 counts exactly up to here
+constexpr double kMostSingleSteps = 16777216.0;    // and a float32 up to here
 
 // A number that a step reads and writes: where it is, and of which type.
 struct Number {
@@ -89,7 +89,7 @@ class Table {
 
   // --- one step ----------------------------------------------------------------------------------------------------
 
-  void begin();                             // no row is active
+  void begin();                              // no row is active
   void activate(std::size_t row, double t);  // once its addresses are there
   void hold(PyObject* object) { held_.push_back(nanobind::borrow(object)); }
   void forget() noexcept;

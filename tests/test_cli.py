@@ -166,6 +166,12 @@ def test_import_is_light():
     assert process.communicate(timeout=60) == ("\n", "")
 
 
+def test_a_command_s_file_is_imported_when_it_is_named():
+    names = [f"openadam.cli.{name}" for name in cli.COMMANDS]
+    process = start(f"import sys; from openadam.cli import main; main(['list']); print(*(name for name in {names!r} if name in sys.modules))")
+    assert process.communicate(timeout=60)[0].splitlines()[-1] == "openadam.cli.list"
+
+
 def test_closed_pipe_is_quiet():
     process = start(command("list"), env={**os.environ, "PYTHONUNBUFFERED": ""})
     process.stdout.close()

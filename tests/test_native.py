@@ -554,7 +554,7 @@ def test_a_table_checks_what_it_is_told() -> None:
     kernels = native.updates(0)
     adam = next(k for k, (name, *_) in enumerate(kernels) if name == "adam")
     for arguments in [(0, len(kernels), [], 0.0, False), (0, -1, [], 0.0, False), (0, adam, [0.1], 0.0, False)]:
-        with pytest.raises(ValueError, match="no such kernel|another number of hyperparameters"):
+        with pytest.raises(ValueError, match=r"no such kernel|another number of hyperparameters"):
             table.set_update(*arguments)
     table.set_update(0, adam, [0.1] * 5, 0.0, False)
     table.resize(2)
@@ -570,7 +570,7 @@ def test_a_table_checks_what_it_is_told() -> None:
         lambda: native.set_memory(table, 0, 1, 0, [], 0, 3),
         lambda: native.Table(99, 0, np.inf),
     ):
-        with pytest.raises(ValueError, match="no such|too many|differ in length"):
+        with pytest.raises(ValueError, match=r"no such|too many|differ in length"):
             call()
 
 
@@ -586,7 +586,7 @@ def test_what_a_table_was_not_given_is_refused() -> None:
     table.begin()
     native.place_array(table, 0, 0, 0, [], None)
     for call in (lambda: table.measure(1), lambda: table.update(1.0, [], 1), lambda: table.update(1.0, [99], 1), lambda: table.measure(0)):
-        with pytest.raises(ValueError, match="null address|no such measure|threads"):
+        with pytest.raises(ValueError, match=r"null address|no such measure|threads"):
             call()
     assert not numbers.any()
     assert table.taken == 0

@@ -5,10 +5,12 @@ Labels such as I16 are the case numbers of docs/faults.md.
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import functools
 import importlib.metadata
 import importlib.resources
+import importlib.util
 import inspect
 import os
 import re
@@ -25,7 +27,7 @@ from family import ENGINES, PLAIN
 from support import fingerprint, python
 
 import openadam
-from openadam import HyperparameterError, NativeMissingWarning, OpenAdamError
+from openadam import HyperparameterError, NativeMissingWarning, OpenAdamError, cli
 from openadam import engine as engines
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
@@ -480,3 +482,54 @@ def test_i19_optimizers_come_and_go() -> None:
         grown, files = map(int, line.split())
         assert grown < 2_000_000
         assert files == 0
+
+
+# --- how the modules depend on each other ------------------------------------------------------------------------------
+
+
+def package_modules() -> dict[str, Path]:
+    """The files of the installed package by the names of their modules; that of the native part is its stub."""
+    root = Path(openadam.__file__).parent
+    files = [path for path in root.rglob("*.py*") if path.suffix in (".py", ".pyi")]
+    return {".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def imported_modules(module: str, modules: dict[str, Path]) -> set[str]:
+    """What a module of the package imports of the package, also in functions and for type checking only.
+
+    A package that is run because something in it is imported does not count.
+    """
+    found = set()
+    package = module if modules[module].stem == "__init__" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(modules[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            found |= {f"{source}.{alias.name}" if f"{source}.{alias.name}" in modules else source for alias in node.names}
+    return found & modules.keys()
+
+
+def circles(imports: dict[str, set[str]]) -> set[frozenset[str]]:
+    """The largest sets of modules of which each reaches every other."""
+    reached = {}
+    for module in imports:
+        reached[module], pending = set(), [module]
+        while pending:
+            new = imports[pending.pop()] - reached[module]
+            reached[module] |= new
+            pending += new
+    return {frozenset(other for other in reached[module] if module in reached[other]) for module in imports if module in reached[module]}
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == set()
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": {"d"}}) == {frozenset("bc"), frozenset("d")}
+
+
+def test_no_modules_import_each_other() -> None:
+    modules = package_modules()
+    imports = {module: imported_modules(module, modules) for module in modules}
+    imports["openadam.cli"] |= {f"openadam.cli.{command}" for command in cli.COMMANDS}  # imported by their names when they run
+    assert "openadam.rules" in imports["openadam.step"]
+    assert circles(imports) == set()

@@ -1,11 +1,11 @@
 """openadam: the Adam optimizer family for Python, written once, fast and exact, and never a black box."""
 
 from . import errors, measures, rules, schedules
+from .arrays.optimizer import Optimizer, StepReport
 from .errors import *  # noqa: F403
 from .errors import __all__ as _errors
 from .family import MEMBERS, SGD, Adagrad, Adam, AdaMax, AdamW, AMSGrad, Momentum, NAdam, NAdamW, RAdam, RAdamW, RMSProp
 from .language.expression import Step, exp, log, maximum, minimum, rule, sign, sqrt, where
-from .arrays.optimizer import Optimizer, StepReport
 from .schedules import Cosine, Linear, WarmUp
 from .views.show import show
 from .views.trace import trace

@@ -360,4 +360,3 @@ def zeros(count_bytes: int) -> Array:
     raw = np.zeros(count_bytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + count_bytes]
-

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from . import rules
-from .hyperparameters import HYPERPARAMETERS
 from .arrays.optimizer import Optimizer
+from .hyperparameters import HYPERPARAMETERS
 
 __all__ = ["MEMBERS", "SGD", "AMSGrad", "AdaMax", "Adagrad", "Adam", "AdamW", "Momentum", "NAdam", "NAdamW", "RAdam", "RAdamW", "RMSProp"]
 

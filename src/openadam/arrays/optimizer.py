@@ -7,7 +7,7 @@ import math
 import operator
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -472,7 +472,14 @@ class _ArrayStepper(Stepper):
     """Steps over the arrays of an optimizer."""
 
     def __init__(
-        self, engine: engines.Engine, rows: list[Row], state_names: Mapping[str, str], *, clip_norm: float | None, clip_value: float | None, nonfinite: str
+        self,
+        engine: engines.Engine,
+        rows: list[Row],
+        state_names: Mapping[str, str],
+        *,
+        clip_norm: float | None,
+        clip_value: float | None,
+        nonfinite: str,
     ) -> None:
         super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite)
         # Not the optimizer itself, which would then live until the garbage collector comes.

@@ -1,6 +1,6 @@
 """The little language in which update rules are written: a traced expression graph, its rewrites, and its printers.
 
-A rule is called once on symbols (`expression`), which gives a graph; the graph is rewritten once (`program`), so that
+A rule is called once on symbols (`expression`), which gives a graph (`graph`); the graph is rewritten once (`program`), so that
 every back end performs the same operations in the same order; then it is evaluated on arrays (`arrays`), printed as C++
 (`cpp`), or printed for people (`notation`). For example::
 

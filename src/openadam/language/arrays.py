@@ -7,7 +7,8 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .expression import Expression, postorder
+from .expression import Expression
+from .graph import postorder
 from .program import Program
 
 __all__ = ["compile_scalars", "evaluate", "run"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .expression import postorder
+from .graph import postorder
 from .program import Program
 
 __all__ = ["reduction", "scalars", "update"]

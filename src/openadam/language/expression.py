@@ -1,4 +1,4 @@
-"""Expressions: the nodes of a rule's graph, the operators that build them, and the tracing of a rule into them."""
+"""Expressions: nodes with the operators of Python, and the tracing of a rule into a graph of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from types import FrameType
 from typing import Any, NoReturn, overload
 
 from ..errors import RuleError
+from .graph import Node, postorder
+from .notation import text
 
 __all__ = [
     "Expression",
@@ -45,21 +47,11 @@ TAKEN_HYPERPARAMETERS = frozenset({
 CONDITIONS = frozenset({"less", "less_equal", "equal"})
 
 
-class Expression:
-    """One node: an operation and its arguments, or a leaf (a symbol with its space and name, or a constant).
+class Expression(Node):
+    """A node that one calculates with: operators make nodes, and what the language lacks is refused by name."""
 
-    Spaces of symbols: ``tensor`` (``g``, ``p`` and the direction), ``state`` (what a rule remembers), ``scalar``
-    (hyperparameters and the step number ``t``).
-    """
-
-    __slots__ = ("arguments", "line", "operation", "value")
+    __slots__ = ()
     __array_ufunc__ = None  # np.sqrt(m) and array * m must reach our operators, which refuse them by name
-
-    def __init__(self, operation: str, arguments: tuple[Expression, ...] = (), value: Any = None) -> None:
-        self.operation = operation
-        self.arguments = arguments
-        self.value = value
-        self.line: tuple[str, int] | None = None  # where it was written, of what may have to be refused later
 
     @property
     def is_condition(self) -> bool:
@@ -150,8 +142,6 @@ class Expression:
         raise RuleError(f"a symbol has no attribute or method `{name}`; the language has operators and functions only")
 
     def __repr__(self) -> str:
-        from .notation import text
-
         return text(self)
 
 
@@ -259,22 +249,6 @@ def where(condition: Any, a: Any, b: Any) -> Expression:
     where(t == 1, a, b)
     """
     return node("where", condition, a, b)
-
-
-def postorder(*roots: Expression) -> Iterator[Expression]:
-    """Every node below the roots once, arguments before users, in a fixed order."""
-    seen: set[int] = set()
-    stack = [(root, False) for root in reversed(roots)]
-    while stack:
-        expression, expanded = stack.pop()
-        if id(expression) in seen:
-            continue
-        if expanded:
-            seen.add(id(expression))
-            yield expression
-        else:
-            stack.append((expression, True))
-            stack.extend((argument, False) for argument in reversed(expression.arguments))
 
 
 def substitute(roots: Sequence[Expression], replacements: Mapping[tuple[str, str], Expression]) -> list[Expression]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .expression import Expression, postorder
+from .graph import Node, postorder
 
 __all__ = ["LATEX", "TEXT", "Notation", "Piece", "latex", "rounded", "text"]
 
@@ -46,7 +46,7 @@ class Notation:
     number: Callable[[float], Piece]
     vector: Callable[[Sequence[str]], str]
 
-    def symbol(self, symbol: Expression) -> Piece:
+    def symbol(self, symbol: Node) -> Piece:
         """A leaf by its name, at its time: states and the parameter are those before the step."""
         space, name = symbol.value
         time = "" if space == "scalar" else "t-1" if space == "state" or symbol.value == ("tensor", "p") else "t"
@@ -58,20 +58,20 @@ class Notation:
             return self.number(rounded(value, digits))
         return Piece(self.vector([self.number(rounded(x, digits)).text for x in value]))
 
-    def write(self, root: Expression, leaf: Callable[[Expression], Piece] | None = None) -> str:
+    def write(self, root: Node, leaf: Callable[[Node], Piece] | None = None) -> str:
         """The expression; ``leaf`` tells how its symbols look."""
         leaf = leaf or self.symbol
         pieces: dict[int, Piece] = {}
-        for expression in postorder(root):
-            if expression.operation == "symbol":
-                piece = leaf(expression)
-            elif expression.operation == "constant":
-                piece = self.number(expression.value) if isinstance(expression.value, float) else Piece(str(expression.value))
+        for node in postorder(root):
+            if node.operation == "symbol":
+                piece = leaf(node)
+            elif node.operation == "constant":
+                piece = self.number(node.value) if isinstance(node.value, float) else Piece(str(node.value))
             else:
-                template, binding, needs = self.operations[expression.operation]
-                operands = [pieces[id(argument)] for argument in expression.arguments]
+                template, binding, needs = self.operations[node.operation]
+                operands = [pieces[id(argument)] for argument in node.arguments]
                 piece = Piece(template(*(self._operand(*operand) for operand in zip(operands, needs, range(len(needs)), strict=True))), binding)
-            pieces[id(expression)] = piece if len(piece.text) <= LONGEST else Piece(self.ellipsis)
+            pieces[id(node)] = piece if len(piece.text) <= LONGEST else Piece(self.ellipsis)
         return pieces[id(root)].text
 
     def _operand(self, piece: Piece, need: int, place: int) -> str:
@@ -197,7 +197,7 @@ LATEX = Notation(
 )
 
 
-def text(expression: Expression) -> str:
+def text(expression: Node) -> str:
     """The expression as plain text, in Python's notation.
 
     >>> from openadam import rules
@@ -207,7 +207,7 @@ def text(expression: Expression) -> str:
     return TEXT.write(expression)
 
 
-def latex(expression: Expression) -> str:
+def latex(expression: Node) -> str:
     r"""The expression as LaTeX, for math mode.
 
     >>> from openadam import rules

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .expression import Expression, postorder
+from .expression import Expression
+from .graph import postorder
 
 __all__ = ["Instruction", "Program", "lower"]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import family, rules
@@ -79,7 +79,7 @@ class Member:
                 continue
             found[name] = checked(name, value, where=f" ({key} of group {index})" if name != key else f" in group {index}")
         ascends = group.get("maximize", False)
-        if not isinstance(ascends, (numbers.Real, torch.Tensor)) and type(ascends).__name__ not in ("bool", "bool_"):
+        if not isinstance(ascends, (int, float, torch.Tensor, np.bool_)):
             raise HyperparameterError(f"maximize={ascends!r} in group {index} is neither True nor False")
         return found | {"maximize": bool(group.get("maximize", False))}
 
@@ -97,7 +97,7 @@ def as_pair(value: Any) -> tuple[Any, Any] | None:
         return None
     if len(pair) != 2:
         return None
-    floats = tuple(float(x) if isinstance(x, numbers.Real) and not isinstance(x, bool) else x for x in pair)
+    floats = tuple(float(x) if isinstance(x, (int, float, np.number)) and not isinstance(x, bool) else x for x in pair)
     return floats[0], floats[1]
 
 

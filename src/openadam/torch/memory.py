@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,19 @@ from torch import Tensor
 from .. import engine as engines
 from ..memory import Piece
 
-__all__ = ["arithmetic_of", "array_over", "as_array", "FRAMEWORK", "dtype_name", "has_numbers", "is_memory", "make_state", "piece", "real", "scalar_dtype"]
+__all__ = [
+    "FRAMEWORK",
+    "arithmetic_of",
+    "array_over",
+    "as_array",
+    "dtype_name",
+    "has_numbers",
+    "is_memory",
+    "make_state",
+    "piece",
+    "real",
+    "scalar_dtype",
+]
 
 LARGE = 2**21  # bytes; from here on huge pages pay
 _exchange: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
@@ -33,6 +47,14 @@ def has_numbers(tensor: Any) -> bool:
 def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
     """What a step computes in: float64 for float64, float32 for everything narrower."""
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+@contextlib.contextmanager
+def operations() -> Iterator[None]:
+    """For a step's own torch operations: no gradients, and numbers on the CPU whatever default device is active."""
+    elsewhere = torch.get_default_device().type != "cpu"
+    with torch.no_grad(), torch.device("cpu") if elsewhere else contextlib.nullcontext():
+        yield
 
 
 def real(tensor: Tensor) -> Tensor:
@@ -55,8 +77,9 @@ def array_over(tensor: Tensor) -> npt.NDArray[Any]:
     dtype = np.dtype(dtype_name(tensor.dtype))
     if not tensor.numel():
         return np.zeros(tuple(tensor.shape), dtype)
-    memory = (ctypes.c_char * (tensor.numel() * dtype.itemsize)).from_address(tensor.data_ptr())
-    return np.frombuffer(memory, dtype).reshape(tuple(tensor.shape))
+    memory: Any = (ctypes.c_char * (tensor.numel() * dtype.itemsize)).from_address(tensor.data_ptr())
+    array: npt.NDArray[Any] = np.frombuffer(memory, dtype)
+    return array.reshape(tuple(tensor.shape))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -113,7 +136,9 @@ def _lazy_flag() -> list[int]:
             where = [k for k in where if words(id(lazy), object.__sizeof__(lazy))[k] == lazy._cdata]
             size_of = min(usable(plain._cdata), usable(lazy._cdata), 512)
             a, b = words(plain._cdata, size_of), words(lazy._cdata, size_of)
-            marks = {k: int(a[k] ^ b[k]) for k in np.flatnonzero(a != b).tolist() if int(a[k] ^ b[k]).bit_count() == 1 and not int(a[k]) & int(a[k] ^ b[k])}
+            marks = {
+                k: int(a[k] ^ b[k]) for k in np.flatnonzero(a != b).tolist() if int(a[k] ^ b[k]).bit_count() == 1 and not int(a[k]) & int(a[k] ^ b[k])
+            }
             found.append((set(where), marks))
     objects = set.intersection(*(where for where, _ in found))
     places = set.intersection(*(set(marks) for _, marks in found))

@@ -18,15 +18,23 @@ from ..hyperparameters import checked, suggest
 from .members import Member, as_pair
 from .memory import arithmetic_of
 
-__all__ = ["Chosen", "as_python_numbers", "check_kinds", "check_names", "first_narrow", "read_options", "refuse_modes", "refuse_unknown", "torch_class"]
+__all__ = [
+    "Chosen",
+    "as_python_numbers",
+    "check_kinds",
+    "check_names",
+    "first_narrow",
+    "read_options",
+    "refuse_modes",
+    "refuse_unknown",
+    "torch_class",
+]
 
 ENGINES = (None, "native", "graph", "compiled")
 POLICIES = ("raise", "skip", "propagate")
 
 
-def read_options(
-    *, clip_norm: Any, clip_value: Any, nonfinite: str, no_decay: Any, threads: Any, sharded: Any, engine: str | None
-) -> dict[str, Any]:
+def read_options(*, clip_norm: Any, clip_value: Any, nonfinite: str, no_decay: Any, threads: Any, sharded: Any, engine: str | None) -> dict[str, Any]:
     """The keywords that come on top of torch's, checked."""
     if nonfinite not in POLICIES:
         raise HyperparameterError(f"nonfinite={nonfinite!r} is none of {', '.join(map(repr, POLICIES))}")

@@ -126,8 +126,8 @@ class Row:
 
     def has_states(self, state: Mapping[Any, Any]) -> bool:
         """Whether torch holds any state of the rule for the parameter."""
-        own = state.get(self.parameter)
-        return bool(own) and any(own.get(key) is not None for key in self.keys)
+        own = state.get(self.parameter) or {}
+        return any(own.get(key) is not None for key in self.keys)
 
     # --- how a step reaches it -------------------------------------------------------------------------------------
 

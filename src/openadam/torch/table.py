@@ -8,7 +8,7 @@ reach them. Between steps nothing of a tensor is kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..memory import Piece, first_shared, meet
 from ..step import Stepper
 from . import graph
 from .members import Member
-from .memory import FRAMEWORK, arithmetic_of, as_array, dtype_name, has_numbers, is_memory, piece
+from .memory import FRAMEWORK, arithmetic_of, as_array, dtype_name, has_numbers, is_memory, operations, piece
 from .rows import Reached, Row
 from .shards import Shards, is_distributed, local_part
 
@@ -83,7 +83,9 @@ class TensorStepper(Stepper):
                     update.tell(self.table, index)
                     public = self.member.states
                     states, memory = ([public.get(name, name) for name in names] for names in (update.program.states, update.program.memory))
-                    self.table.set_names(index, "step" if self.member.counts else None, states if update.kernel else [], memory if update.kernel else [])
+                    self.table.set_names(
+                        index, "step" if self.member.counts else None, states if update.kernel else [], memory if update.kernel else []
+                    )
 
     def _update(self, traced: Any, coupling: str) -> engines.Update:
         program = engines.compiled(traced)[0]
@@ -139,7 +141,7 @@ class TensorStepper(Stepper):
             return None
         return [i for i, row in enumerate(self.rows) if not row.repeated and row.parameter.grad is not None]
 
-    @torch.no_grad()
+    @operations()
     def _look(self, others: Sequence[int]) -> None:
         """Look at rows that are not plain, one by one."""
         parts: dict[int, Tensor] = {}
@@ -241,7 +243,7 @@ class TensorStepper(Stepper):
         reached = self._reached.get(i)
         return as_array(self.rows[i].parameter.grad if reached is None else reached.gradient)
 
-    @torch.no_grad()
+    @operations()
     def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
         row = self.rows[i]
         reached = self._reached.get(i) or row.reach(self.groups, self.state, None)
@@ -261,7 +263,7 @@ class TensorStepper(Stepper):
         before = self.table.taken
         parameter = any(measure > 0 for measure in measures)
         tallies = {}
-        with torch.no_grad():
+        with operations():
             for i, reached in self._given.items():
                 p = reached.parameter.clone() if parameter else None
                 graph.commit(reached, *graph.stepped(reached, factor, self._bound, compile=self._compile))
@@ -276,7 +278,7 @@ class TensorStepper(Stepper):
         self._tallies = np.zeros((self.count, len(measures)))
         if self._native is not None:
             self._tallies[:] = self.table.tallies()
-        with torch.no_grad():
+        with operations():
             for i, reached in self._given.items():
                 self._tallies[i] = graph.measured(reached, measures) if seen is None else seen[i]
         squares = self._tallies[:, 0] if measures else np.zeros(0)

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from .. import rules
 from ..language.arrays import evaluate
-from ..language.expression import Expression, Namespace, Traced, postorder, symbol
+from ..language.expression import Expression, Namespace, Traced, symbol
+from ..language.graph import postorder
 from ..language.notation import rounded
 from ..language.program import Rewriter
 

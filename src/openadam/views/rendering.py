@@ -1,4 +1,4 @@
-"""Drawing a trace: as text, as LaTeX, as JSON."""
+"""Drawing a trace: as text (what `str` gives), as LaTeX, as JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..language.notation import LATEX, TEXT
-
-if TYPE_CHECKING:
-    from .trace import Line, Trace
+from ..language.notation import LATEX
+from .worked import Trace
 
 __all__ = ["render"]
 
@@ -34,38 +32,12 @@ def render(trace: Trace, as_: str = "text") -> str:
     return RENDERERS[as_](trace)
 
 
-def _title(trace: Trace) -> str:
-    settings = ", ".join(f"{name}={value if isinstance(value, (str, bool)) else TEXT.value(value).text}" for name, value in trace.settings.items())
-    return f"{trace.rule}: {settings}; p0 = {TEXT.value(trace.params).text}"
-
-
-def _results(line: Line) -> tuple[str, str]:
-    """The numbers and what comes out, in both notations; once, if they are the same."""
-    text, latex = TEXT.value(line.value).text, LATEX.value(line.value).text
-    return (
-        text if line.numbers.text == text else f"{line.numbers.text} = {text}",
-        latex if line.numbers.latex == latex else f"{line.numbers.latex} = {latex}",
-    )
-
-
-def _as_text(trace: Trace) -> str:
-    parts = [_title(trace)]
-    for step in trace.steps:
-        rows = [f"step {step.t}"]
-        for line in step.lines:
-            width = len(line.symbol.text)
-            rows += [f"  {line.name:{width}} = {line.formula.text}", f"  {line.symbol.text} = {_results(line)[0]}"]
-            rows += [f"  {'':{width}}   ({note.text})" for note in line.notes]
-        parts.append("\n".join(rows))
-    return "\n\n".join(parts)
-
-
 def _as_latex(trace: Trace) -> str:
-    parts = [f"% {_title(trace)}"]
+    parts = [f"% {trace.title}"]
     for step in trace.steps:
         rows = []
         for line in step.lines:
-            rows += [f"{LATEX.name(line.name, 't')} &= {line.formula.latex}", f"{line.symbol.latex} &= {_results(line)[1]}"]
+            rows += [f"{LATEX.name(line.name, 't')} &= {line.formula.latex}", f"{line.symbol.latex} &= {line.results.latex}"]
             rows += [rf"&\quad {note.latex}" for note in line.notes]
         parts.append("\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}")
     return "\n".join(parts)
@@ -82,4 +54,4 @@ def _as_json(trace: Trace) -> str:
     return json.dumps(finite(asdict(trace)), indent=2, allow_nan=False)
 
 
-RENDERERS: dict[str, Callable[[Trace], str]] = {"text": _as_text, "latex": _as_latex, "json": _as_json}
+RENDERERS: dict[str, Callable[[Trace], str]] = {"text": str, "latex": _as_latex, "json": _as_json}

@@ -8,10 +8,10 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from ..arrays.optimizer import Optimizer
 from ..language import cpp
 from ..language.expression import Rule, Traced
 from ..language.notation import LATEX
-from ..arrays.optimizer import Optimizer
 from ..rules import update_program
 from .equations import equations, surroundings
 from .trace import find_member

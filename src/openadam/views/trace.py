@@ -1,85 +1,34 @@
 """Tracing: every step of an algorithm with its formula, the numbers filled in and the result, as one does by hand.
 
-A trace is plain data, three views of which are drawn here: `render` as text, LaTeX or JSON. It watches a real optimizer, so its
-numbers are those of a run in float64; the formulas are read off the same graph from which the kernels are printed.
+A trace is plain data (`worked`), which `render` draws as text, LaTeX or JSON. It watches a real optimizer, so its numbers are
+those of a run in float64; the formulas are read off the same graph from which the kernels are printed.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import rules
+from ..arrays.optimizer import Optimizer
 from ..errors import UnknownHyperparameterError
 from ..family import MEMBERS
 from ..language.arrays import compile_scalars, evaluate, run
-from ..language.expression import Expression, Namespace, Rule, postorder
+from ..language.expression import Expression, Namespace, Rule
+from ..language.graph import Node, postorder
 from ..language.notation import LATEX, TEXT, Notation, Piece
 from ..language.program import Program, lower
-from ..arrays.optimizer import Optimizer
 from .equations import Equation, equations, surroundings
 from .rendering import render
+from .worked import Line, Trace, TracedStep, Value, Written
 
 __all__ = ["Line", "Trace", "TracedStep", "Written", "find_member", "parse_grads", "render", "trace"]
 
 Array = npt.NDArray[np.float64]
-Value = float | tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Written:
-    """The same in two notations."""
-
-    text: str
-    latex: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the algorithm at one step: ``m = beta1*m[t-1] + (1 - beta1)*g``, with numbers, and what comes out."""
-
-    name: str
-    formula: Written
-    numbers: Written
-    value: Value
-    symbol: Written
-    """The name at this step: ``m1``."""
-    notes: tuple[Written, ...] = ()
-    """Which branch was taken and why; divisions by zero."""
-
-
-@dataclass(frozen=True)
-class TracedStep:
-    """One step: its lines in the order in which they are computed, from the gradient to the parameter."""
-
-    t: int
-    lines: tuple[Line, ...]
-
-    @property
-    def values(self) -> dict[str, Value]:
-        """The results by name."""
-        return {line.name: line.value for line in self.lines}
-
-
-@dataclass(frozen=True)
-class Trace:
-    """An algorithm worked through: what it was given, and its steps."""
-
-    rule: str
-    coupling: str
-    settings: dict[str, float | str | bool]
-    """Hyperparameters, and whatever else is not the default."""
-    params: Value
-    """Where it started."""
-    steps: tuple[TracedStep, ...]
-
-    def __str__(self) -> str:
-        return render(self)
 
 
 def parse_grads(given: str) -> list[list[float]]:
@@ -292,7 +241,7 @@ def _plain(value: Any) -> Value:
 def _line(equation: Equation, t: int, value: Any, values: dict[tuple[str, str], Any]) -> Line:
     """An equation with its numbers, in both notations."""
 
-    def number(symbol: Expression, notation: Notation) -> Piece:
+    def number(symbol: Node, notation: Notation) -> Piece:
         return notation.value(_plain(values[symbol.value]))
 
     notes = []
@@ -312,7 +261,7 @@ def _line(equation: Equation, t: int, value: Any, values: dict[tuple[str, str], 
     )
 
 
-def _written(expression: Expression, leaf: Callable[[Expression, Notation], Piece] = lambda symbol, notation: notation.symbol(symbol)) -> Written:
+def _written(expression: Expression, leaf: Callable[[Node, Notation], Piece] = lambda symbol, notation: notation.symbol(symbol)) -> Written:
     return Written(TEXT.write(expression, lambda symbol: leaf(symbol, TEXT)), LATEX.write(expression, lambda symbol: leaf(symbol, LATEX)))
 
 

@@ -1,0 +1,118 @@
+"""Arguments that commands have in common: the parser, and the types of option-arguments."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from ..errors import OpenAdamError
+from ..family import MEMBERS
+from ..hyperparameters import HYPERPARAMETERS, checked
+
+__all__ = ["Parser", "UsageError", "hyperparameter", "members", "near", "normalized", "one_of", "setting", "whole"]
+
+
+class UsageError(Exception):
+    """The command line is not as it must be."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one line, and suggests what may have been meant."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = getattr(given, "parser", self)
+            name = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(name, [option for action in parser._actions for option in action.option_strings], 1)
+            parser.error(f"there is no option {name!r}; did you mean {close[0]!r}?" if close else f"{name!r} is one too many")
+        return given
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def normalized(arguments: Iterable[str]) -> list[str]:
+    """Options may be spelt with underscores, as hyperparameters are, and a negative number may follow them."""
+    result: list[str] = []
+    for argument in arguments:
+        if "--" in result:
+            pass  # what follows are no options
+        elif argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = name.replace("_", "-") + equals + value
+        elif re.match(r"-\.?\d", argument) and result and re.fullmatch(r"--[a-z0-9-]+", result[-1]):
+            argument = f"{result.pop()}={argument}"
+        result.append(argument)
+    return result
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """What a wrong name may have been meant to be, or all that there is."""
+    known = list(known)
+    close = difflib.get_close_matches(name.lower(), known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"there {'is' if len(known) == 1 else 'are'} {', '.join(known)}"
+
+
+def one_of(what: str, words: Sequence[str]) -> Callable[[str], str]:
+    """The type of an argument that is one of a few words."""
+
+    def convert(text: str) -> str:
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"there is no {what} {text!r}; {near(text, words)}")
+        return text
+
+    return convert
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """The type of a whole number within bounds."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text[:20]) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return convert
+
+
+def hyperparameter(name: str) -> Callable[[str], float]:
+    """The type of a hyperparameter's value, within its range."""
+
+    def convert(text: str) -> float:
+        try:
+            return checked(name, float(text))
+        except OpenAdamError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+    return convert
+
+
+def setting(text: str) -> tuple[str, str | float]:
+    """The type of ``NAME=VALUE``: a hyperparameter, or an option of a rule."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    if name in HYPERPARAMETERS:
+        return name, hyperparameter(name)(value)
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+def members(text: str) -> list[str]:
+    """The type of names of the family joined by commas, each once."""
+    names = [name.strip().lower() for name in text.split(",")]
+    for name in names:
+        if name not in MEMBERS:
+            raise argparse.ArgumentTypeError(f"there is no optimizer {name!r}; {near(name, MEMBERS)}")
+    return list(dict.fromkeys(names))

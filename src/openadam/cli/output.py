@@ -1,0 +1,48 @@
+"""What commands print: results as JSON or in columns on stdout, complaints in one line on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["assignments", "complain", "discard_output", "print_columns", "print_json", "printable"]
+
+
+def printable(text: object) -> str:
+    """The text on one line, with the control characters that a file name or a message may hold as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def complain(message: str) -> None:
+    """One line on stderr, if anybody can read it."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"openadam: {printable(message)}", file=sys.stderr)
+
+
+def discard_output() -> None:
+    """Nobody can read what is still buffered, and Python would complain about that at exit."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """The value as strict JSON."""
+    print(json.dumps(value, indent=indent, allow_nan=False))
+
+
+def print_columns(rows: Iterable[Sequence[object]]) -> None:
+    """Left-aligned, two spaces apart."""
+    lines = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def assignments(values: Mapping[str, Any]) -> str:
+    """Names and values on one line: ``lr=0.001 beta1=0.9``."""
+    return " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
