@@ -214,9 +214,9 @@ class ReferenceTable:
                     targets.append(target)
                     values.append(np.broadcast_to(outputs[name], p.shape).reshape(target.shape))
                 targets.append(row.numbers)
-                values.append([t + 1, *once.memory])
+                values.append(np.array([t + 1, *once.memory]))
         latest = max((int(self.rows[i].numbers[0]) + 1 for i in self.active), default=0)
-        assign_all([*targets, self.counts], [*values, [max(self.taken + 1, latest), self.skipped]])
+        assign_all([*targets, self.counts], [*values, np.array([max(self.taken + 1, latest), self.skipped])])
         return self._total()
 
     def tallies(self) -> npt.NDArray[np.float64]:
@@ -270,7 +270,7 @@ def join(values: Array, reduction: str) -> float:
 
 
 def assign_all(targets: Sequence[Any], values: Sequence[Any]) -> None:
-    """Replace the contents of arrays and lists in one call into C: no Python code runs in between, so no signal handler does."""
+    """Replace the contents of arrays (by arrays) and lists in one call into C: no Python code runs in between, so no signal handler does."""
     assign: Callable[[Any, Any, Any], None] = operator.setitem
     keys = [slice(None) if isinstance(target, list) else ... for target in targets]
     collections.deque(map(assign, targets, keys, values), maxlen=0)

@@ -50,7 +50,7 @@ class Loaded:
 
     arrays: list[list[npt.NDArray[Any]]]
     numbers: list[npt.NDArray[np.float64]]
-    counts: tuple[int, int]
+    counts: npt.NDArray[np.int64]
     groups: list[dict[str, Any]]
 
 
@@ -99,7 +99,7 @@ def read(contents: Contents, given: Mapping[str, Any]) -> Loaded:
         numbers.append(np.array([steps, *(_scalar(contents, row, name, state) for name in contents.traced.scalar_states)], np.float64))
         names = [name for name in contents.traced.states if name in contents.traced.element_states]
         arrays.append([_array(contents, row, name, state, own) for name, own in zip(names, row.states, strict=True)])
-    counts = (_counter(given["steps"], "steps"), _counter(given.get("skipped", 0), "skipped"))
+    counts = np.array([_counter(given["steps"], "steps"), _counter(given.get("skipped", 0), "skipped")], np.int64)
     settings = [_settings(contents, index, group) for index, group in enumerate(groups)]
     try:
         contents.check(settings)

@@ -160,3 +160,12 @@ def _framework() -> Any:
 
 FRAMEWORK = _framework()
 """The native reader of torch's tensors; None without native code, or where torch cannot be read."""
+
+_known: list[type] = [torch.Tensor, torch.nn.Parameter]
+
+
+def know_type(kind: type) -> None:
+    """Let the native reader take tensors of a type for plain memory, too. Only a few: it looks through them for every tensor."""
+    if kind not in _known and len(_known) < 8:
+        _known.append(kind)
+        FRAMEWORK.add_type(kind)

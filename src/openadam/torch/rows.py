@@ -242,7 +242,7 @@ class Row:
         given = own.get("step")
         if given is None:
             given = reached.new["step"] = torch.zeros((), dtype=scalar_dtype(), device="cpu")
-        elif isinstance(given, Tensor) and not has_numbers(given):
+        if isinstance(given, Tensor) and not has_numbers(given):
             return given, 0
         steps = whole_step(given, f"step of parameter {name!r}")
         if steps >= MAX_STEP:

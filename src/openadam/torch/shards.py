@@ -3,17 +3,21 @@
 A DTensor (FSDP2, tensor parallelism) tells by its mesh and placements who holds the rest of it. A step over such parameters
 exchanges a few numbers with every other process of the mesh: the local norms, the worst of them, the largest sum of squares, and
 flags such as whether something was refused; all processes then take the same decision. With ``sharded=True`` (ZeRO) the same goes for
-plain tensors and the default group.
+plain tensors and the default group. A parameter that `FullyShardedDataParallel` (FSDP1) has flattened is a plain tensor with a mark; the
+group that holds its other parts is known to the handle that flattened it.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..errors import ParameterError
 
 __all__ = ["Shards", "is_distributed", "local_part", "with_layout_of"]
 
@@ -51,9 +55,15 @@ class Shards:
         # Rows that are spread over the same dimensions of the same mesh have one norm; None stands for plain tensors.
         self.sets: dict[Any, list[int]] = {}
         self._meshes: list[Any] = []
+        self._flattened: list[Any] = []  # groups of FSDP1
         self.of_plain_tensors = plain_too
+        handles = _handles() if any(map(_is_flattened, parameters)) else {}
         for i, parameter in enumerate(parameters):
             key = None
+            if _is_flattened(parameter):
+                key = _group_of(i, parameter, handles)
+                if key is not None and key not in self._flattened:
+                    self._flattened.append(key)
             if is_distributed(parameter):
                 mesh = parameter.device_mesh
                 spread = tuple(d for d, placement in enumerate(parameter.placements) if not placement.is_replicate())
@@ -65,17 +75,19 @@ class Shards:
             self.sets.setdefault(None, [])
 
     def __bool__(self) -> bool:
-        return bool(self._meshes) or (self.of_plain_tensors and torch.distributed.is_initialized())
+        return bool(self._meshes or self._flattened) or (self.of_plain_tensors and torch.distributed.is_initialized())
 
     def _groups(self) -> Iterable[tuple[Any, str, Any]]:
         """Every group to speak with: itself, its device, and which sets are spread over it."""
         if self.of_plain_tensors and torch.distributed.is_initialized():
             group = torch.distributed.group.WORLD
-            yield group, "cuda" if torch.distributed.get_backend(group) == "nccl" else "cpu", [key for key in self.sets if key is None]
+            yield group, _device_of(group), [key for key in self.sets if key is None]
+        for group in self._flattened:
+            yield group, _device_of(group), [group]
         for mesh in self._meshes:
             for d in range(mesh.ndim):
                 if mesh.size(d) > 1:
-                    yield mesh.get_group(d), mesh.device_type, [key for key in self.sets if key is not None and key[0] == mesh and d in key[1]]
+                    yield mesh.get_group(d), mesh.device_type, [key for key in self.sets if isinstance(key, tuple) and key[0] == mesh and d in key[1]]
 
     def exchange(self, norms: dict[Any, float], largest: float, flags: Sequence[bool]) -> tuple[float, float, list[bool]]:
         """The norm over all processes, the largest sum of squares, and each flag that is set anywhere.
@@ -108,12 +120,45 @@ class Shards:
     def first_error(self, error: Exception | None) -> Exception | None:
         """The error of the first process that has one."""
         groups = [group for group, _, _ in self._groups()]
-        for _ in range(1 if len(self._meshes) + self.of_plain_tensors <= 1 else len(groups)):
+        for _ in range(1 if len(self._meshes) + len(self._flattened) + self.of_plain_tensors <= 1 else len(groups)):
             for group in groups:
                 errors: list[Exception | None] = [None] * torch.distributed.get_world_size(group)
                 torch.distributed.all_gather_object(errors, error, group=group)
                 error = next((each for each in errors if each is not None), None)
         return error
+
+
+def _device_of(group: Any) -> str:
+    """Where what a group exchanges must lie."""
+    return "cuda" if torch.distributed.get_backend(group) == "nccl" else "cpu"
+
+
+def _is_flattened(parameter: Any) -> bool:
+    """Whether FSDP1 has made a parameter a part of a flat one, or it is such a flat one itself."""
+    return getattr(parameter, "_fsdp_flattened", False) is True
+
+
+def _handles() -> dict[int, Any]:
+    """The handles of all parameters that FSDP1 has flattened, by the parameters' ids. Parameters do not know them, so they are looked for."""
+    from torch.distributed.fsdp._flat_param import FlatParamHandle
+
+    found: dict[int, Any] = {}
+    for handle in (each for each in gc.get_objects() if type(each) is FlatParamHandle):
+        flat = getattr(handle, "flat_param", None)
+        if flat is not None:
+            found |= {id(p): handle for p in (flat, *(flat._params or ()))}
+    return found
+
+
+def _group_of(place: int, parameter: Any, handles: dict[int, Any]) -> Any:
+    """The group whose processes hold the parts of a flattened parameter; None where each holds it whole."""
+    handle = handles.get(id(parameter))
+    if handle is None:
+        raise ParameterError(
+            f"parameter {place} belongs to a FullyShardedDataParallel model that is not to be found here; "
+            "make the optimizer from model.parameters() of the wrapped model"
+        )
+    return handle.process_group if handle.uses_sharded_strategy else None
 
 
 def _larger(numbers: Iterable[float]) -> float:

@@ -22,7 +22,7 @@ from ..memory import Piece, first_shared, meet
 from ..step import Stepper
 from . import graph
 from .members import Member
-from .memory import FRAMEWORK, arithmetic_of, as_array, dtype_name, has_numbers, is_memory, operations, piece
+from .memory import FRAMEWORK, arithmetic_of, as_array, dtype_name, has_numbers, is_memory, know_type, operations, piece
 from .rows import Reached, Row
 from .shards import Shards, is_distributed, local_part
 
@@ -155,6 +155,8 @@ class TensorStepper(Stepper):
             natively = reached.natively() if self._native is not None else None
             if natively is None or not self._place(i, reached, *natively):
                 self._given[i] = reached
+            elif is_memory(self.rows[i].parameter):
+                know_type(type(self.rows[i].parameter))
 
     def _place(self, i: int, reached: Reached, p: Tensor, g: Tensor, states: list[Tensor]) -> bool:
         count = reached.count
