@@ -90,7 +90,8 @@ def adamw(bench: Bench, case: str) -> None:
     else:  # bound by the number of tensors
         reading = ours(own)
         reading.step()
-        runs["reading"] = torch.no_grad()(lambda: (reading._stepper.read(), reading._stepper.register(), reading._stepper.forget()))
+        stepper = reading._stepper
+        runs["reading"] = lambda: (stepper.read(reading.param_groups, reading.state), stepper.register(), stepper.forget())
     seconds = interleaved(runs, rounds=bench.rounds(rounds))
     more = {f"seconds of {name}": statistics.median(values) for name, values in seconds.items()}
     bench.report(case, "propagate: ours / torch fused", ratio(seconds, "ours", "torch fused"), bar, **more)

@@ -108,6 +108,7 @@ void Table::resize(std::size_t count) {
   for (Row& row : rows_) row.layout = row.prepare = -1;
   items_.clear();
   items_.resize(count);
+  traces_.assign(count, Traces{});
   written_.clear();
 }
 

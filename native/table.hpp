@@ -47,6 +47,70 @@ struct Item {
   bool trusted = false;
 };
 
+// Sends the processor to an address that will be read soon. The empty instruction is for gcc, which takes a function that does nothing else
+// for one without effect, and leaves its calls out.
+inline void send_ahead([[maybe_unused]] const char* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address);
+  asm volatile("");
+#endif
+}
+
+// Where the objects behind a row were when it was last read, and what was read of its tensors then.
+//
+// The processor is sent to the objects some rows ahead: each is small, but all of them together are more than a cache holds, and to read
+// them one after the other would be one long wait. Nothing else is done with the addresses, so that old ones do no harm.
+class Traces {
+ public:
+  struct Tensor {
+    // What the tensor was found to be when its description had these bytes: as long as it has them, it is that.
+    std::uint64_t digest = 0;
+    std::int64_t offset = 0;  // from its storage's memory to its first element
+    std::int32_t dimensions = 0;
+    std::uint8_t dtype_code = 0;
+    std::uint8_t dtype_bits = 0;
+    std::uint8_t sizes = 0;  // where its shape stands in its description, in words
+    std::uint8_t strides = 0;
+    // Where its parts are.
+    const char* object = nullptr;
+    const char* description = nullptr;
+    const char* storage = nullptr;
+    const char* more[2] = {nullptr, nullptr};
+  };
+
+  static constexpr std::int64_t kLine = 64;
+
+  void begin() { used_ = 0; }
+  // The place for what is known of the next tensor.
+  Tensor* next() { return used_ < kTensors ? &tensors_[used_++] : nullptr; }
+  // The dict of the states, and the number of steps.
+  const char* dict = nullptr;
+  const char* keys = nullptr;
+  const char* count = nullptr;
+
+  void visit(std::int64_t length_of_description) const {
+    for (int k = 0; k < used_; ++k) {
+      const Tensor& tensor = tensors_[k];
+      send_ahead(tensor.object);
+      for (std::int64_t at = 0; at < length_of_description; at += kLine) send_ahead(tensor.description + at);
+      send_ahead(tensor.description + length_of_description - 1);
+      send_ahead(tensor.storage);
+      for (const char* address : tensor.more)
+        if (address) send_ahead(address);
+    }
+    if (!dict) return;
+    send_ahead(dict);
+    send_ahead(keys);
+    send_ahead(keys + kLine);
+    send_ahead(count);
+  }
+
+ private:
+  static constexpr int kTensors = 3 + kMaxStates + kMaxMemory;
+  Tensor tensors_[kTensors];
+  int used_ = 0;
+};
+
 // What moves the rows of one class: a kernel, its hyperparameters, and what surrounds the rule.
 struct Update {
   std::int64_t kernel = 0;  // 0: there is none, such rows are the host's own affair
@@ -109,6 +173,7 @@ class Table {
   std::size_t update_at(std::size_t index) const;
   Row& row(std::size_t index) { return rows_[index]; }
   Item& item(std::size_t index) { return items_[index]; }
+  Traces& traces(std::size_t index) { return traces_[index]; }
   const Update& update_of(std::size_t index) const { return updates_[items_[index].update]; }
   const KernelSet& kernels() const { return *kernels_; }
   std::vector<std::int64_t>& layouts() { return layouts_; }
@@ -132,6 +197,7 @@ class Table {
   double clip_value_;
   std::vector<Row> rows_;
   std::vector<Item> items_;
+  std::vector<Traces> traces_;
   std::vector<Update> updates_;
   std::vector<std::int64_t> layouts_;
   std::vector<double> scalars_;

@@ -48,51 +48,131 @@ constexpr std::int32_t kCpu = 1;
 constexpr std::uint8_t kInteger = 0;
 constexpr std::uint8_t kFloating = 2;
 
+// How a tensor object lies in memory, found out at run time by who makes a Framework: offset of the description in the object; offset in
+// the description of its flags and the marks among them of a view that shows other numbers than its memory holds (negated, conjugate);
+// offset of the storage in the description, and of the memory's address in the storage.
+struct Anatomy {
+  std::int64_t description;
+  std::int64_t flags;
+  std::int64_t marks;
+  std::int64_t storage;
+  std::int64_t memory;
+};
+
 // A framework whose tensors can be read: how, and which types are nothing but memory.
+//
+// The exchange interface is the authority on what a tensor is. It is asked through several layers, though, so where the anatomy is known, a
+// tensor whose description has not changed in any byte, and which the interface has been asked about, is not asked about again.
 class Framework {
  public:
-  // `flags` says where a tensor object keeps the mark of a view that shows other numbers than its memory holds (negated, conjugate): offset
-  // of the implementation in the object, of its flags in that, and the mark; empty: each tensor is asked by its method.
-  Framework(nb::object capsule, std::vector<nb::object> types, std::vector<std::int64_t> flags)
-      : capsule_(std::move(capsule)), types_(std::move(types)), flags_(std::move(flags)) {
+  Framework(nb::object capsule, std::vector<nb::object> types, const std::vector<std::int64_t>& anatomy)
+      : capsule_(std::move(capsule)), types_(std::move(types)) {
     exchange_ = static_cast<const Exchange*>(PyCapsule_GetPointer(capsule_.ptr(), "dlpack_exchange_api"));
     if (!exchange_) throw nb::python_error();
     if (exchange_->major != 1 || !exchange_->view) throw std::invalid_argument("the framework does not speak this exchange interface");
-    if (!flags_.empty() && flags_.size() != 3) throw std::invalid_argument("flags are an offset, an offset and a mark");
+    if (anatomy.empty()) return;
+    if (anatomy.size() != 5 || anatomy[1] < kCounted || anatomy[1] > 8 * 255 || anatomy[1] % 8)
+      throw std::invalid_argument("that is no anatomy of a tensor");
+    anatomy_ = Anatomy{anatomy[0], anatomy[1], anatomy[2], anatomy[3], anatomy[4]};
   }
 
   void add_type(nb::object type) { types_.push_back(std::move(type)); }
 
-  // Fills in the tensor behind an object that is plain memory; false where it is not.
-  bool view(PyObject* object, ForeignTensor* tensor) const {
+  // The length of a tensor's description, as far as it is read.
+  std::int64_t length_of_description() const { return anatomy_ ? anatomy_->flags + 8 : 0; }
+
+  // Fills in the tensor behind an object that is plain memory; false where it is not. Notes where that led, and, of a tensor that will
+  // change, what else will be touched.
+  bool view(PyObject* object, ForeignTensor* tensor, Traces* traces = nullptr, bool changes = false) const {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
     if (!std::any_of(types_.begin(), types_.end(), [type](const nb::object& known) { return known.ptr() == type; })) return false;
-    if (exchange_->view(object, tensor) != 0) {
-      PyErr_Clear();
-      return false;
+    if (!anatomy_) return ask(object, tensor) && !negated(object);
+    const char* description = word<const char*>(reinterpret_cast<const char*>(object) + anatomy_->description);
+    if (word<std::int64_t>(description + anatomy_->flags) & anatomy_->marks) return false;
+    const char* storage = word<const char*>(description + anatomy_->storage);
+    Traces::Tensor* known = traces ? traces->next() : nullptr;
+    if (!known || !storage) return ask(object, tensor);
+    const std::uint64_t digest = digest_of(description);
+    const auto memory = word<std::int64_t>(storage + anatomy_->memory);
+    if (known->object != reinterpret_cast<const char*>(object) || known->digest != digest) {
+      if (!ask(object, tensor)) return false;
+      learn(known, *tensor, description, memory, digest);
+      known->object = reinterpret_cast<const char*>(object);
+      known->description = description;
+      known->storage = storage;
+      known->more[0] = changes ? word<const char*>(description + anatomy_->storage + 8) : nullptr;   // where its gradient is found
+      known->more[1] = changes ? word<const char*>(description + anatomy_->storage + 24) : nullptr;  // and its version
+      return true;
     }
-    return !is_lazy(object);
+    tensor->data = reinterpret_cast<void*>(static_cast<std::uintptr_t>(memory + known->offset));
+    tensor->device_type = kCpu;
+    tensor->device_id = 0;
+    tensor->dimensions = known->dimensions;
+    tensor->dtype_code = known->dtype_code;
+    tensor->dtype_bits = known->dtype_bits;
+    tensor->dtype_lanes = 1;
+    tensor->shape = reinterpret_cast<const std::int64_t*>(description) + known->sizes;
+    tensor->strides = reinterpret_cast<const std::int64_t*>(description) + known->strides;
+    tensor->byte_offset = 0;
+    return true;
   }
 
  private:
-  bool is_lazy(PyObject* object) const {
-    if (!flags_.empty()) {
-      const char* implementation;
-      std::uint64_t word;
-      std::memcpy(&implementation, reinterpret_cast<const char*>(object) + flags_[0], sizeof(implementation));
-      std::memcpy(&word, implementation + flags_[1], sizeof(word));
-      return (word & static_cast<std::uint64_t>(flags_[2])) != 0;
+  static constexpr std::int64_t kCounted = 16;  // a description begins with its type and the number of its users, which do not matter
+
+  template <class T>
+  static T word(const char* address) {
+    T value;
+    std::memcpy(&value, address, sizeof(value));
+    return value;
+  }
+
+  bool ask(PyObject* object, ForeignTensor* tensor) const {
+    if (exchange_->view(object, tensor) == 0) return true;
+    PyErr_Clear();
+    return false;
+  }
+
+  // Of everything from the counts to the flags: storage, shape, strides, offset, dtype, device.
+  std::uint64_t digest_of(const char* description) const {
+    std::uint64_t lanes[4] = {14695981039346656037u, 1099511628211u, 6364136223846793005u, 1442695040888963407u};
+    std::int64_t at = kCounted;
+    for (int lane = 0; at <= anatomy_->flags; at += 8, lane = (lane + 1) & 3) {
+      lanes[lane] = (lanes[lane] ^ word<std::uint64_t>(description + at)) * 0x9E3779B97F4A7C15u;
+      lanes[lane] ^= lanes[lane] >> 29;
     }
+    std::uint64_t digest = 0;
+    for (const std::uint64_t lane : lanes) digest = (digest ^ lane) * 0xD6E8FEB86659FD93u;
+    return digest | 1;
+  }
+
+  // What was found, for as long as the digest stays; only if shape and strides are among the bytes that it is made from.
+  void learn(Traces::Tensor* known, const ForeignTensor& tensor, const char* description, std::int64_t memory, std::uint64_t digest) const {
+    const auto sizes = reinterpret_cast<const char*>(tensor.shape) - description;
+    const auto strides = reinterpret_cast<const char*>(tensor.strides) - description;
+    const std::int64_t length = 8 * static_cast<std::int64_t>(tensor.dimensions);
+    const bool within = sizes >= kCounted && strides >= kCounted && sizes + length <= anatomy_->flags && strides + length <= anatomy_->flags &&
+                        sizes % 8 == 0 && strides % 8 == 0 && tensor.device_type == kCpu && tensor.dtype_lanes == 1;
+    known->digest = within ? digest : 0;
+    known->offset = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset) - memory;
+    known->dimensions = tensor.dimensions;
+    known->dtype_code = tensor.dtype_code;
+    known->dtype_bits = tensor.dtype_bits;
+    known->sizes = static_cast<std::uint8_t>(sizes / 8);
+    known->strides = static_cast<std::uint8_t>(strides / 8);
+  }
+
+  static bool negated(PyObject* object) {
     static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
-    const nb::object negated = nb::steal(PyObject_CallMethodNoArgs(object, is_neg));
-    if (!negated.is_valid()) throw nb::python_error();
-    return negated.ptr() != Py_False;
+    const nb::object answer = nb::steal(PyObject_CallMethodNoArgs(object, is_neg));
+    if (!answer.is_valid()) throw nb::python_error();
+    return answer.ptr() != Py_False;
   }
 
   nb::object capsule_;
   const Exchange* exchange_;
   std::vector<nb::object> types_;
-  std::vector<std::int64_t> flags_;
+  std::optional<Anatomy> anatomy_;
 };
 
 std::int64_t address_of(const ForeignTensor& tensor) {
@@ -225,7 +305,7 @@ bool read_states(const Framework& framework, Table& table, std::size_t i, PyObje
       if (PyErr_Occurred()) throw nb::python_error();
       return false;
     }
-    if (!framework.view(object, out)) return false;
+    if (!framework.view(object, out, &table.traces(i))) return false;
     table.hold(object);
     return true;
   };
@@ -240,12 +320,15 @@ bool read_states(const Framework& framework, Table& table, std::size_t i, PyObje
   double steps = states ? 1 : 0;  // where nothing counts, a velocity that exists has seen a gradient
   if (!update.count_name.is_none()) {
     if (!found(update.count_name, &tensor) || !number_in(tensor, &item.count)) return false;
+    table.traces(i).count = static_cast<const char*>(tensor.data);
     steps = item.count.get();
     if (!can_count(item.count, steps)) return false;
   }
   table.activate(i, steps + 1);
   return true;
 }
+
+constexpr std::size_t kAhead = 6;  // rows to send the processor ahead
 
 PyObject* referent(PyObject* reference) {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -305,16 +388,24 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
       PyObject* parameter = PySequence_Fast_GET_ITEM(list.ptr(), n);
       if (i >= rows || referent(table.item(i).parameter.ptr()) != parameter) return std::nullopt;
       if (table.item(i).repeated) continue;
+      if (i + kAhead < rows) table.traces(i + kAhead).visit(framework.length_of_description());
+      Traces& traces = table.traces(i);
+      traces.begin();
       const nb::object gradient = nb::steal(PyObject_GetAttr(parameter, grad));
       if (!gradient.is_valid()) throw nb::python_error();
       if (gradient.is_none()) continue;
       ForeignTensor p;
       ForeignTensor g;
       PyObject* own = nullptr;
-      bool plain = dict_of_dicts && table.row(i).kernel > 0 && framework.view(parameter, &p) && framework.view(gradient.ptr(), &g);
+      bool plain =
+          dict_of_dicts && table.row(i).kernel > 0 && framework.view(parameter, &p, &traces, true) && framework.view(gradient.ptr(), &g, &traces);
       if (plain) {
         own = cursor.find(parameter);
         plain = own && PyDict_Check(own);
+        if (plain) {
+          traces.dict = reinterpret_cast<const char*>(own);
+          traces.keys = reinterpret_cast<const char*>(reinterpret_cast<PyDictObject*>(own)->ma_keys);
+        }
         if (!own && table.update_of(i).state_names.empty() && table.update_of(i).count_name.is_none()) plain = true;  // there is nothing to keep
       }
       if (plain && read_states(framework, table, i, own, p, g)) {
@@ -374,7 +465,7 @@ void advise(std::int64_t address, std::int64_t bytes) { advise_huge_pages(reinte
 
 void bind_tensors(nb::module_& m) {
   nb::class_<Framework>(m, "Framework", "Tensors of another library, as memory.")
-      .def(nb::init<nb::object, std::vector<nb::object>, std::vector<std::int64_t>>(), nb::arg("capsule"), nb::arg("types"), nb::arg("flags"))
+      .def(nb::init<nb::object, std::vector<nb::object>, std::vector<std::int64_t>>(), nb::arg("capsule"), nb::arg("types"), nb::arg("anatomy"))
       .def("add_type", &Framework::add_type, nb::arg("type"), "Take tensors of this type for memory, too.");
   m.def("read_tensors", &read_tensors, nb::arg("framework"), nb::arg("table"), nb::arg("groups"), nb::arg("state"),
         "Begin a step with the rows that are plain; returns those that need a closer look, or None where the groups hold other parameters.");

@@ -35,7 +35,7 @@ def read(optimizer: openadam.torch.AdamW, table: Any, framework: Any = FRAMEWORK
 def test_only_what_speaks_to_it_is_read() -> None:
     with pytest.raises(ValueError, match="PyCapsule"):
         native.Framework(object(), TYPES, [])
-    with pytest.raises(ValueError, match="flags"):
+    with pytest.raises(ValueError, match="anatomy"):
         native.Framework(CAPSULE, TYPES, [1])
 
 
@@ -132,12 +132,12 @@ CLOSER = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("flags", ["found", "asked"])
+@pytest.mark.parametrize("anatomy", ["found", "asked"])
 @pytest.mark.parametrize("what", CLOSER)
-def test_what_is_not_plain_is_left_to_a_closer_look(what: str, flags: str) -> None:
+def test_what_is_not_plain_is_left_to_a_closer_look(what: str, anatomy: str) -> None:
     optimizer, table = given()
     changed(what, optimizer)
-    framework = FRAMEWORK if flags == "found" else native.Framework(CAPSULE, TYPES, [])
+    framework = FRAMEWORK if anatomy == "found" else native.Framework(CAPSULE, TYPES, [])
     assert read(optimizer, table, framework) == [1]
     assert [table.is_active(i) for i in range(3)] == [True, False, True]
 

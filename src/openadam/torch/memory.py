@@ -114,9 +114,13 @@ def make_state(like: Tensor, dtype: torch.dtype, first: float) -> Tensor:
     return made
 
 
-def _lazy_flag() -> list[int]:
-    """Where a tensor object says that it shows other numbers than its memory holds: offsets and a mark, found by comparing tensors that
-    differ in nothing else; empty where that does not lead to one place, and then each tensor is asked by its method.
+def _anatomy() -> list[int]:
+    """How a tensor object lies in memory, for the native reader.
+
+    Where the object keeps its description; where in that the mark of showing other numbers than the memory holds, and the mark; where
+    the storage; and where in that the address of the memory. Offsets in bytes, found by looking for what tensors say of themselves, and by
+    comparing tensors that differ in nothing else; empty where that does not lead to one place each, and then every tensor is asked by its
+    methods.
     """
     try:
         usable = ctypes.CDLL(None).malloc_usable_size
@@ -124,28 +128,33 @@ def _lazy_flag() -> list[int]:
         return []
     usable.restype, usable.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
 
-    def words(address: int, size: int) -> npt.NDArray[np.uint64]:
+    def words(address: int, size: int | None = None) -> npt.NDArray[np.uint64]:
+        size = min(usable(address), 512) if size is None else size
         return np.frombuffer(ctypes.string_at(address, size // 8 * 8), np.uint64)
 
-    # A complex tensor, its conjugate, a real tensor, its negative; twice, since what differs by chance differs otherwise each time.
-    found = []
-    for size in (3, 5):
+    def places(where: npt.NDArray[np.uint64], value: int) -> set[int]:
+        return set(np.flatnonzero(where == value).tolist())
+
+    descriptions, marks, storages, memories = [], [], [], []
+    numbers = np.zeros(7, np.float32)
+    for size in (3, 5):  # twice, since what is so by chance is otherwise each time
         x, z = torch.zeros(size, device="cpu", dtype=torch.float32), torch.zeros(size, device="cpu", dtype=torch.complex64)
-        for plain, lazy in ((x.view(-1), torch._neg_view(x)), (z.view(-1), z.conj())):
-            where = np.flatnonzero(words(id(plain), object.__sizeof__(plain)) == plain._cdata).tolist()
-            where = [k for k in where if words(id(lazy), object.__sizeof__(lazy))[k] == lazy._cdata]
-            size_of = min(usable(plain._cdata), usable(lazy._cdata), 512)
-            a, b = words(plain._cdata, size_of), words(lazy._cdata, size_of)
-            marks = {
-                k: int(a[k] ^ b[k]) for k in np.flatnonzero(a != b).tolist() if int(a[k] ^ b[k]).bit_count() == 1 and not int(a[k]) & int(a[k] ^ b[k])
-            }
-            found.append((set(where), marks))
-    objects = set.intersection(*(where for where, _ in found))
-    places = set.intersection(*(set(marks) for _, marks in found))
-    if len(objects) != 1 or len(places) != 1:
+        pairs = ((x.view(-1), torch._neg_view(x)), (z.view(-1), z.conj()))
+        for plain, lazy in pairs:
+            before, after = words(plain._cdata), words(lazy._cdata)
+            known = min(before.size, after.size)
+            added = {k: int(before[k] ^ after[k]) for k in np.flatnonzero(before[:known] != after[:known]).tolist()}
+            marks.append({k: bit for k, bit in added.items() if bit.bit_count() == 1 and not int(before[k]) & bit})
+        for tensor in (*pairs[0], *pairs[1], torch.from_numpy(numbers)):  # the last one's memory belongs to somebody else
+            storage = tensor.untyped_storage()
+            descriptions.append(places(words(id(tensor), object.__sizeof__(tensor)), tensor._cdata))
+            storages.append(places(words(tensor._cdata), storage._cdata))
+            memories.append(places(words(storage._cdata), storage.data_ptr()))
+    found = [set.intersection(*each) for each in (descriptions, map(set, marks), storages, memories)]
+    if any(len(each) != 1 for each in found):
         return []
-    (word,), (place,) = objects, places
-    return [8 * word, 8 * place, found[0][1][place] | found[1][1][place]]
+    (description,), (mark,), (storage_at,), (memory,) = found
+    return [8 * description, 8 * mark, marks[0][mark] | marks[1][mark], 8 * storage_at, 8 * memory]
 
 
 def _framework() -> Any:
@@ -153,7 +162,7 @@ def _framework() -> Any:
     if native is None or _exchange is None:
         return None
     try:
-        return native.Framework(_exchange, [torch.Tensor, torch.nn.Parameter], _lazy_flag())
+        return native.Framework(_exchange, [torch.Tensor, torch.nn.Parameter], _anatomy())
     except ValueError:  # it speaks another version
         return None
 
