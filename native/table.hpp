@@ -210,7 +210,6 @@ class Table {
 
 const KernelSet* kernel_set_at(std::size_t index);
 
-void bind_table(nanobind::module_& m);
 void bind_tensors(nanobind::module_& m);
 void bind_arrays(nanobind::module_& m);
 

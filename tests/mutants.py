@@ -32,8 +32,8 @@ class Mutant:
 
 
 RULES, PROGRAM, LOOP = "src/openadam/rules.py", "src/openadam/language/program.py", "native/loop.hpp"
-STEP, ENGINE, ARRAYS, MEMORY = "src/openadam/step.py", "src/openadam/engine.py", "src/openadam/arrays/optimizer.py", "src/openadam/memory.py"
-TABLE, SCALARS, TENSORS = "native/table.cpp", "src/openadam/language/cpp.py", "native/tensors.cpp"
+STEP, ENGINE, ARRAYS, MEMORY = "src/openadam/step.py", "src/openadam/engine.py", "src/openadam/arrays/table.py", "src/openadam/memory.py"
+TABLE, SCALARS, TENSORS, FRAMEWORK = "native/table.cpp", "src/openadam/language/cpp.py", "native/tensors.cpp", "native/framework.hpp"
 HOST, ROWS, ROW_TABLE, LOADING, SHARDS = (f"src/openadam/torch/{name}.py" for name in ("host", "rows", "table", "loading", "shards"))
 TORCH = ("test_tensors.py", "test_torch_memory.py", "test_torch.py", "test_torch_faults.py", "test_torch_checkpoints.py")
 
@@ -84,9 +84,9 @@ MUTANTS = (
     Mutant("only neighbours compared", MEMORY, "reach = np.maximum.accumulate(ends)", "reach = ends", ("test_memory.py",)),
     Mutant("non-finite gradients let through", STEP, "                if bad is not None and self.nonfinite == \"raise\":\n                    raise bad\n", "", ("test_inputs.py", "test_contract.py")),
     Mutant("a tensor without gradient stepped", TENSORS, "      if (gradient.is_none()) continue;\n", "      if (gradient.is_none()) table.activate(i, 1);\n", ("test_tensors.py",)),
-    Mutant("torch's negated views taken as they lie", TENSORS, "    if (word<std::int64_t>(description + anatomy_->flags) & anatomy_->marks) return false;\n", "", TORCH),
-    Mutant("torch's tensors thought where they were", TENSORS, "const auto memory = word<std::int64_t>(storage + anatomy_->memory);", "static std::int64_t memory; if (!known->digest) memory = word<std::int64_t>(storage + anatomy_->memory);", TORCH),
-    Mutant("a description known by its first words", TENSORS, "for (int lane = 0; at <= anatomy_->flags; at += 8", "for (int lane = 0; at <= 24; at += 8", TORCH),
+    Mutant("torch's negated views taken as they lie", FRAMEWORK, "    if (word<std::int64_t>(description + anatomy_->flags) & anatomy_->marks) return false;\n", "", TORCH),
+    Mutant("torch's tensors thought where they were", FRAMEWORK, "const auto memory = word<std::int64_t>(storage + anatomy_->memory);", "static std::int64_t memory; if (!known->digest) memory = word<std::int64_t>(storage + anatomy_->memory);", TORCH),
+    Mutant("a description known by its first words", FRAMEWORK, "for (int lane = 0; at <= anatomy_->flags; at += 8", "for (int lane = 0; at <= 24; at += 8", TORCH),
     Mutant("states of other strides taken as they lie", TENSORS, "    if (!is_dense_in(order, states[s])) return false;\n", "", TORCH),
     Mutant("another parameter in the row's place", TENSORS, "i >= rows || referent(table.item(i).parameter.ptr()) != parameter", "i >= rows", TORCH),
     Mutant("a counter at the end of float32", TENSORS, "number.type == Number::kSingle ? kMostSingleSteps : kMostSteps", "kMostSteps", TORCH),
