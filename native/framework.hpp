@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -30,6 +31,11 @@ struct ForeignTensor {
   std::uint64_t byte_offset;
 };
 
+// A tensor that was asked, and what its storage holds from its first element on, in bytes.
+struct Viewed : ForeignTensor {
+  std::int64_t room = std::numeric_limits<std::int64_t>::max();
+};
+
 struct Exchange {
   std::uint32_t major;
   std::uint32_t minor;
@@ -41,19 +47,24 @@ struct Exchange {
   void* stream;
 };
 
+inline std::int64_t address_of(const ForeignTensor& tensor) {
+  return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset);
+}
+
 constexpr std::int32_t kCpu = 1;
 constexpr std::uint8_t kInteger = 0;
 constexpr std::uint8_t kFloating = 2;
 
 // How a tensor object lies in memory, found out at run time by who makes a Framework: offset of the description in the object; offset in
 // the description of its flags and the marks among them of a view that shows other numbers than its memory holds (negated, conjugate);
-// offset of the storage in the description, and of the memory's address in the storage.
+// offset of the storage in the description; offsets in the storage of the memory's address and of its size in bytes.
 struct Anatomy {
   std::int64_t description;
   std::int64_t flags;
   std::int64_t marks;
   std::int64_t storage;
   std::int64_t memory;
+  std::int64_t size;
 };
 
 // A framework whose tensors can be read: how, and which types are nothing but memory.
@@ -68,9 +79,9 @@ class Framework {
     if (!exchange_) throw nanobind::python_error();
     if (exchange_->major != 1 || !exchange_->view) throw std::invalid_argument("the framework does not speak this exchange interface");
     if (anatomy.empty()) return;
-    if (anatomy.size() != 5 || anatomy[1] < kCounted || anatomy[1] > 8 * 255 || anatomy[1] % 8)
+    if (anatomy.size() != 6 || anatomy[1] < kCounted || anatomy[1] > 8 * 255 || anatomy[1] % 8)
       throw std::invalid_argument("that is no anatomy of a tensor");
-    anatomy_ = Anatomy{anatomy[0], anatomy[1], anatomy[2], anatomy[3], anatomy[4]};
+    anatomy_ = Anatomy{anatomy[0], anatomy[1], anatomy[2], anatomy[3], anatomy[4], anatomy[5]};
   }
 
   void add_type(nanobind::object type) { types_.push_back(std::move(type)); }
@@ -80,7 +91,7 @@ class Framework {
 
   // Fills in the tensor behind an object that is plain memory; false where it is not. Notes where that led, and, of a tensor that will
   // change, what else will be touched.
-  bool view(PyObject* object, ForeignTensor* tensor, Traces* traces = nullptr, bool changes = false) const {
+  bool view(PyObject* object, Viewed* tensor, Traces* traces = nullptr, bool changes = false) const {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
     if (!std::any_of(types_.begin(), types_.end(), [type](const nanobind::object& known) { return known.ptr() == type; })) return false;
     if (!anatomy_) return ask(object, tensor) && !negated(object);
@@ -88,11 +99,14 @@ class Framework {
     if (word<std::int64_t>(description + anatomy_->flags) & anatomy_->marks) return false;
     const char* storage = word<const char*>(description + anatomy_->storage);
     Traces::Tensor* known = traces ? traces->next() : nullptr;
-    if (!known || !storage) return ask(object, tensor);
-    const std::uint64_t digest = digest_of(description);
+    if (!storage) return false;
     const auto memory = word<std::int64_t>(storage + anatomy_->memory);
-    if (known->object != reinterpret_cast<const char*>(object) || known->digest != digest) {
+    const std::int64_t end = memory + word<std::int64_t>(storage + anatomy_->size);
+    const std::uint64_t digest = known ? digest_of(description) : 0;
+    if (!known || known->object != reinterpret_cast<const char*>(object) || known->digest != digest) {
       if (!ask(object, tensor)) return false;
+      tensor->room = end - address_of(*tensor);
+      if (!known) return true;
       learn(known, *tensor, description, memory, digest);
       known->object = reinterpret_cast<const char*>(object);
       known->description = description;
@@ -111,6 +125,7 @@ class Framework {
     tensor->shape = reinterpret_cast<const std::int64_t*>(description) + known->sizes;
     tensor->strides = reinterpret_cast<const std::int64_t*>(description) + known->strides;
     tensor->byte_offset = 0;
+    tensor->room = end - address_of(*tensor);
     return true;
   }
 
@@ -151,7 +166,7 @@ class Framework {
     const bool within = sizes >= kCounted && strides >= kCounted && sizes + length <= anatomy_->flags && strides + length <= anatomy_->flags &&
                         sizes % 8 == 0 && strides % 8 == 0 && tensor.device_type == kCpu && tensor.dtype_lanes == 1;
     known->digest = within ? digest : 0;
-    known->offset = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset) - memory;
+    known->offset = address_of(tensor) - memory;
     known->dimensions = tensor.dimensions;
     known->dtype_code = tensor.dtype_code;
     known->dtype_bits = tensor.dtype_bits;

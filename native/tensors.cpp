@@ -19,10 +19,6 @@ namespace nb = nanobind;
 namespace openadam {
 namespace {
 
-std::int64_t address_of(const ForeignTensor& tensor) {
-  return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset);
-}
-
 bool is_real(const ForeignTensor& tensor, std::int64_t* dtype) {
   *dtype = tensor.dtype_bits == 32 ? kFloat32 : kFloat64;
   return tensor.device_type == kCpu && tensor.dtype_code == kFloating && tensor.dtype_lanes == 1 &&
@@ -71,13 +67,23 @@ bool is_injective(const std::vector<std::int32_t>& order, const ForeignTensor& t
   return true;
 }
 
+// Whether a tensor's elements all lie within its storage, which may have been made smaller under it.
+bool has_room(const Viewed& tensor) {
+  std::int64_t reach = 0;
+  for (std::int32_t d = 0; d < tensor.dimensions; ++d) {
+    if (tensor.shape[d] == 0) return true;
+    reach += (tensor.shape[d] - 1) * tensor.strides[d];
+  }
+  return address_of(tensor) != 0 && (reach + 1) * (tensor.dtype_bits / 8) <= tensor.room;
+}
+
 // Takes over where the tensors of a row lie; false where the loop cannot reach them.
-bool place(Table& table, std::size_t i, const ForeignTensor& p, const ForeignTensor& g, const ForeignTensor* states, std::size_t count) {
+bool place(Table& table, std::size_t i, const Viewed& p, const Viewed& g, const Viewed* states, std::size_t count) {
   Row& row = table.row(i);
-  if (!is_real(p, &row.dtype) || !same_kind(p, g)) return false;
+  if (!is_real(p, &row.dtype) || !same_kind(p, g) || !has_room(p) || !has_room(g)) return false;
   bool contiguous = is_contiguous(p) && is_contiguous(g);
   for (std::size_t s = 0; s < count; ++s) {
-    if (!same_kind(p, states[s])) return false;
+    if (!same_kind(p, states[s]) || !has_room(states[s])) return false;
     contiguous = contiguous && is_contiguous(states[s]);
   }
   const std::int64_t misaligned = bytes_of(row.dtype) - 1;
@@ -114,10 +120,10 @@ bool place(Table& table, std::size_t i, const ForeignTensor& p, const ForeignTen
 }
 
 // Where a number lies that the step reads and writes: one element on the CPU, of a type that it can count in.
-bool number_in(const ForeignTensor& tensor, Number* number) {
+bool number_in(const Viewed& tensor, Number* number) {
   std::int64_t elements = 1;
   for (std::int32_t d = 0; d < tensor.dimensions; ++d) elements *= tensor.shape[d];
-  if (tensor.device_type != kCpu || tensor.dtype_lanes != 1 || elements != 1) return false;
+  if (tensor.device_type != kCpu || tensor.dtype_lanes != 1 || elements != 1 || !has_room(tensor)) return false;
   if (tensor.dtype_code == kFloating && tensor.dtype_bits == 32)
     number->type = Number::kSingle;
   else if (tensor.dtype_code == kFloating && tensor.dtype_bits == 64)
@@ -136,14 +142,14 @@ bool can_count(const Number& number, double steps) {
 }
 
 // The states of one parameter as they are now: in a dict, which is asked by name.
-bool read_states(const Framework& framework, Table& table, std::size_t i, PyObject* own, const ForeignTensor& p, const ForeignTensor& g) {
+bool read_states(const Framework& framework, Table& table, std::size_t i, PyObject* own, const Viewed& p, const Viewed& g) {
   const Update& update = table.update_of(i);
   Item& item = table.item(i);
   const std::size_t states = update.state_names.size();
   if (static_cast<std::int64_t>(states) != table.kernels().updates[update.kernel].states) return false;
-  ForeignTensor tensors[kMaxStates];
-  ForeignTensor tensor;
-  const auto found = [&](const nb::object& name, ForeignTensor* out) {
+  Viewed tensors[kMaxStates];
+  Viewed tensor;
+  const auto found = [&](const nb::object& name, Viewed* out) {
     PyObject* object = own ? PyDict_GetItemWithError(own, name.ptr()) : nullptr;
     if (!object) {
       if (PyErr_Occurred()) throw nb::python_error();
@@ -238,8 +244,8 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
       const nb::object gradient = nb::steal(PyObject_GetAttr(parameter, grad));
       if (!gradient.is_valid()) throw nb::python_error();
       if (gradient.is_none()) continue;
-      ForeignTensor p;
-      ForeignTensor g;
+      Viewed p;
+      Viewed g;
       PyObject* own = nullptr;
       bool plain =
           dict_of_dicts && table.row(i).kernel > 0 && framework.view(parameter, &p, &traces, true) && framework.view(gradient.ptr(), &g, &traces);
@@ -268,10 +274,10 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
 // the loop reaches it; if not, the row takes no part.
 bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::handle parameter, nb::handle gradient,
                    const std::vector<nb::object>& states, nb::handle count, double steps, const std::vector<nb::object>& memory) {
-  ForeignTensor p;
-  ForeignTensor g;
-  ForeignTensor tensors[kMaxStates];
-  ForeignTensor tensor;
+  Viewed p;
+  Viewed g;
+  Viewed tensors[kMaxStates];
+  Viewed tensor;
   const Update& update = table.update_of(table.at(i));
   Item& item = table.item(i);
   if (table.row(i).kernel <= 0 || states.size() > kMaxStates || memory.size() > kMaxMemory ||

@@ -29,7 +29,7 @@ from ..errors import (
 )
 from ..step import MAX_STEP
 from .members import Member
-from .memory import arithmetic_of, dtype_name, has_numbers, is_memory, make_state, real, scalar_dtype
+from .memory import arithmetic_of, dtype_name, has_numbers, is_memory, lies_within, make_state, real, scalar_dtype
 from .shards import is_distributed, local_part, with_layout_of
 
 __all__ = ["Reached", "Row", "whole_step"]
@@ -172,6 +172,10 @@ class Row:
         """Refuse a parameter or a gradient that does not fit."""
         if p.device.type == "meta":
             raise GradientError(f"parameter {name!r} is on the meta device and has no data; give it some (to_empty) before the first step")
+        for what, tensor in ("parameter", p), ("the gradient of parameter", gradient):
+            if not lies_within(tensor):
+                holds = f"its storage holds {tensor.untyped_storage().nbytes()} bytes"
+                raise ParameterError(f"{what} {name!r} of shape {tuple(tensor.shape)} has lost its memory: {holds}; give it memory again")
         if gradient.device != p.device:
             raise GradientError(f"the gradient of parameter {name!r} is on {gradient.device}, the parameter on {p.device}")
         if not (p.is_floating_point() or p.is_complex()):
@@ -205,8 +209,15 @@ class Row:
             if is_distributed(each) != is_distributed(p) or each.device != p.device:
                 where = (f"{type(x).__name__} on {x.device}" for x in (each, p))
                 raise ParameterError("the state {!r} of parameter {!r} is a {}, the parameter a {}; move it along".format(key, name, *where))
+            self._refuse_lost(key, name, local_part(each))
             found.append(each)
         return found
+
+    @staticmethod
+    def _refuse_lost(key: str, name: str, state: Tensor) -> None:
+        """Refuse a state whose storage was made too small for it."""
+        if not lies_within(state):
+            raise ParameterError(f"the state {key!r} of parameter {name!r} has lost its memory: its storage is too small; delete or refill it")
 
     def _new_state(self, p: Any, rule_name: str) -> Tensor:
         """A state that the row lacks, at its first value."""
@@ -232,6 +243,7 @@ class Row:
                 given = reached.new[key] = torch.full((), self._first(rule_name), dtype=scalar_dtype(), device="cpu")
             elif not isinstance(given, Tensor):
                 given = reached.new[key] = torch.tensor(float(given), dtype=torch.float64, device="cpu")
+            self._refuse_lost(key, name, given)
             value = float(given) if has_numbers(given) else self._first(rule_name)
             if not 0 <= value < float("inf"):
                 raise CheckpointCorruptError(f"{key!r} of parameter {name!r} is {value!r}, not a finite number that is not negative")
@@ -244,6 +256,8 @@ class Row:
             given = reached.new["step"] = torch.zeros((), dtype=scalar_dtype(), device="cpu")
         if isinstance(given, Tensor) and not has_numbers(given):
             return given, 0
+        if isinstance(given, Tensor):
+            self._refuse_lost("step", name, given)
         steps = whole_step(given, f"step of parameter {name!r}")
         if steps >= MAX_STEP:
             raise HyperparameterError(f"parameter {name!r} has taken {MAX_STEP} steps, more than can be counted exactly; start a new optimizer")
