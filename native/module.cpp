@@ -108,8 +108,10 @@ void bind_table(nb::module_& m) {
           "t", [](const openadam::Table& table, std::size_t row) { return const_cast<openadam::Table&>(table).item(table.at(row)).t; },
           nb::arg("row"), "The number of the step that a row is about to take.")
       .def("resize", &openadam::Table::resize, nb::arg("count"), "Begin anew with so many rows.")
-      .def("set_row", &openadam::Table::set_row, nb::arg("row"), nb::arg("update"), nb::arg("parameter").none(), nb::arg("repeated") = false,
-           "Which update moves a row, and its parameter: an array, or a weak reference to a tensor.")
+      .def("set_row", nb::overload_cast<std::size_t, std::size_t, std::uintptr_t, bool>(&openadam::Table::set_row), nb::arg("row"), nb::arg("update"),
+           nb::arg("identity"), nb::arg("repeated"), "Which update moves a row, and the id of the object that it was made for.")
+      .def("set_row", nb::overload_cast<std::size_t, std::size_t, nb::object>(&openadam::Table::set_row), nb::arg("row"), nb::arg("update"),
+           nb::arg("array").none(), "Which update moves a row, and its parameter.")
       .def("set_update", &openadam::Table::set_update, nb::arg("index"), nb::arg("kernel"), nb::arg("hyperparameters"), nb::arg("coupled_decay"),
            nb::arg("maximize"), "The kernel of an update and its hyperparameters, in the kernel's order.")
       .def("set_names", &openadam::Table::set_names, nb::arg("index"), nb::arg("count").none(), nb::arg("states"), nb::arg("memory"),

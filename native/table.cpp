@@ -116,12 +116,17 @@ std::size_t Table::update_at(std::size_t index) const {
   return index;
 }
 
-void Table::set_row(std::size_t row, std::size_t update, nb::object parameter, bool repeated) {
+void Table::set_row(std::size_t row, std::size_t update, std::uintptr_t identity, bool repeated) {
   Item& item = items_[at(row)];
   item.update = update_at(update);
-  item.parameter = std::move(parameter);
+  item.identity = identity;
   item.repeated = repeated;
   rows_[row].kernel = updates_[update].kernel;
+}
+
+void Table::set_row(std::size_t row, std::size_t update, nb::object array) {
+  set_row(row, update, std::uintptr_t{0}, false);
+  items_[row].array = std::move(array);
 }
 
 void Table::set_update(std::size_t index, std::int64_t kernel, std::vector<double> hyperparameters, double coupled_decay, bool maximize) {
@@ -155,7 +160,10 @@ void Table::begin() {
   for (Row& row : rows_) row.active = 0;
 }
 
-void Table::forget() noexcept { held_.clear(); }
+void Table::forget() noexcept {
+  held_.clear();
+  for (Item& item : items_) item.parameter = nullptr;
+}
 
 void Table::activate(std::size_t row, double t) {
   if (!rows_[row].active) ++active_;

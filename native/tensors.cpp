@@ -180,17 +180,6 @@ bool read_states(const Framework& framework, Table& table, std::size_t i, PyObje
 
 constexpr std::size_t kAhead = 6;  // rows to send the processor ahead
 
-PyObject* referent(PyObject* reference) {
-#if PY_VERSION_HEX >= 0x030D0000
-  PyObject* object = nullptr;
-  if (!reference || PyWeakref_GetRef(reference, &object) <= 0) return nullptr;
-  Py_DECREF(object);  // whoever compares it holds it
-  return object;
-#else
-  return reference ? PyWeakref_GET_OBJECT(reference) : nullptr;
-#endif
-}
-
 // Walks a dict beside a list of its keys: entries usually come in the same order, and then need not be looked up.
 class Cursor {
  public:
@@ -236,7 +225,7 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
     if (!list.is_valid()) throw nb::python_error();
     for (Py_ssize_t n = 0; n < PySequence_Fast_GET_SIZE(list.ptr()); ++n, ++i) {
       PyObject* parameter = PySequence_Fast_GET_ITEM(list.ptr(), n);
-      if (i >= rows || referent(table.item(i).parameter.ptr()) != parameter) return std::nullopt;
+      if (i >= rows || table.item(i).identity != reinterpret_cast<std::uintptr_t>(parameter)) return std::nullopt;
       if (table.item(i).repeated) continue;
       if (i + kAhead < rows) table.traces(i + kAhead).visit(framework.length_of_description());
       Traces& traces = table.traces(i);
@@ -244,6 +233,8 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
       const nb::object gradient = nb::steal(PyObject_GetAttr(parameter, grad));
       if (!gradient.is_valid()) throw nb::python_error();
       if (gradient.is_none()) continue;
+      table.hold(parameter);
+      table.item(i).parameter = parameter;
       Viewed p;
       Viewed g;
       PyObject* own = nullptr;
@@ -259,7 +250,6 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
         if (!own && table.update_of(i).state_names.empty() && table.update_of(i).count_name.is_none()) plain = true;  // there is nothing to keep
       }
       if (plain && read_states(framework, table, i, own, p, g)) {
-        table.hold(parameter);
         table.hold(gradient.ptr());
       } else {
         others.push_back(static_cast<std::int64_t>(i));
@@ -303,8 +293,7 @@ bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::
 nb::list active_parameters(Table& table) {
   nb::list found;
   for (std::size_t i = 0; i < table.count(); ++i)
-    if (table.row(i).active)
-      if (PyObject* parameter = referent(table.item(i).parameter.ptr())) found.append(nb::borrow(parameter));
+    if (table.row(i).active && table.item(i).parameter) found.append(nb::borrow(table.item(i).parameter));
   return found;
 }
 

@@ -88,7 +88,7 @@ MUTANTS = (
     Mutant("torch's tensors thought where they were", FRAMEWORK, "const auto memory = word<std::int64_t>(storage + anatomy_->memory);", "static std::int64_t memory; if (!known->digest) memory = word<std::int64_t>(storage + anatomy_->memory);", TORCH),
     Mutant("a description known by its first words", FRAMEWORK, "for (int lane = 0; at <= anatomy_->flags; at += 8", "for (int lane = 0; at <= 24; at += 8", TORCH),
     Mutant("states of other strides taken as they lie", TENSORS, "    if (!is_dense_in(order, states[s])) return false;\n", "", TORCH),
-    Mutant("another parameter in the row's place", TENSORS, "i >= rows || referent(table.item(i).parameter.ptr()) != parameter", "i >= rows", TORCH),
+    Mutant("another parameter in the row's place", TENSORS, "i >= rows || table.item(i).identity != reinterpret_cast<std::uintptr_t>(parameter)", "i >= rows", TORCH),
     Mutant("a counter at the end of float32", TENSORS, "number.type == Number::kSingle ? kMostSingleSteps : kMostSteps", "kMostSteps", TORCH),
     Mutant("states shown before the step is certain", ROW_TABLE, "        doubtful, suspects = self.table.settle()", "        self.register()\n        doubtful, suspects = self.table.settle()", TORCH),
     Mutant("tensors held after the step", ROW_TABLE, "            self.table.forget()\n", "            pass\n", ("test_torch_memory.py",)),

@@ -429,7 +429,9 @@ def give(p: Tensor, kind: str, number: int) -> None:
 
 def level(mine: Tensor, theirs: Tensor, what: str, name: str) -> None:
     """They agree; then mine is made equal."""
-    dtype = torch.float32 if torch.float32.to_complex() in (mine.dtype, theirs.dtype) or torch.float32 in (mine.dtype, theirs.dtype) else torch.float64
+    dtype = (
+        torch.float32 if torch.float32.to_complex() in (mine.dtype, theirs.dtype) or torch.float32 in (mine.dtype, theirs.dtype) else torch.float64
+    )
     # A moment in which terms cancel is divided by its root and eps: what is lost is relative to the largest term, not to the result.
     rounding = 60 * unit(dtype) if name != "NAdam" else 60 * unit(torch.float32)  # torch keeps the product of momenta in float32
     with torch.no_grad():

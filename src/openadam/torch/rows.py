@@ -1,14 +1,14 @@
 """A row: one parameter of a torch optimizer, what its rule keeps for it, how a step reaches it, and why it is refused.
 
-Nothing of a tensor is remembered, and no tensor is kept: a row knows which parameter it stands for by a weak reference, and asks
-everything else of torch's own ``param_groups`` and ``state`` in the step that uses it. Most rows are plain, and the native reader asks
+Nothing of a tensor is remembered, and no tensor is kept: a row knows the place of its parameter among the groups and the id of the object that
+it was made for, and asks everything else of torch's own ``param_groups`` and ``state`` in the step that uses it. (A weak reference would
+tell more, but `torch.utils.swap_tensors` refuses tensors that have one.) Most rows are plain, and the native reader asks
 them all in one call. For the others `Row.reach` finds, once per step, the real tensors that stand for the parameter, its gradient and
 its states: local parts of DTensors, pairs of reals for complex numbers.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,10 +85,10 @@ class Reached:
 class Row:
     """One parameter of an optimizer, in one of its groups."""
 
-    __slots__ = ("excluded", "group", "member", "place", "position", "reference", "repeated", "update")
+    __slots__ = ("excluded", "group", "identity", "member", "place", "position", "repeated", "update")
 
     def __init__(self, parameter: Any, member: Member, group: int, place: int, position: int) -> None:
-        self.reference = weakref.ref(parameter)
+        self.identity = id(parameter)
         self.member = member
         self.group = group  # its number
         self.place = place  # among the group's parameters
@@ -98,11 +98,6 @@ class Row:
         self.update: Update = None  # type: ignore[assignment]  # of its class: the group, decayed or not
 
     # --- what is known of it ---------------------------------------------------------------------------------------
-
-    @property
-    def parameter(self) -> Any:
-        """The parameter; it lives as long as its group holds it."""
-        return self.reference()
 
     def name(self, groups: Sequence[Mapping[str, Any]]) -> str:
         """Its name if it has one, else its number."""
@@ -124,29 +119,29 @@ class Row:
         """What torch calls the scalar states."""
         return [self.member.states.get(name, name) for name in self.update.program.memory]
 
-    def has_states(self, state: Mapping[Any, Any]) -> bool:
+    def has_states(self, p: Any, state: Mapping[Any, Any]) -> bool:
         """Whether torch holds any state of the rule for the parameter."""
-        own = state.get(self.parameter) or {}
+        own = state.get(p) or {}
         return any(own.get(key) is not None for key in self.keys)
 
     # --- how a step reaches it -------------------------------------------------------------------------------------
 
-    def reach(self, groups: Sequence[Mapping[str, Any]], state: MutableMapping[Any, Any], part: Tensor | None) -> Reached:
+    def reach(self, p: Any, groups: Sequence[Mapping[str, Any]], state: MutableMapping[Any, Any], part: Tensor | None) -> Reached:
         """The tensors behind this row as they are now; refuses by name what a step cannot use. Nothing is changed.
 
         Args:
+            p: The parameter.
             groups: The optimizer's groups.
             state: Its states.
             part: The part of the gradient that belongs to the parameter's, where that had to be fetched from other processes.
         """
-        p, name = self.parameter, self.name(groups)
-        gradient = p.grad
+        name, gradient = self.name(groups), p.grad
         if gradient.layout is torch.jagged and p.layout is torch.jagged:
             raise GradientError(f"parameter {name!r} is a jagged tensor, over which a step is not defined; optimize its values()")
         if gradient.layout is not torch.strided:
             advice = ", please consider SparseAdam instead" if self.member.name == "Adam" else ""
             raise SparseGradientError(f"{self.member.name} does not support sparse gradients{advice} (the gradient of parameter {name!r})")
-        self.refuse_inference(groups)
+        self.refuse_inference(p, groups)
         if is_distributed(gradient) != is_distributed(p):
             raise GradientError(f"of parameter {name!r} and its gradient, one is a DTensor and the other is not")
         if is_distributed(p) and gradient.device_mesh != p.device_mesh:
@@ -162,9 +157,9 @@ class Row:
         self._numbers(name, own if own is not None and not reached.first else {}, reached)
         return reached
 
-    def refuse_inference(self, groups: Sequence[Mapping[str, Any]]) -> None:
+    def refuse_inference(self, p: Any, groups: Sequence[Mapping[str, Any]]) -> None:
         """Refuse a parameter that must not be changed outside of inference mode."""
-        if self.parameter.is_inference() and not torch.is_inference_mode_enabled():
+        if p.is_inference() and not torch.is_inference_mode_enabled():
             advice = "which must not be changed outside of inference mode; clone it"
             raise ParameterError(f"parameter {self.name(groups)!r} is an inference tensor, {advice}")
 
