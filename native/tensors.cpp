@@ -226,6 +226,7 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
     for (Py_ssize_t n = 0; n < PySequence_Fast_GET_SIZE(list.ptr()); ++n, ++i) {
       PyObject* parameter = PySequence_Fast_GET_ITEM(list.ptr(), n);
       if (i >= rows || table.item(i).identity != reinterpret_cast<std::uintptr_t>(parameter)) return std::nullopt;
+      if (table.item(i).update / 2 != static_cast<std::size_t>(k)) return std::nullopt;  // a group has two updates: decayed or not
       if (table.item(i).repeated) continue;
       if (i + kAhead < rows) table.traces(i + kAhead).visit(framework.length_of_description());
       Traces& traces = table.traces(i);

@@ -205,7 +205,7 @@ class Beside(RuleBasedStateMachine):
             own = side.optimizer.state.get(side.param(number), {})
             if isinstance(step := own.get("step"), Tensor):
                 fresh = torch.full_like(step, count)
-                if how == "fill":
+                if how == "fill" or step.is_neg():  # a lazily negated one would show the negative of what it is set to
                     step.fill_(count)
                 elif how == "data":
                     step.data = fresh
@@ -224,7 +224,7 @@ class Beside(RuleBasedStateMachine):
             own = side.optimizer.state.get(side.param(number), {})
             if isinstance(product := own.get("mu_product"), Tensor):
                 fresh = torch.full_like(product, value)
-                if how == "fill":
+                if how == "fill" or product.is_neg():
                     product.fill_(value)
                 elif how == "data":
                     product.data = fresh
@@ -355,6 +355,8 @@ class Beside(RuleBasedStateMachine):
 
     @rule(how=st.sampled_from(["deepcopy", "pickle"]))
     def copy_all(self, how: str) -> None:
+        if self.name == "Adagrad" and any("step" not in own for own in self.sides[0].optimizer.state.values()):
+            return  # torch's Adagrad looks for a step in the first state, and cannot be copied without
         for side in self.both():
             params = params_of(side.optimizer)
             if how == "deepcopy":
@@ -399,7 +401,7 @@ class Beside(RuleBasedStateMachine):
             assert settings_of[0] == settings_of[1]
         for k, (p, q) in enumerate(zip(params_of(mine.optimizer), params_of(theirs.optimizer), strict=True)):
             level(p, q, f"parameter {k}", self.name)
-            own, other = ({key: value for key, value in side.states(k).items()} for side in self.sides)
+            own, other = (dict(side.states(k).items()) for side in self.sides)
             assert own.keys() == other.keys(), k
             for key, value in other.items():
                 if key == "step":

@@ -148,7 +148,8 @@ class TensorStepper(Stepper):
         if self._native is not None:
             return engines.native().read_tensors(FRAMEWORK, self.table, self.groups, self.state)  # type: ignore[no-any-return]
         parameters = [p for group in self.groups for p in group["params"]]
-        if [row.identity for row in self.rows] != list(map(id, parameters)):
+        places = [(g, id(p)) for g, group in enumerate(self.groups) for p in group["params"]]
+        if [(row.group, row.identity) for row in self.rows] != places:
             return None
         return [i for i, (row, p) in enumerate(zip(self.rows, parameters, strict=True)) if not row.repeated and p.grad is not None]
 
