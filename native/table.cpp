@@ -160,10 +160,7 @@ void Table::begin() {
   for (Row& row : rows_) row.active = 0;
 }
 
-void Table::forget() noexcept {
-  held_.clear();
-  for (Item& item : items_) item.parameter = nullptr;
-}
+void Table::forget() noexcept { held_.clear(); }
 
 void Table::activate(std::size_t row, double t) {
   if (!rows_[row].active) ++active_;

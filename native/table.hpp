@@ -97,6 +97,7 @@ class Traces {
       for (std::int64_t at = 0; at < length_of_description; at += kLine) send_ahead(tensor.description + at);
       send_ahead(tensor.description + length_of_description - 1);
       send_ahead(tensor.storage);
+      send_ahead(tensor.storage + kLine - 8);
       for (const char* address : tensor.more)
         if (address) send_ahead(address);
     }
@@ -160,6 +161,7 @@ class Table {
   void activate(std::size_t row, double t);  // once its addresses are there
   void hold(PyObject* object) { held_.push_back(nanobind::borrow(object)); }
   void forget() noexcept;
+  bool holds() const { return !held_.empty(); }
 
   // Rows whose gradient may share memory with what the step writes; and whether what it writes may overlap.
   std::pair<bool, std::vector<std::int64_t>> settle();

@@ -293,7 +293,7 @@ bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::
 // The parameters that take part, for who must be told that they change.
 nb::list active_parameters(Table& table) {
   nb::list found;
-  for (std::size_t i = 0; i < table.count(); ++i)
+  for (std::size_t i = 0; table.holds() && i < table.count(); ++i)
     if (table.row(i).active && table.item(i).parameter) found.append(nb::borrow(table.item(i).parameter));
   return found;
 }
