@@ -48,6 +48,7 @@ test-integrations: .venv/.integrations
 bench: .venv/.dev
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/torch_step.py
+	$(BIN)/python benchmarks/small_step.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

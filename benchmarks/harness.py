@@ -32,14 +32,19 @@ Run = Callable[[], Any]
 REST = 0.02  # seconds; torch's OpenMP threads spin for some milliseconds after a step and would be charged to whoever comes next
 
 
-def interleaved(runs: dict[str, Run], *, rounds: int, repeats: int = 5, warm: int = 2) -> dict[str, list[float]]:
+def interleaved(
+    runs: dict[str, Run], *, rounds: int, repeats: int = 5, warm: int = 2, before: Run | None = None, least: dict[str, float] | None = None
+) -> dict[str, list[float]]:
     """Seconds of each run in each round.
 
     Every round takes all runs, in an order drawn anew. Each gets a short rest first, then runs ``repeats`` times in a row, of
-    which the median counts: its caches are its own, as in a loop that does nothing else.
+    which the median counts: its caches are its own, as in a loop that does nothing else. ``before`` is called before every single run,
+    outside the time; ``least`` receives the shortest time of each.
     """
+    before = before or (lambda: None)
     for run in runs.values():
         for _ in range(warm):
+            before()
             run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
@@ -52,10 +57,13 @@ def interleaved(runs: dict[str, Run], *, rounds: int, repeats: int = 5, warm: in
                 pass
             taken = []
             for _ in range(repeats):
+                before()
                 start = time.perf_counter()
                 runs[name]()
                 taken.append(time.perf_counter() - start)
             seconds[name].append(statistics.median(taken))
+            if least is not None:
+                least[name] = min(least.get(name, math.inf), *taken)
     return seconds
 
 

@@ -28,7 +28,7 @@ bool dtype_of(PyArrayObject* array, std::int64_t* dtype) {
 
 // Reads a row whose parameter and gradient are plain arrays of one dtype and shape; false where they are not.
 bool read_row(Table& table, std::size_t i, PyObject* gradient) {
-  PyObject* parameter = table.item(i).parameter.ptr();
+  PyObject* parameter = table.item(i).array.ptr();
   if (!PyArray_CheckExact(gradient) || !parameter || !PyArray_Check(parameter)) return false;
   auto* g = reinterpret_cast<PyArrayObject*>(gradient);
   auto* p = reinterpret_cast<PyArrayObject*>(parameter);

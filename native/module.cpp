@@ -1,6 +1,7 @@
 // The Python module openadam._native: thin, private; names, docs and errors belong to the Python side.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -74,6 +75,69 @@ nb::object allocate(std::size_t bytes) {
   return nb::cast(nb::ndarray<std::uint8_t, nb::numpy, nb::ndim<1>>(memory->data(), {bytes}, owner));
 }
 
+nb::object numbers(const std::vector<double>& values, std::size_t rows, std::size_t width) {
+  auto* copy = new std::vector<double>(values);
+  const nb::capsule owner(copy, [](void* held) noexcept { delete static_cast<std::vector<double>*>(held); });
+  return nb::cast(nb::ndarray<double, nb::numpy, nb::ndim<2>>(copy->data(), {rows, width}, owner));
+}
+
+using Pieces = std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::vector<std::int64_t>, std::vector<std::int64_t>>>;
+
+void bind_table(nb::module_& m) {
+  m.attr("MAX_STATES") = openadam::kMaxStates;
+  m.attr("MAX_MEMORY") = openadam::kMaxMemory;
+  nb::class_<openadam::Table>(m, "Table", "The rows of one step, and what is done with them.")
+      .def(nb::init<std::size_t, std::uintptr_t, double>(), nb::arg("isa"), nb::arg("team"), nb::arg("clip_value"))
+      .def("__len__", &openadam::Table::count)
+      .def_prop_rw(
+          "taken", [](const openadam::Table& table) { return table.counts[0]; },
+          [](openadam::Table& table, std::int64_t value) { table.counts[0] = value; }, "Steps taken.")
+      .def_prop_rw(
+          "skipped", [](const openadam::Table& table) { return table.counts[1]; },
+          [](openadam::Table& table, std::int64_t value) { table.counts[1] = value; }, "Steps skipped.")
+      .def_prop_ro(
+          "counts", [](openadam::Table& table) { return nb::ndarray<std::int64_t, nb::numpy, nb::shape<2>>(table.counts, {2}, nb::find(table)); },
+          "Steps taken and skipped, as an array over both.")
+      .def_ro("version", &openadam::Table::version, "Grows when `settle` sees other numbers than before.")
+      .def_prop_ro("active_count", &openadam::Table::active_count, "Rows that take part in the step under way.")
+      .def(
+          "is_active",
+          [](const openadam::Table& table, std::size_t row) { return const_cast<openadam::Table&>(table).row(table.at(row)).active != 0; },
+          nb::arg("row"))
+      .def(
+          "t", [](const openadam::Table& table, std::size_t row) { return const_cast<openadam::Table&>(table).item(table.at(row)).t; },
+          nb::arg("row"), "The number of the step that a row is about to take.")
+      .def("resize", &openadam::Table::resize, nb::arg("count"), "Begin anew with so many rows.")
+      .def("set_row", nb::overload_cast<std::size_t, std::size_t, std::uintptr_t, bool>(&openadam::Table::set_row), nb::arg("row"), nb::arg("update"),
+           nb::arg("identity"), nb::arg("repeated"), "Which update moves a row, and the id of the object that it was made for.")
+      .def("set_row", nb::overload_cast<std::size_t, std::size_t, nb::object>(&openadam::Table::set_row), nb::arg("row"), nb::arg("update"),
+           nb::arg("array").none(), "Which update moves a row, and its parameter.")
+      .def("set_update", &openadam::Table::set_update, nb::arg("index"), nb::arg("kernel"), nb::arg("hyperparameters"), nb::arg("coupled_decay"),
+           nb::arg("maximize"), "The kernel of an update and its hyperparameters, in the kernel's order.")
+      .def("set_names", &openadam::Table::set_names, nb::arg("index"), nb::arg("count").none(), nb::arg("states"), nb::arg("memory"),
+           "What a host that keeps states by name calls the number of steps, the states and the scalar states of an update.")
+      .def("begin", &openadam::Table::begin, "Let no row take part yet.")
+      .def("forget", &openadam::Table::forget, "Let go of the tensors of this step.")
+      .def("settle", &openadam::Table::settle,
+           "Whether what the step writes may overlap, and the rows whose gradients may share memory with it; nothing found is remembered as such.")
+      .def("trust", &openadam::Table::trust, "Remember that what `settle` doubted has been looked at and found in order.")
+      .def(
+          "pieces",
+          [](const openadam::Table& table) {
+            Pieces rows;
+            for (openadam::Piece& piece : table.pieces())
+              rows.emplace_back(piece.row, piece.which, piece.address, piece.itemsize, std::move(piece.shape), std::move(piece.strides));
+            return rows;
+          },
+          "The memory of every active row: row, which (0 the parameter, 1 the gradient, then the states), address, itemsize, shape, strides.")
+      .def("measure", &openadam::Table::measure, nb::arg("threads"), "The gradients' sum of squares, and the largest of one row.")
+      .def("update", &openadam::Table::update, nb::arg("factor"), nb::arg("measures"), nb::arg("threads"),
+           "Take the step and commit its counters; returns what `measure` does where its measure is the first of those taken.")
+      .def(
+          "tallies", [](const openadam::Table& table) { return numbers(table.tallies(), table.count(), table.measured()); },
+          "What the last pass measured: rows x measures.");
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -86,7 +150,7 @@ NB_MODULE(_native, m) {
   m.def("run", &run, nb::arg("isa"), nb::arg("rows").noconvert(), nb::arg("scalars").noconvert(), nb::arg("layouts").noconvert(),
         nb::arg("measures").noconvert(), nb::arg("update"), nb::arg("tallies").noconvert(), nb::arg("threads"),
         "Measure rows that are given as numbers and, if asked to, update them. Raises ValueError before anything is touched.");
-  openadam::bind_table(m);
+  bind_table(m);
   openadam::bind_arrays(m);
   openadam::bind_tensors(m);
   m.def("allocate", &allocate, nb::arg("bytes"), "Zeroed bytes, aligned to 64 and on huge pages where there are many.");

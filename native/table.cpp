@@ -1,12 +1,6 @@
 // The table of one step: see table.hpp.
 #include "table.hpp"
 
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/pair.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -122,12 +116,17 @@ std::size_t Table::update_at(std::size_t index) const {
   return index;
 }
 
-void Table::set_row(std::size_t row, std::size_t update, nb::object parameter, bool repeated) {
+void Table::set_row(std::size_t row, std::size_t update, std::uintptr_t identity, bool repeated) {
   Item& item = items_[at(row)];
   item.update = update_at(update);
-  item.parameter = std::move(parameter);
+  item.identity = identity;
   item.repeated = repeated;
   rows_[row].kernel = updates_[update].kernel;
+}
+
+void Table::set_row(std::size_t row, std::size_t update, nb::object array) {
+  set_row(row, update, std::uintptr_t{0}, false);
+  items_[row].array = std::move(array);
 }
 
 void Table::set_update(std::size_t index, std::int64_t kernel, std::vector<double> hyperparameters, double coupled_decay, bool maximize) {
@@ -390,72 +389,6 @@ std::pair<double, double> Table::update(double factor, std::vector<std::int64_t>
   place_scalars(factor);
   pass(true, threads);
   return total();
-}
-
-// --- for Python ----------------------------------------------------------------------------------------------------
-
-namespace {
-
-nb::object numbers(const std::vector<double>& values, std::size_t rows, std::size_t width) {
-  auto* copy = new std::vector<double>(values);
-  const nb::capsule owner(copy, [](void* held) noexcept { delete static_cast<std::vector<double>*>(held); });
-  return nb::cast(nb::ndarray<double, nb::numpy, nb::ndim<2>>(copy->data(), {rows, width}, owner));
-}
-
-using Described =
-    std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::vector<std::int64_t>, std::vector<std::int64_t>>>;
-
-}  // namespace
-
-void bind_table(nb::module_& m) {
-  m.attr("MAX_STATES") = kMaxStates;
-  m.attr("MAX_MEMORY") = kMaxMemory;
-  nb::class_<Table>(m, "Table", "The rows of one step, and what is done with them.")
-      .def(nb::init<std::size_t, std::uintptr_t, double>(), nb::arg("isa"), nb::arg("team"), nb::arg("clip_value"))
-      .def("__len__", &Table::count)
-      .def_prop_rw(
-          "taken", [](const Table& table) { return table.counts[0]; }, [](Table& table, std::int64_t value) { table.counts[0] = value; },
-          "Steps taken.")
-      .def_prop_rw(
-          "skipped", [](const Table& table) { return table.counts[1]; }, [](Table& table, std::int64_t value) { table.counts[1] = value; },
-          "Steps skipped.")
-      .def_prop_ro(
-          "counts", [](Table& table) { return nb::ndarray<std::int64_t, nb::numpy, nb::shape<2>>(table.counts, {2}, nb::find(table)); },
-          "Steps taken and skipped, as an array over both.")
-      .def_ro("version", &Table::version, "Grows when `settle` sees other numbers than before.")
-      .def_prop_ro("active_count", &Table::active_count, "Rows that take part in the step under way.")
-      .def(
-          "is_active", [](const Table& table, std::size_t row) { return const_cast<Table&>(table).row(table.at(row)).active != 0; }, nb::arg("row"))
-      .def(
-          "t", [](const Table& table, std::size_t row) { return const_cast<Table&>(table).item(table.at(row)).t; }, nb::arg("row"),
-          "The number of the step that a row is about to take.")
-      .def("resize", &Table::resize, nb::arg("count"), "Begin anew with so many rows.")
-      .def("set_row", &Table::set_row, nb::arg("row"), nb::arg("update"), nb::arg("parameter").none(), nb::arg("repeated") = false,
-           "Which update moves a row, and its parameter: an array, or a weak reference to a tensor.")
-      .def("set_update", &Table::set_update, nb::arg("index"), nb::arg("kernel"), nb::arg("hyperparameters"), nb::arg("coupled_decay"),
-           nb::arg("maximize"), "The kernel of an update and its hyperparameters, in the kernel's order.")
-      .def("set_names", &Table::set_names, nb::arg("index"), nb::arg("count").none(), nb::arg("states"), nb::arg("memory"),
-           "What a host that keeps states by name calls the number of steps, the states and the scalar states of an update.")
-      .def("begin", &Table::begin, "Let no row take part yet.")
-      .def("forget", &Table::forget, "Let go of the tensors of this step.")
-      .def("settle", &Table::settle,
-           "Whether what the step writes may overlap, and the rows whose gradients may share memory with it; nothing found is remembered as such.")
-      .def("trust", &Table::trust, "Remember that what `settle` doubted has been looked at and found in order.")
-      .def(
-          "pieces",
-          [](const Table& table) {
-            Described rows;
-            for (Piece& piece : table.pieces())
-              rows.emplace_back(piece.row, piece.which, piece.address, piece.itemsize, std::move(piece.shape), std::move(piece.strides));
-            return rows;
-          },
-          "The memory of every active row: row, which (0 the parameter, 1 the gradient, then the states), address, itemsize, shape, strides.")
-      .def("measure", &Table::measure, nb::arg("threads"), "The gradients' sum of squares, and the largest of one row.")
-      .def("update", &Table::update, nb::arg("factor"), nb::arg("measures"), nb::arg("threads"),
-           "Take the step and commit its counters; returns what `measure` does where its measure is the first of those taken.")
-      .def(
-          "tallies", [](const Table& table) { return numbers(table.tallies(), table.count(), table.measured()); },
-          "What the last pass measured: rows x measures.");
 }
 
 }  // namespace openadam

@@ -39,8 +39,10 @@ struct Item {
   Number count;
   Number memory[kMaxMemory];
   double after[kMaxMemory] = {};
-  nanobind::object parameter;  // an array, or a weak reference to a tensor
-  bool repeated = false;       // the same parameter as an earlier row: not stepped again
+  nanobind::object array;         // the parameter, of a host that owns its parameters
+  std::uintptr_t identity = 0;    // of a host that does not: which object the row was made for
+  PyObject* parameter = nullptr;  // and the object, while a step holds it
+  bool repeated = false;          // the same parameter as an earlier row: not stepped again
   // What was looked at when it was last found to share no memory: of the parameter and the states, and of the gradient.
   std::int64_t seen[3 + kMaxStates] = {};
   std::int64_t seen_gradient[2] = {};
@@ -95,6 +97,7 @@ class Traces {
       for (std::int64_t at = 0; at < length_of_description; at += kLine) send_ahead(tensor.description + at);
       send_ahead(tensor.description + length_of_description - 1);
       send_ahead(tensor.storage);
+      send_ahead(tensor.storage + kLine - 8);
       for (const char* address : tensor.more)
         if (address) send_ahead(address);
     }
@@ -147,7 +150,8 @@ class Table {
   // --- what a host tells -------------------------------------------------------------------------------------------
 
   void resize(std::size_t count);
-  void set_row(std::size_t row, std::size_t update, nanobind::object parameter, bool repeated);
+  void set_row(std::size_t row, std::size_t update, nanobind::object array);
+  void set_row(std::size_t row, std::size_t update, std::uintptr_t identity, bool repeated);
   void set_update(std::size_t index, std::int64_t kernel, std::vector<double> hyperparameters, double coupled_decay, bool maximize);
   void set_names(std::size_t index, nanobind::object count, std::vector<nanobind::object> states, std::vector<nanobind::object> memory);
 
@@ -157,6 +161,7 @@ class Table {
   void activate(std::size_t row, double t);  // once its addresses are there
   void hold(PyObject* object) { held_.push_back(nanobind::borrow(object)); }
   void forget() noexcept;
+  bool holds() const { return !held_.empty(); }
 
   // Rows whose gradient may share memory with what the step writes; and whether what it writes may overlap.
   std::pair<bool, std::vector<std::int64_t>> settle();
@@ -210,7 +215,6 @@ class Table {
 
 const KernelSet* kernel_set_at(std::size_t index);
 
-void bind_table(nanobind::module_& m);
 void bind_tensors(nanobind::module_& m);
 void bind_arrays(nanobind::module_& m);
 

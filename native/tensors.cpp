@@ -1,5 +1,4 @@
-// Reading the tensors of another framework into the table, without its headers: through the exchange interface of DLPack, which torch
-// speaks since 2.10. Every parameter, gradient, state and counter is asked in every step; none is converted.
+// Reading torch's tensors into the table: every parameter, gradient, state and counter is asked in every step; none is converted.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
@@ -11,6 +10,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "framework.hpp"
 #include "memory.hpp"
 #include "table.hpp"
 
@@ -18,166 +18,6 @@ namespace nb = nanobind;
 
 namespace openadam {
 namespace {
-
-// What DLPack calls a DLTensor, and the table of functions behind a type's __dlpack_c_exchange_api__ (DLPack 1.3).
-struct ForeignTensor {
-  void* data;
-  std::int32_t device_type;
-  std::int32_t device_id;
-  std::int32_t dimensions;
-  std::uint8_t dtype_code;
-  std::uint8_t dtype_bits;
-  std::uint16_t dtype_lanes;
-  const std::int64_t* shape;
-  const std::int64_t* strides;
-  std::uint64_t byte_offset;
-};
-
-struct Exchange {
-  std::uint32_t major;
-  std::uint32_t minor;
-  void* older;
-  void* allocate;
-  void* managed_from_object;
-  void* managed_to_object;
-  int (*view)(void* object, ForeignTensor* out);  // borrows; null where the framework does not offer it
-  void* stream;
-};
-
-constexpr std::int32_t kCpu = 1;
-constexpr std::uint8_t kInteger = 0;
-constexpr std::uint8_t kFloating = 2;
-
-// How a tensor object lies in memory, found out at run time by who makes a Framework: offset of the description in the object; offset in
-// the description of its flags and the marks among them of a view that shows other numbers than its memory holds (negated, conjugate);
-// offset of the storage in the description, and of the memory's address in the storage.
-struct Anatomy {
-  std::int64_t description;
-  std::int64_t flags;
-  std::int64_t marks;
-  std::int64_t storage;
-  std::int64_t memory;
-};
-
-// A framework whose tensors can be read: how, and which types are nothing but memory.
-//
-// The exchange interface is the authority on what a tensor is. It is asked through several layers, though, so where the anatomy is known, a
-// tensor whose description has not changed in any byte, and which the interface has been asked about, is not asked about again.
-class Framework {
- public:
-  Framework(nb::object capsule, std::vector<nb::object> types, const std::vector<std::int64_t>& anatomy)
-      : capsule_(std::move(capsule)), types_(std::move(types)) {
-    exchange_ = static_cast<const Exchange*>(PyCapsule_GetPointer(capsule_.ptr(), "dlpack_exchange_api"));
-    if (!exchange_) throw nb::python_error();
-    if (exchange_->major != 1 || !exchange_->view) throw std::invalid_argument("the framework does not speak this exchange interface");
-    if (anatomy.empty()) return;
-    if (anatomy.size() != 5 || anatomy[1] < kCounted || anatomy[1] > 8 * 255 || anatomy[1] % 8)
-      throw std::invalid_argument("that is no anatomy of a tensor");
-    anatomy_ = Anatomy{anatomy[0], anatomy[1], anatomy[2], anatomy[3], anatomy[4]};
-  }
-
-  void add_type(nb::object type) { types_.push_back(std::move(type)); }
-
-  // The length of a tensor's description, as far as it is read.
-  std::int64_t length_of_description() const { return anatomy_ ? anatomy_->flags + 8 : 0; }
-
-  // Fills in the tensor behind an object that is plain memory; false where it is not. Notes where that led, and, of a tensor that will
-  // change, what else will be touched.
-  bool view(PyObject* object, ForeignTensor* tensor, Traces* traces = nullptr, bool changes = false) const {
-    const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-    if (!std::any_of(types_.begin(), types_.end(), [type](const nb::object& known) { return known.ptr() == type; })) return false;
-    if (!anatomy_) return ask(object, tensor) && !negated(object);
-    const char* description = word<const char*>(reinterpret_cast<const char*>(object) + anatomy_->description);
-    if (word<std::int64_t>(description + anatomy_->flags) & anatomy_->marks) return false;
-    const char* storage = word<const char*>(description + anatomy_->storage);
-    Traces::Tensor* known = traces ? traces->next() : nullptr;
-    if (!known || !storage) return ask(object, tensor);
-    const std::uint64_t digest = digest_of(description);
-    const auto memory = word<std::int64_t>(storage + anatomy_->memory);
-    if (known->object != reinterpret_cast<const char*>(object) || known->digest != digest) {
-      if (!ask(object, tensor)) return false;
-      learn(known, *tensor, description, memory, digest);
-      known->object = reinterpret_cast<const char*>(object);
-      known->description = description;
-      known->storage = storage;
-      known->more[0] = changes ? word<const char*>(description + anatomy_->storage + 8) : nullptr;   // where its gradient is found
-      known->more[1] = changes ? word<const char*>(description + anatomy_->storage + 24) : nullptr;  // and its version
-      return true;
-    }
-    tensor->data = reinterpret_cast<void*>(static_cast<std::uintptr_t>(memory + known->offset));
-    tensor->device_type = kCpu;
-    tensor->device_id = 0;
-    tensor->dimensions = known->dimensions;
-    tensor->dtype_code = known->dtype_code;
-    tensor->dtype_bits = known->dtype_bits;
-    tensor->dtype_lanes = 1;
-    tensor->shape = reinterpret_cast<const std::int64_t*>(description) + known->sizes;
-    tensor->strides = reinterpret_cast<const std::int64_t*>(description) + known->strides;
-    tensor->byte_offset = 0;
-    return true;
-  }
-
- private:
-  static constexpr std::int64_t kCounted = 16;  // a description begins with its type and the number of its users, which do not matter
-
-  template <class T>
-  static T word(const char* address) {
-    T value;
-    std::memcpy(&value, address, sizeof(value));
-    return value;
-  }
-
-  bool ask(PyObject* object, ForeignTensor* tensor) const {
-    if (exchange_->view(object, tensor) == 0) return true;
-    PyErr_Clear();
-    return false;
-  }
-
-  // Of everything from the counts to the flags: storage, shape, strides, offset, dtype, device.
-  std::uint64_t digest_of(const char* description) const {
-    std::uint64_t lanes[4] = {14695981039346656037u, 1099511628211u, 6364136223846793005u, 1442695040888963407u};
-    std::int64_t at = kCounted;
-    for (int lane = 0; at <= anatomy_->flags; at += 8, lane = (lane + 1) & 3) {
-      lanes[lane] = (lanes[lane] ^ word<std::uint64_t>(description + at)) * 0x9E3779B97F4A7C15u;
-      lanes[lane] ^= lanes[lane] >> 29;
-    }
-    std::uint64_t digest = 0;
-    for (const std::uint64_t lane : lanes) digest = (digest ^ lane) * 0xD6E8FEB86659FD93u;
-    return digest | 1;
-  }
-
-  // What was found, for as long as the digest stays; only if shape and strides are among the bytes that it is made from.
-  void learn(Traces::Tensor* known, const ForeignTensor& tensor, const char* description, std::int64_t memory, std::uint64_t digest) const {
-    const auto sizes = reinterpret_cast<const char*>(tensor.shape) - description;
-    const auto strides = reinterpret_cast<const char*>(tensor.strides) - description;
-    const std::int64_t length = 8 * static_cast<std::int64_t>(tensor.dimensions);
-    const bool within = sizes >= kCounted && strides >= kCounted && sizes + length <= anatomy_->flags && strides + length <= anatomy_->flags &&
-                        sizes % 8 == 0 && strides % 8 == 0 && tensor.device_type == kCpu && tensor.dtype_lanes == 1;
-    known->digest = within ? digest : 0;
-    known->offset = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset) - memory;
-    known->dimensions = tensor.dimensions;
-    known->dtype_code = tensor.dtype_code;
-    known->dtype_bits = tensor.dtype_bits;
-    known->sizes = static_cast<std::uint8_t>(sizes / 8);
-    known->strides = static_cast<std::uint8_t>(strides / 8);
-  }
-
-  static bool negated(PyObject* object) {
-    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
-    const nb::object answer = nb::steal(PyObject_CallMethodNoArgs(object, is_neg));
-    if (!answer.is_valid()) throw nb::python_error();
-    return answer.ptr() != Py_False;
-  }
-
-  nb::object capsule_;
-  const Exchange* exchange_;
-  std::vector<nb::object> types_;
-  std::optional<Anatomy> anatomy_;
-};
-
-std::int64_t address_of(const ForeignTensor& tensor) {
-  return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset);
-}
 
 bool is_real(const ForeignTensor& tensor, std::int64_t* dtype) {
   *dtype = tensor.dtype_bits == 32 ? kFloat32 : kFloat64;
@@ -227,13 +67,23 @@ bool is_injective(const std::vector<std::int32_t>& order, const ForeignTensor& t
   return true;
 }
 
+// Whether a tensor's elements all lie within its storage, which may have been made smaller under it.
+bool has_room(const Viewed& tensor) {
+  std::int64_t reach = 0;
+  for (std::int32_t d = 0; d < tensor.dimensions; ++d) {
+    if (tensor.shape[d] == 0) return true;
+    reach += (tensor.shape[d] - 1) * tensor.strides[d];
+  }
+  return address_of(tensor) != 0 && (reach + 1) * (tensor.dtype_bits / 8) <= tensor.room;
+}
+
 // Takes over where the tensors of a row lie; false where the loop cannot reach them.
-bool place(Table& table, std::size_t i, const ForeignTensor& p, const ForeignTensor& g, const ForeignTensor* states, std::size_t count) {
+bool place(Table& table, std::size_t i, const Viewed& p, const Viewed& g, const Viewed* states, std::size_t count) {
   Row& row = table.row(i);
-  if (!is_real(p, &row.dtype) || !same_kind(p, g)) return false;
+  if (!is_real(p, &row.dtype) || !same_kind(p, g) || !has_room(p) || !has_room(g)) return false;
   bool contiguous = is_contiguous(p) && is_contiguous(g);
   for (std::size_t s = 0; s < count; ++s) {
-    if (!same_kind(p, states[s])) return false;
+    if (!same_kind(p, states[s]) || !has_room(states[s])) return false;
     contiguous = contiguous && is_contiguous(states[s]);
   }
   const std::int64_t misaligned = bytes_of(row.dtype) - 1;
@@ -270,10 +120,10 @@ bool place(Table& table, std::size_t i, const ForeignTensor& p, const ForeignTen
 }
 
 // Where a number lies that the step reads and writes: one element on the CPU, of a type that it can count in.
-bool number_in(const ForeignTensor& tensor, Number* number) {
+bool number_in(const Viewed& tensor, Number* number) {
   std::int64_t elements = 1;
   for (std::int32_t d = 0; d < tensor.dimensions; ++d) elements *= tensor.shape[d];
-  if (tensor.device_type != kCpu || tensor.dtype_lanes != 1 || elements != 1) return false;
+  if (tensor.device_type != kCpu || tensor.dtype_lanes != 1 || elements != 1 || !has_room(tensor)) return false;
   if (tensor.dtype_code == kFloating && tensor.dtype_bits == 32)
     number->type = Number::kSingle;
   else if (tensor.dtype_code == kFloating && tensor.dtype_bits == 64)
@@ -292,14 +142,14 @@ bool can_count(const Number& number, double steps) {
 }
 
 // The states of one parameter as they are now: in a dict, which is asked by name.
-bool read_states(const Framework& framework, Table& table, std::size_t i, PyObject* own, const ForeignTensor& p, const ForeignTensor& g) {
+bool read_states(const Framework& framework, Table& table, std::size_t i, PyObject* own, const Viewed& p, const Viewed& g) {
   const Update& update = table.update_of(i);
   Item& item = table.item(i);
   const std::size_t states = update.state_names.size();
   if (static_cast<std::int64_t>(states) != table.kernels().updates[update.kernel].states) return false;
-  ForeignTensor tensors[kMaxStates];
-  ForeignTensor tensor;
-  const auto found = [&](const nb::object& name, ForeignTensor* out) {
+  Viewed tensors[kMaxStates];
+  Viewed tensor;
+  const auto found = [&](const nb::object& name, Viewed* out) {
     PyObject* object = own ? PyDict_GetItemWithError(own, name.ptr()) : nullptr;
     if (!object) {
       if (PyErr_Occurred()) throw nb::python_error();
@@ -329,17 +179,6 @@ bool read_states(const Framework& framework, Table& table, std::size_t i, PyObje
 }
 
 constexpr std::size_t kAhead = 6;  // rows to send the processor ahead
-
-PyObject* referent(PyObject* reference) {
-#if PY_VERSION_HEX >= 0x030D0000
-  PyObject* object = nullptr;
-  if (!reference || PyWeakref_GetRef(reference, &object) <= 0) return nullptr;
-  Py_DECREF(object);  // whoever compares it holds it
-  return object;
-#else
-  return reference ? PyWeakref_GET_OBJECT(reference) : nullptr;
-#endif
-}
 
 // Walks a dict beside a list of its keys: entries usually come in the same order, and then need not be looked up.
 class Cursor {
@@ -386,7 +225,8 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
     if (!list.is_valid()) throw nb::python_error();
     for (Py_ssize_t n = 0; n < PySequence_Fast_GET_SIZE(list.ptr()); ++n, ++i) {
       PyObject* parameter = PySequence_Fast_GET_ITEM(list.ptr(), n);
-      if (i >= rows || referent(table.item(i).parameter.ptr()) != parameter) return std::nullopt;
+      if (i >= rows || table.item(i).identity != reinterpret_cast<std::uintptr_t>(parameter)) return std::nullopt;
+      if (table.item(i).update / 2 != static_cast<std::size_t>(k)) return std::nullopt;  // a group has two updates: decayed or not
       if (table.item(i).repeated) continue;
       if (i + kAhead < rows) table.traces(i + kAhead).visit(framework.length_of_description());
       Traces& traces = table.traces(i);
@@ -394,8 +234,10 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
       const nb::object gradient = nb::steal(PyObject_GetAttr(parameter, grad));
       if (!gradient.is_valid()) throw nb::python_error();
       if (gradient.is_none()) continue;
-      ForeignTensor p;
-      ForeignTensor g;
+      table.hold(parameter);
+      table.item(i).parameter = parameter;
+      Viewed p;
+      Viewed g;
       PyObject* own = nullptr;
       bool plain =
           dict_of_dicts && table.row(i).kernel > 0 && framework.view(parameter, &p, &traces, true) && framework.view(gradient.ptr(), &g, &traces);
@@ -409,7 +251,6 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
         if (!own && table.update_of(i).state_names.empty() && table.update_of(i).count_name.is_none()) plain = true;  // there is nothing to keep
       }
       if (plain && read_states(framework, table, i, own, p, g)) {
-        table.hold(parameter);
         table.hold(gradient.ptr());
       } else {
         others.push_back(static_cast<std::int64_t>(i));
@@ -424,10 +265,10 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
 // the loop reaches it; if not, the row takes no part.
 bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::handle parameter, nb::handle gradient,
                    const std::vector<nb::object>& states, nb::handle count, double steps, const std::vector<nb::object>& memory) {
-  ForeignTensor p;
-  ForeignTensor g;
-  ForeignTensor tensors[kMaxStates];
-  ForeignTensor tensor;
+  Viewed p;
+  Viewed g;
+  Viewed tensors[kMaxStates];
+  Viewed tensor;
   const Update& update = table.update_of(table.at(i));
   Item& item = table.item(i);
   if (table.row(i).kernel <= 0 || states.size() > kMaxStates || memory.size() > kMaxMemory ||
@@ -452,9 +293,8 @@ bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::
 // The parameters that take part, for who must be told that they change.
 nb::list active_parameters(Table& table) {
   nb::list found;
-  for (std::size_t i = 0; i < table.count(); ++i)
-    if (table.row(i).active)
-      if (PyObject* parameter = referent(table.item(i).parameter.ptr())) found.append(nb::borrow(parameter));
+  for (std::size_t i = 0; table.holds() && i < table.count(); ++i)
+    if (table.row(i).active && table.item(i).parameter) found.append(nb::borrow(table.item(i).parameter));
   return found;
 }
 

@@ -32,9 +32,10 @@ class Mutant:
 
 
 RULES, PROGRAM, LOOP = "src/openadam/rules.py", "src/openadam/language/program.py", "native/loop.hpp"
-STEP, OPTIMIZER = "src/openadam/step.py", "src/openadam/optimizer.py"
-HOST, ROWS, LOADING, SHARDS = (f"src/openadam/torch/{name}.py" for name in ("host", "rows", "loading", "shards"))
-TORCH = ("test_tensors.py", "test_torch.py", "test_torch_faults.py", "test_torch_checkpoints.py")
+STEP, ENGINE, ARRAYS, MEMORY = "src/openadam/step.py", "src/openadam/engine.py", "src/openadam/arrays/table.py", "src/openadam/memory.py"
+TABLE, SCALARS, TENSORS, FRAMEWORK = "native/table.cpp", "src/openadam/language/cpp.py", "native/tensors.cpp", "native/framework.hpp"
+HOST, ROWS, ROW_TABLE, LOADING, SHARDS = (f"src/openadam/torch/{name}.py" for name in ("host", "rows", "table", "loading", "shards"))
+TORCH = ("test_tensors.py", "test_torch_memory.py", "test_torch.py", "test_torch_faults.py", "test_torch_checkpoints.py")
 
 MUTANTS = (
     Mutant("eps inside the root", RULES, "    return sqrt(v_hat) + eps\n", "    return sqrt(v_hat + eps)\n"),
@@ -62,25 +63,36 @@ MUTANTS = (
     Mutant("states not advanced with the block", LOOP, "tensors[2 + s] = address(row.states[s], row, begin)", "tensors[2 + s] = address(row.states[s], row, 0)", NATIVE),
     Mutant("chunks joined without the last", LOOP, "c < partials_at_[static_cast<std::size_t>(i) + 1]; ++c", "c + 1 < partials_at_[static_cast<std::size_t>(i) + 1]; ++c", NATIVE),
     Mutant("a lane forgotten", "native/kernels.cpp", "for (int width = kLanes / 2;", "for (int width = kLanes / 4;", NATIVE),
-    Mutant("contraction allowed", "native/CMakeLists.txt", "-ffp-contract=off", "-ffp-contract=fast", NATIVE),
+    Mutant("contraction allowed", "native/CMakeLists.txt", "-fno-trapping-math -ffp-contract=off", "-fno-trapping-math -ffp-contract=fast", NATIVE),
     Mutant("strided carry lost", "native/formats.hpp", "      ++index[d - 1];\n", "", NATIVE),
     Mutant("gradient's strides for the parameter", LOOP, "p_at = {dimensions, layout + 3, layout + 3 + dimensions};", "p_at = {dimensions, layout + 3, layout + 3 + 2 * dimensions};", NATIVE),
-    Mutant("counters not committed", "native/module.cpp", "if (counters.size())", "if (false)", NATIVE),
+    Mutant("counters not committed", TABLE, "    item.count.set(item.t);\n", "", NATIVE),
+    Mutant("scalar states not committed", TABLE, "item.memory[k].set(item.after[k]);", "item.memory[k].set(item.memory[k].get());", ("test_contract.py", "test_native.py")),
+    Mutant("scalars of another step", TABLE, "update.t != item.t || ", "", ("test_native.py", "test_contract.py")),
+    Mutant("scalars of another row's states", TABLE, " || std::memcmp(update.memory, memory, sizeof(memory)) != 0", "", ("test_torch_memory.py", "test_native.py")),
+    Mutant("scalars printed with another order", SCALARS, '"subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "power"', '"subtract": "{1} - {0}", "multiply": "{} * {}", "divide": "{} / {}", "power"', NATIVE),
     Mutant("flush-to-zero while stepping", "native/threads.hpp", "_mm_setcsr(0x1F80)", "_mm_setcsr(0x9FC0)", ("test_native.py", "test_numerics.py")),
     Mutant("caller's floating-point mode lost", "native/threads.hpp", "~IeeeMode() { _mm_setcsr(saved_); }", "~IeeeMode() {}", ("test_native.py", "test_package.py")),
     Mutant("table not checked", LOOP, "    check(request);\n", "", ("test_native.py",)),
-    Mutant("maximize forgotten", STEP, "-factor if h[\"maximize\"] else factor", "factor"),
-    Mutant("a refused gradient trusted the next time", OPTIMIZER, "        self._doubtful = True  # until everything below has been checked\n", "", ("test_inputs.py",)),
-    Mutant("alias check left out", OPTIMIZER, "            self._refuse_alias(self._entries[i].name, gradients[i])\n", "            pass\n", ("test_inputs.py",)),
+    Mutant("maximize forgotten", TABLE, "update.maximize ? -factor : factor", "factor"),
+    Mutant("maximize forgotten by the reference", ENGINE, '-factor if self.values["maximize"] else factor', "factor"),
+    Mutant("a refused gradient trusted the next time", TABLE, "if (!doubtful && suspects.empty() && (news || fresh)) trust();", "trust();", ("test_inputs.py", "test_tensors.py")),
+    Mutant("what is no longer written still protected", TABLE, "if (suspects.empty() || fresh) break;", "break;", ("test_tensors.py",)),
+    Mutant("overlaps not seen again when memory moves", TABLE, "fresh = rows_[i].active && !as_seen(i)", "fresh = rows_[i].active && !items_[i].trusted", ("test_tensors.py", "test_torch_memory.py")),
+    Mutant("alias check left out", ARRAYS, "            self._refuse_alias(suspects)\n", "            pass\n", ("test_inputs.py",)),
+    Mutant("runs of one element only", MEMORY, "            length *= rest.pop(0)[1]\n", "            rest.pop(0)\n", ("test_memory.py",)),
+    Mutant("only neighbours compared", MEMORY, "reach = np.maximum.accumulate(ends)", "reach = ends", ("test_memory.py",)),
     Mutant("non-finite gradients let through", STEP, "                if bad is not None and self.nonfinite == \"raise\":\n                    raise bad\n", "", ("test_inputs.py", "test_contract.py")),
-    Mutant("a tensor without gradient counted", STEP, "            after_steps[self.missing] -= 1\n", "            pass\n", ("test_contract.py", "test_inputs.py")),
-    Mutant("torch's tensors thought where they were", "native/tensors.cpp", "(row->length > 0 && address_of(tensor) != row->parameter)", "false", TORCH),
-    Mutant("torch's negated views taken as they lie", "native/tensors.cpp", "if (negated.ptr() != Py_False) {", "if (false) {", TORCH),
-    Mutant("torch's gradients thought to lie as their parameters", "native/tensors.cpp", "        !lies_as(tensor, lies, *row) || (address_of", "        (address_of", TORCH),
-    Mutant("scalars of a moved row not placed again", ROWS, "        self._placed = None  # where their scalars are has gone with their rows\n", "", TORCH),
-    Mutant("states shown before the step is certain", ROWS, "        self._allocate()\n", "        self._allocate()\n        self.register()\n", TORCH),
-    Mutant("edited step numbers overlooked", ROWS, "        self._adopt_edits()\n", "", TORCH),
-    Mutant("autograd not told", ROWS, "        torch._C._increment_version(changing)\n", "", TORCH),
+    Mutant("a tensor without gradient stepped", TENSORS, "      if (gradient.is_none()) continue;\n", "      if (gradient.is_none()) table.activate(i, 1);\n", ("test_tensors.py",)),
+    Mutant("torch's negated views taken as they lie", FRAMEWORK, "    if (word<std::int64_t>(description + anatomy_->flags) & anatomy_->marks) return false;\n", "", TORCH),
+    Mutant("torch's tensors thought where they were", FRAMEWORK, "const auto memory = word<std::int64_t>(storage + anatomy_->memory);", "static std::int64_t memory; if (!known->digest) memory = word<std::int64_t>(storage + anatomy_->memory);", TORCH),
+    Mutant("a description known by its first words", FRAMEWORK, "for (int lane = 0; at <= anatomy_->flags; at += 8", "for (int lane = 0; at <= 24; at += 8", TORCH),
+    Mutant("states of other strides taken as they lie", TENSORS, "    if (!is_dense_in(order, states[s])) return false;\n", "", TORCH),
+    Mutant("another parameter in the row's place", TENSORS, "i >= rows || table.item(i).identity != reinterpret_cast<std::uintptr_t>(parameter)", "i >= rows", TORCH),
+    Mutant("a counter at the end of float32", TENSORS, "number.type == Number::kSingle ? kMostSingleSteps : kMostSteps", "kMostSteps", TORCH),
+    Mutant("states shown before the step is certain", ROW_TABLE, "        doubtful, suspects = self.table.settle()", "        self.register()\n        doubtful, suspects = self.table.settle()", TORCH),
+    Mutant("tensors held after the step", ROW_TABLE, "            self.table.forget()\n", "            pass\n", ("test_torch_memory.py",)),
+    Mutant("autograd not told", ROW_TABLE, "                torch._C._increment_version(parameters)\n", "                pass\n", TORCH),
     Mutant("16-bit states", ROWS, "dtype = torch.float32 if local.dtype in (torch.bfloat16, torch.float16) else local.dtype", "dtype = local.dtype", TORCH),
     Mutant("found_inf of exactly one", HOST, "found_inf is not None and _number(found_inf) != 0", "found_inf is not None and _number(found_inf) == 1", TORCH),
     Mutant("closure without gradients", HOST, "            with torch.enable_grad():\n                loss = closure()", "            loss = closure()", TORCH),
@@ -89,7 +101,7 @@ MUTANTS = (
     Mutant("loaded states shared", LOADING, "    copied = torch.empty_like(like, dtype=value.dtype, requires_grad=False, memory_format=torch.preserve_format).copy_(local)\n",
            "    copied = local\n", TORCH),
     Mutant("each shard clipped for itself", SHARDS, "math.hypot(*column) if key in spread else norms[key]", "norms[key]", ("test_torch_distributed.py",)),
-    Mutant("negative second moment accepted", "src/openadam/states.py", "(value < 0).any()", "False", ("test_checkpoint.py",)),
+    Mutant("negative second moment accepted", "src/openadam/arrays/states.py", "(value < 0).any()", "False", ("test_checkpoint.py",)),
 )  # fmt: skip
 
 

@@ -559,8 +559,8 @@ def test_a_table_checks_what_it_is_told() -> None:
     table.set_update(0, adam, [0.1] * 5, 0.0, False)
     table.resize(2)
     for call in (
-        lambda: table.set_row(2, 0, None, False),
-        lambda: table.set_row(0, 1, None, False),
+        lambda: table.set_row(2, 0, None),
+        lambda: table.set_row(0, 1, 5, False),
         lambda: table.set_names(1, None, [], []),
         lambda: table.set_names(0, None, ["a", "b", "c", "d", "e"], []),
         lambda: table.is_active(2),
@@ -580,7 +580,7 @@ def test_what_a_table_was_not_given_is_refused() -> None:
     table = native.Table(0, 0, np.inf)
     table.set_update(0, 1, [0.1] * 2, 0.0, False)
     table.resize(1)
-    table.set_row(0, 0, np.zeros(1), False)
+    table.set_row(0, 0, np.zeros(1))
     numbers = np.zeros(1)
     native.set_memory(table, 0, 1, 1, [], numbers.ctypes.data, 0)
     table.begin()

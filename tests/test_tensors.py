@@ -60,6 +60,17 @@ def test_other_parameters_are_another_table() -> None:
     assert read(optimizer, table) is None
 
 
+def test_a_parameter_that_has_moved_to_another_group_is_in_another_row() -> None:
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    for p in params:
+        p.grad = torch.ones(2)
+    optimizer = openadam.torch.SGD([{"params": params[:1]}, {"params": params[1:], "lr": 1.0}], lr=0.1)
+    optimizer.step()
+    optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = [], params
+    optimizer.step()
+    assert [p.tolist() for p in params] == [pytest.approx([-0.1] * 2), pytest.approx([-1.0] * 2)]
+
+
 def changed(what: str, optimizer: openadam.torch.AdamW) -> None:
     """Change one thing of the second parameter."""
     p = optimizer.param_groups[0]["params"][1]

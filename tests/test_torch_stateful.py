@@ -144,7 +144,7 @@ class Beside(RuleBasedStateMachine):
             own = side.optimizer.state.get(side.param(number), {})
             if isinstance(step := own.get("step"), Tensor):
                 fresh = torch.full_like(step, count)
-                if how == "fill":
+                if how == "fill" or step.is_neg():  # a lazily negated one would show the negative of what it is set to
                     step.fill_(count)
                 elif how == "data":
                     step.data = fresh
@@ -163,7 +163,7 @@ class Beside(RuleBasedStateMachine):
             own = side.optimizer.state.get(side.param(number), {})
             if isinstance(product := own.get("mu_product"), Tensor):
                 fresh = torch.full_like(product, value)
-                if how == "fill":
+                if how == "fill" or product.is_neg():
                     product.fill_(value)
                 elif how == "data":
                     product.data = fresh

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import operator
 import threading
 import warnings
@@ -16,7 +15,6 @@ import numpy.typing as npt
 
 from .. import engine as engines
 from ..errors import (
-    AliasError,
     CheckpointMismatchError,
     GradientError,
     HyperparameterError,
@@ -24,12 +22,12 @@ from ..errors import (
     ParameterError,
 )
 from ..hyperparameters import checked, checked_or_schedule, suggest
-from ..language.expression import Rule, Traced
-from ..memory import Piece, meet
-from ..step import MAX_STEP, Stepper, StepReport, alone, check_dtype
+from ..language.expression import Rule
+from ..step import StepReport, alone, check_dtype
 from . import states
-from .parameters import as_gradient, describe, flatten, read_group, read_structure, structured
+from .parameters import describe, flatten, read_group, read_structure, structured
 from .rows import Row, allocate, read_rows, refuse_shared
+from .table import ArrayStepper
 
 __all__ = ["Optimizer", "StepReport"]
 
@@ -119,7 +117,7 @@ class Optimizer:
         self._engine = engines.choose_engine(self._program, engine, isa)
         self._chosen = {"engine": engine, "isa": isa}
         self._rows: list[Row] = []
-        self._stepper = _ArrayStepper(
+        self._stepper = ArrayStepper(
             self._engine,
             self._rows,
             type(self).state_names,
@@ -466,125 +464,6 @@ for _name in ("lr", "beta1", "beta2", "eps", "momentum", "dampening", "rho", "lr
     setattr(Optimizer, _name, _Elsewhere(_name, f"it is a setting of each group, opt.groups[0][{_name!r}]"))
 for _name in ("clip_norm", "clip_value", "nonfinite", "no_decay", "threads", "engine", "isa"):
     setattr(Optimizer, _name, _Elsewhere(_name, "it is chosen when the optimizer is made; make another and give it this one's state_dict()"))
-
-
-class _ArrayStepper(Stepper):
-    """Steps over the arrays of an optimizer."""
-
-    def __init__(
-        self,
-        engine: engines.Engine,
-        rows: list[Row],
-        state_names: Mapping[str, str],
-        *,
-        clip_norm: float | None,
-        clip_value: float | None,
-        nonfinite: str,
-    ) -> None:
-        super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite)
-        # Not the optimizer itself, which would then live until the garbage collector comes.
-        self._engine, self._rows, self._state_names = engine, rows, state_names
-        self.table = engine.table(math.inf if clip_value is None else clip_value)
-        self.updates: list[engines.Update] = []
-
-    def rebuild(self, traced: Traced, coupling: str, groups: int) -> None:
-        """Take in the rows as they are now. Rows of one class (a group, decayed or not) share their hyperparameters."""
-        while len(self.updates) < 2 * groups:
-            self.updates.append(engines.Update(traced, coupling, self._engine.kernel(engines.compiled(traced)[0]) or 0))
-        for row in self._rows:
-            row.update = self.updates[2 * row.group + (not row.decayed)]
-        if self._engine.name != "native":
-            self.table.rows = self._rows
-            return
-        for index, update in enumerate(self.updates):
-            self.table.set_update(index, update.kernel, [0.0] * len(update.program.hyperparameters), 0.0, False)
-        self.table.resize(len(self._rows))
-        for i, row in enumerate(self._rows):
-            self.table.set_row(i, 2 * row.group + (not row.decayed), row.array)
-            addresses = [state.__array_interface__["data"][0] for state in row.states]
-            numbers = row.numbers.__array_interface__["data"][0]
-            engines.native().set_memory(self.table, i, row.view.size, engines.DTYPES[row.view.dtype], addresses, numbers, row.numbers.size - 1)
-
-    def tell(self, group: int, values: dict[str, Any]) -> None:
-        """The hyperparameters of a group."""
-        for index, decayed in ((2 * group, True), (2 * group + 1, False)):
-            self.updates[index].values = values if decayed else {**values, "weight_decay": 0.0}
-            if self._engine.name == "native":
-                self.updates[index].tell(self.table, index)
-
-    def read(self, gradients: list[Any]) -> None:
-        """Take in the gradients; refuse by name what cannot be used. Nothing that a step changes is changed."""
-        self._gradients = gradients
-        if self.table.taken >= MAX_STEP:
-            raise HyperparameterError(f"{MAX_STEP} steps have been taken, more than can be counted exactly; start a new optimizer")
-        native = self._engine.name == "native"
-        others: Iterable[int] = engines.native().read_arrays(self.table, gradients) if native else range(len(self._rows))
-        active = [i for i in others if gradients[i] is not None]
-        for i in active:
-            row = self._rows[i]
-            row.refuse_read_only()
-            if row.steps >= MAX_STEP:
-                raise HyperparameterError(f"parameter {row.name!r} has taken {MAX_STEP} steps, more than can be counted exactly")
-            row.gradient = as_gradient(row, gradients[i])
-            if native:
-                address = row.gradient.__array_interface__["data"][0]
-                engines.native().place_array(self.table, i, row.address, address, row.layout(row.gradient), row.gradient)
-        if not native:
-            self.table.active = active
-        doubtful, suspects = self.table.settle() if native else (True, active)
-        if doubtful or suspects:
-            self._refuse_alias(suspects)
-            if native:
-                self.table.trust()
-
-    def _refuse_alias(self, suspects: Iterable[int]) -> None:
-        refuse_shared(self._rows)
-        for i in suspects:
-            name, gradient = self._rows[i].name, Piece.of_array(self._canonical(i))
-            for row in self._rows:
-                for other, what in [(row.view, "parameter"), *((state, "state of parameter") for state in row.states)]:
-                    if meet(gradient, Piece.of_array(other)):
-                        raise AliasError(
-                            f"the gradient of parameter {name!r} shares memory with the {what} {row.name!r}, which the step writes; pass a copy"
-                        )
-
-    def forget(self) -> None:
-        """Gradients are the caller's; keep none alive."""
-        self._gradients = []
-        for row in self._rows:
-            row.gradient = None
-        if self._engine.name == "native":
-            self.table.forget()
-
-    def _canonical(self, i: int) -> Array:
-        row = self._rows[i]
-        return as_gradient(row, self._gradients[i]) if row.gradient is None else row.gradient
-
-    # --- what a stepper asks ---------------------------------------------------------------------------------------
-
-    @property
-    def count(self) -> int:
-        return len(self._rows)
-
-    def name(self, i: int) -> str:
-        return self._rows[i].name
-
-    def gradient(self, i: int) -> Array:
-        return self._rows[i].as_given(self._canonical(i))
-
-    def dtype(self, i: int) -> np.dtype[Any]:
-        return self._rows[i].view.dtype
-
-    def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
-        row, g = self._rows[i], self._canonical(i).reshape(-1)
-        assert row.update is not None
-        t, *memory = row.numbers.tolist()
-        once = row.update.once(t + 1, factor, math.inf if self.clip_value is None else self.clip_value, memory)
-        before = [array.reshape(-1) for array in (*row.states, row.view)]
-        with np.errstate(all="ignore"):
-            outputs = engines.outcome(row.update.program, g, before[-1], before[:-1], once)
-        names = (*row.update.program.states, "p")
-        return g, [(self._state_names.get(name, name), array, outputs[name]) for name, array in zip(names, before, strict=True)]
 
 
 def _at(name: str, value: Any, t: int) -> float:

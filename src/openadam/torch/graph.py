@@ -81,7 +81,7 @@ def stepped(row: Reached, factor: float, clip_value: float, *, compile: bool = F
 
 def commit(row: Reached, values: Sequence[Tensor], memory: Sequence[float]) -> None:
     """Write what `stepped` computed; where the tensors are plain memory, in one call that no signal handler can interrupt."""
-    if all(map(is_memory, row.targets)):
+    if all(is_memory(target) and not target.is_neg() and not target.is_conj() for target in row.targets):
         torch._foreach_copy_(list(row.targets), list(values))
     else:
         for target, value in zip(row.targets, values, strict=True):

@@ -217,10 +217,11 @@ class Host(_Base):
                 if scale == float("inf"):
                     raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
             stepper.read(self.param_groups, self.state)
-        except Exception:
+        except BaseException as error:
             if stepper is not None:
                 stepper.forget()
-            self._tell_others()
+            if isinstance(error, Exception):
+                self._tell_others()
             raise
         try:
             if not stepper.active_count and not stepper.shards:

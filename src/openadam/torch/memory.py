@@ -82,6 +82,14 @@ def array_over(tensor: Tensor) -> npt.NDArray[Any]:
     return array.reshape(tuple(tensor.shape))
 
 
+def lies_within(tensor: Tensor) -> bool:
+    """Whether all elements lie in the tensor's storage, which may have been made smaller under it."""
+    if not is_memory(tensor) or not has_numbers(tensor) or not tensor.numel():
+        return True
+    reach = tensor.storage_offset() + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (reach + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """As NumPy writes it: ``float32``."""
     return str(dtype).removeprefix("torch.")
@@ -118,9 +126,9 @@ def _anatomy() -> list[int]:
     """How a tensor object lies in memory, for the native reader.
 
     Where the object keeps its description; where in that the mark of showing other numbers than the memory holds, and the mark; where
-    the storage; and where in that the address of the memory. Offsets in bytes, found by looking for what tensors say of themselves, and by
-    comparing tensors that differ in nothing else; empty where that does not lead to one place each, and then every tensor is asked by its
-    methods.
+    the storage; and where in that the address of the memory and its size. Offsets in bytes, found by looking for what tensors say of
+    themselves, and by comparing tensors that differ in nothing else; empty where that does not lead to one place each, and then every tensor
+    is asked by its methods.
     """
     try:
         usable = ctypes.CDLL(None).malloc_usable_size
@@ -135,7 +143,7 @@ def _anatomy() -> list[int]:
     def places(where: npt.NDArray[np.uint64], value: int) -> set[int]:
         return set(np.flatnonzero(where == value).tolist())
 
-    descriptions, marks, storages, memories = [], [], [], []
+    descriptions, marks, storages, memories, sizes = [], [], [], [], []
     numbers = np.zeros(7, np.float32)
     for size in (3, 5):  # twice, since what is so by chance is otherwise each time
         x, z = torch.zeros(size, device="cpu", dtype=torch.float32), torch.zeros(size, device="cpu", dtype=torch.complex64)
@@ -150,11 +158,12 @@ def _anatomy() -> list[int]:
             descriptions.append(places(words(id(tensor), object.__sizeof__(tensor)), tensor._cdata))
             storages.append(places(words(tensor._cdata), storage._cdata))
             memories.append(places(words(storage._cdata), storage.data_ptr()))
-    found = [set.intersection(*each) for each in (descriptions, map(set, marks), storages, memories)]
+            sizes.append(places(words(storage._cdata), storage.nbytes()))
+    found = [set.intersection(*each) for each in (descriptions, map(set, marks), storages, memories, sizes)]
     if any(len(each) != 1 for each in found):
         return []
-    (description,), (mark,), (storage_at,), (memory,) = found
-    return [8 * description, 8 * mark, marks[0][mark] | marks[1][mark], 8 * storage_at, 8 * memory]
+    (description,), (mark,), (storage_at,), (memory,), (length,) = found
+    return [8 * description, 8 * mark, marks[0][mark] | marks[1][mark], 8 * storage_at, 8 * memory, 8 * length]
 
 
 def _framework() -> Any:

@@ -1,14 +1,14 @@
 """A row: one parameter of a torch optimizer, what its rule keeps for it, how a step reaches it, and why it is refused.
 
-Nothing of a tensor is remembered, and no tensor is kept: a row knows which parameter it stands for by a weak reference, and asks
-everything else of torch's own ``param_groups`` and ``state`` in the step that uses it. Most rows are plain, and the native reader asks
+Nothing of a tensor is remembered, and no tensor is kept: a row knows the place of its parameter among the groups and the id of the object that
+it was made for, and asks everything else of torch's own ``param_groups`` and ``state`` in the step that uses it. (A weak reference would
+tell more, but `torch.utils.swap_tensors` refuses tensors that have one.) Most rows are plain, and the native reader asks
 them all in one call. For the others `Row.reach` finds, once per step, the real tensors that stand for the parameter, its gradient and
 its states: local parts of DTensors, pairs of reals for complex numbers.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ from ..errors import (
 )
 from ..step import MAX_STEP
 from .members import Member
-from .memory import arithmetic_of, dtype_name, has_numbers, is_memory, make_state, real, scalar_dtype
+from .memory import arithmetic_of, dtype_name, has_numbers, is_memory, lies_within, make_state, real, scalar_dtype
 from .shards import is_distributed, local_part, with_layout_of
 
 __all__ = ["Reached", "Row", "whole_step"]
@@ -85,10 +85,10 @@ class Reached:
 class Row:
     """One parameter of an optimizer, in one of its groups."""
 
-    __slots__ = ("excluded", "group", "member", "place", "position", "reference", "repeated", "update")
+    __slots__ = ("excluded", "group", "identity", "member", "place", "position", "repeated", "update")
 
     def __init__(self, parameter: Any, member: Member, group: int, place: int, position: int) -> None:
-        self.reference = weakref.ref(parameter)
+        self.identity = id(parameter)
         self.member = member
         self.group = group  # its number
         self.place = place  # among the group's parameters
@@ -98,11 +98,6 @@ class Row:
         self.update: Update = None  # type: ignore[assignment]  # of its class: the group, decayed or not
 
     # --- what is known of it ---------------------------------------------------------------------------------------
-
-    @property
-    def parameter(self) -> Any:
-        """The parameter; it lives as long as its group holds it."""
-        return self.reference()
 
     def name(self, groups: Sequence[Mapping[str, Any]]) -> str:
         """Its name if it has one, else its number."""
@@ -124,29 +119,29 @@ class Row:
         """What torch calls the scalar states."""
         return [self.member.states.get(name, name) for name in self.update.program.memory]
 
-    def has_states(self, state: Mapping[Any, Any]) -> bool:
+    def has_states(self, p: Any, state: Mapping[Any, Any]) -> bool:
         """Whether torch holds any state of the rule for the parameter."""
-        own = state.get(self.parameter) or {}
+        own = state.get(p) or {}
         return any(own.get(key) is not None for key in self.keys)
 
     # --- how a step reaches it -------------------------------------------------------------------------------------
 
-    def reach(self, groups: Sequence[Mapping[str, Any]], state: MutableMapping[Any, Any], part: Tensor | None) -> Reached:
+    def reach(self, p: Any, groups: Sequence[Mapping[str, Any]], state: MutableMapping[Any, Any], part: Tensor | None) -> Reached:
         """The tensors behind this row as they are now; refuses by name what a step cannot use. Nothing is changed.
 
         Args:
+            p: The parameter.
             groups: The optimizer's groups.
             state: Its states.
             part: The part of the gradient that belongs to the parameter's, where that had to be fetched from other processes.
         """
-        p, name = self.parameter, self.name(groups)
-        gradient = p.grad
+        name, gradient = self.name(groups), p.grad
         if gradient.layout is torch.jagged and p.layout is torch.jagged:
             raise GradientError(f"parameter {name!r} is a jagged tensor, over which a step is not defined; optimize its values()")
         if gradient.layout is not torch.strided:
             advice = ", please consider SparseAdam instead" if self.member.name == "Adam" else ""
             raise SparseGradientError(f"{self.member.name} does not support sparse gradients{advice} (the gradient of parameter {name!r})")
-        self.refuse_inference(groups)
+        self.refuse_inference(p, groups)
         if is_distributed(gradient) != is_distributed(p):
             raise GradientError(f"of parameter {name!r} and its gradient, one is a DTensor and the other is not")
         if is_distributed(p) and gradient.device_mesh != p.device_mesh:
@@ -162,9 +157,9 @@ class Row:
         self._numbers(name, own if own is not None and not reached.first else {}, reached)
         return reached
 
-    def refuse_inference(self, groups: Sequence[Mapping[str, Any]]) -> None:
+    def refuse_inference(self, p: Any, groups: Sequence[Mapping[str, Any]]) -> None:
         """Refuse a parameter that must not be changed outside of inference mode."""
-        if self.parameter.is_inference() and not torch.is_inference_mode_enabled():
+        if p.is_inference() and not torch.is_inference_mode_enabled():
             advice = "which must not be changed outside of inference mode; clone it"
             raise ParameterError(f"parameter {self.name(groups)!r} is an inference tensor, {advice}")
 
@@ -172,6 +167,10 @@ class Row:
         """Refuse a parameter or a gradient that does not fit."""
         if p.device.type == "meta":
             raise GradientError(f"parameter {name!r} is on the meta device and has no data; give it some (to_empty) before the first step")
+        for what, tensor in ("parameter", p), ("the gradient of parameter", gradient):
+            if not lies_within(tensor):
+                holds = f"its storage holds {tensor.untyped_storage().nbytes()} bytes"
+                raise ParameterError(f"{what} {name!r} of shape {tuple(tensor.shape)} has lost its memory: {holds}; give it memory again")
         if gradient.device != p.device:
             raise GradientError(f"the gradient of parameter {name!r} is on {gradient.device}, the parameter on {p.device}")
         if not (p.is_floating_point() or p.is_complex()):
@@ -205,8 +204,15 @@ class Row:
             if is_distributed(each) != is_distributed(p) or each.device != p.device:
                 where = (f"{type(x).__name__} on {x.device}" for x in (each, p))
                 raise ParameterError("the state {!r} of parameter {!r} is a {}, the parameter a {}; move it along".format(key, name, *where))
+            self._refuse_lost(key, name, local_part(each))
             found.append(each)
         return found
+
+    @staticmethod
+    def _refuse_lost(key: str, name: str, state: Tensor) -> None:
+        """Refuse a state whose storage was made too small for it."""
+        if not lies_within(state):
+            raise ParameterError(f"the state {key!r} of parameter {name!r} has lost its memory: its storage is too small; delete or refill it")
 
     def _new_state(self, p: Any, rule_name: str) -> Tensor:
         """A state that the row lacks, at its first value."""
@@ -232,6 +238,7 @@ class Row:
                 given = reached.new[key] = torch.full((), self._first(rule_name), dtype=scalar_dtype(), device="cpu")
             elif not isinstance(given, Tensor):
                 given = reached.new[key] = torch.tensor(float(given), dtype=torch.float64, device="cpu")
+            self._refuse_lost(key, name, given)
             value = float(given) if has_numbers(given) else self._first(rule_name)
             if not 0 <= value < float("inf"):
                 raise CheckpointCorruptError(f"{key!r} of parameter {name!r} is {value!r}, not a finite number that is not negative")
@@ -244,6 +251,8 @@ class Row:
             given = reached.new["step"] = torch.zeros((), dtype=scalar_dtype(), device="cpu")
         if isinstance(given, Tensor) and not has_numbers(given):
             return given, 0
+        if isinstance(given, Tensor):
+            self._refuse_lost("step", name, given)
         steps = whole_step(given, f"step of parameter {name!r}")
         if steps >= MAX_STEP:
             raise HyperparameterError(f"parameter {name!r} has taken {MAX_STEP} steps, more than can be counted exactly; start a new optimizer")

@@ -56,6 +56,7 @@ class TensorStepper(Stepper):
         self.updates: list[engines.Update] = []  # of each class
         self.groups: Groups = ()
         self.state: MutableMapping[Any, Any] = {}
+        self._parameters: list[Any] = []  # of all groups, in a step that has asked for one
         self.shards = Shards([])
         self.skips = False  # whether a scaler wants this step skipped
         self.is_new = False  # whether there are states to come, and none yet, with any who take this step
@@ -105,16 +106,26 @@ class TensorStepper(Stepper):
                 row = Row(p, self.member, g, place, len(self.rows))
                 row.repeated = id(p) in seen  # torch warns of it; a step moves it once
                 seen.add(id(p))
-                row.excluded = excluded(self._no_decay, row.name(self.groups), p)
-                row.update = self.updates[row.class_index]
                 self.rows.append(row)
+                self._classify(row, p)
                 parameters.append(p)
         self.shards = Shards(parameters, plain_too=self._sharded)
         if self._native is not None:
             self.table.resize(len(self.rows))
             for i, row in enumerate(self.rows):
-                self.table.set_row(i, row.class_index, row.reference, row.repeated)
+                self.table.set_row(i, row.class_index, row.identity, row.repeated)
         self._seen = None
+
+    def _classify(self, row: Row, p: Any) -> None:
+        """Whether weight decay leaves a row alone, and what moves it."""
+        row.excluded = excluded(self._no_decay, row.name(self.groups), p)
+        row.update = self.updates[row.class_index]
+
+    def parameter(self, i: int) -> Any:
+        """The parameter of row i, in a step."""
+        if not self._parameters:
+            self._parameters = [p for group in self.groups for p in group["params"]]
+        return self._parameters[i]
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -137,26 +148,32 @@ class TensorStepper(Stepper):
         if self._native is not None:
             return engines.native().read_tensors(FRAMEWORK, self.table, self.groups, self.state)  # type: ignore[no-any-return]
         parameters = [p for group in self.groups for p in group["params"]]
-        if len(parameters) != len(self.rows) or any(row.parameter is not p for row, p in zip(self.rows, parameters, strict=True)):
+        places = [(g, id(p)) for g, group in enumerate(self.groups) for p in group["params"]]
+        if [(row.group, row.identity) for row in self.rows] != places:
             return None
-        return [i for i, row in enumerate(self.rows) if not row.repeated and row.parameter.grad is not None]
+        return [i for i, (row, p) in enumerate(zip(self.rows, parameters, strict=True)) if not row.repeated and p.grad is not None]
 
     @operations()
     def _look(self, others: Sequence[int]) -> None:
         """Look at rows that are not plain, one by one."""
         parts: dict[int, Tensor] = {}
         # The others take part in this, so it is done first, and once: afterwards any process may refuse what it finds.
-        for i, p in ((i, self.rows[i].parameter) for i in others if self.shards):
+        for i, p in ((i, self.parameter(i)) for i in others if self.shards):
             g = p.grad
             if is_distributed(p) and is_distributed(g) and g.placements != p.placements and g.device_mesh == p.device_mesh:
                 parts[i] = local_part(g, p)
         for i in others:
-            reached = self._reached[i] = self.rows[i].reach(self.groups, self.state, parts.get(i))
+            row, p = self.rows[i], self.parameter(i)
+            if not row.has_states(p, self.state):  # perhaps a new parameter, where an old one was
+                self._classify(row, p)
+                if self._native is not None:
+                    self.table.set_row(i, row.class_index, row.identity, row.repeated)
+            reached = self._reached[i] = row.reach(p, self.groups, self.state, parts.get(i))
             natively = reached.natively() if self._native is not None else None
             if natively is None or not self._place(i, reached, *natively):
                 self._given[i] = reached
-            elif is_memory(self.rows[i].parameter):
-                know_type(type(self.rows[i].parameter))
+            elif is_memory(p):
+                know_type(type(p))
 
     def _place(self, i: int, reached: Reached, p: Tensor, g: Tensor, states: list[Tensor]) -> bool:
         count = reached.count
@@ -205,7 +222,7 @@ class TensorStepper(Stepper):
     def _shared(self, a: tuple[int, str, Piece], b: tuple[int, str, Piece]) -> AliasError:
         (i, what, where), (j, other, _) = a, b
         if a == b:
-            p = self.rows[i].parameter
+            p = self.parameter(i)
             shape = f"shape {tuple(p.shape)} and strides {p.stride() if what == 'p' else where.strides}"
             named = f"parameter {self.name(i)!r}" if what == "p" else f"the state {what!r} of parameter {self.name(i)!r}"
             return AliasError(f"{named} of {shape} overlaps itself: elements share memory; copy it first")
@@ -217,7 +234,7 @@ class TensorStepper(Stepper):
     def forget(self) -> None:
         """Tensors are the caller's; keep none alive."""
         self._reached, self._given, self._tallies = {}, {}, None
-        self.groups, self.state = (), {}
+        self.groups, self.state, self._parameters = (), {}, []
         if self._native is not None:
             self.table.forget()
 
@@ -239,16 +256,16 @@ class TensorStepper(Stepper):
         return self.rows[i].name(self.groups)
 
     def dtype(self, i: int) -> np.dtype[Any]:
-        return np.dtype(dtype_name(arithmetic_of(self.rows[i].parameter.dtype)))
+        return np.dtype(dtype_name(arithmetic_of(self.parameter(i).dtype)))
 
     def gradient(self, i: int) -> Array:
         reached = self._reached.get(i)
-        return as_array(self.rows[i].parameter.grad if reached is None else reached.gradient)
+        return as_array(self.parameter(i).grad if reached is None else reached.gradient)
 
     @operations()
     def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
         row = self.rows[i]
-        reached = self._reached.get(i) or row.reach(self.groups, self.state, None)
+        reached = self._reached.get(i) or row.reach(self.parameter(i), self.groups, self.state, None)
         values, _ = graph.stepped(reached, factor, self._bound)
         found = zip((*row.keys, "p"), reached.targets, values, strict=True)
         return as_array(reached.gradient).reshape(-1), [
@@ -299,23 +316,23 @@ class TensorStepper(Stepper):
             try:
                 torch._C._increment_version(parameters)
             except RuntimeError:
-                for row in self.rows:
-                    row.refuse_inference(self.groups)
+                for i, row in enumerate(self.rows):
+                    row.refuse_inference(self.parameter(i), self.groups)
                 raise
         for i, reached in self._reached.items():
             if not reached.new:
                 continue
-            row = self.rows[i]
-            if row.parameter not in self.state:
-                self.state[row.parameter] = {}
-            self.state[row.parameter].update((key, reached.new[key]) for key in ("step", *row.number_keys, *row.keys) if key in reached.new)
+            row, p = self.rows[i], self.parameter(i)
+            if p not in self.state:
+                self.state[p] = {}
+            self.state[p].update((key, reached.new[key]) for key in ("step", *row.number_keys, *row.keys) if key in reached.new)
 
     # --- several processes -----------------------------------------------------------------------------------------
 
     def begins(self) -> bool:
         """Whether this step makes the first states of all."""
         makes = any(reached.first for reached in self._reached.values())
-        return makes and not any(row.has_states(self.state) for row in self.rows)
+        return makes and not any(row.has_states(self.parameter(i), self.state) for i, row in enumerate(self.rows))
 
     def everywhere(self, total: float, largest: float) -> tuple[float, float]:
         if not self.shards:
@@ -324,7 +341,7 @@ class TensorStepper(Stepper):
         with np.errstate(all="ignore"):
             norms = {key: self.norm(float(np.add.accumulate(squares[which])[-1]) if which else 0.0, which) for key, which in self.shards.sets.items()}
         makes = any(reached.first for reached in self._reached.values())
-        flags = (False, self.skips, makes, any(row.has_states(self.state) for row in self.rows))
+        flags = (False, self.skips, makes, any(row.has_states(self.parameter(i), self.state) for i, row in enumerate(self.rows)))
         norm, largest, (refused, skips, waiting, held) = self.shards.exchange(norms, largest, flags)
         self.is_new = waiting and not held
         if refused:

@@ -1,0 +1,190 @@
+// Another framework's tensors, asked what they are, without its headers: through the exchange interface of DLPack, which torch speaks since
+// 2.10.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "table.hpp"
+
+namespace openadam {
+
+// What DLPack calls a DLTensor, and the table of functions behind a type's __dlpack_c_exchange_api__ (DLPack 1.3).
+struct ForeignTensor {
+  void* data;
+  std::int32_t device_type;
+  std::int32_t device_id;
+  std::int32_t dimensions;
+  std::uint8_t dtype_code;
+  std::uint8_t dtype_bits;
+  std::uint16_t dtype_lanes;
+  const std::int64_t* shape;
+  const std::int64_t* strides;
+  std::uint64_t byte_offset;
+};
+
+// A tensor that was asked, and what its storage holds from its first element on, in bytes.
+struct Viewed : ForeignTensor {
+  std::int64_t room = std::numeric_limits<std::int64_t>::max();
+};
+
+struct Exchange {
+  std::uint32_t major;
+  std::uint32_t minor;
+  void* older;
+  void* allocate;
+  void* managed_from_object;
+  void* managed_to_object;
+  int (*view)(void* object, ForeignTensor* out);  // borrows; null where the framework does not offer it
+  void* stream;
+};
+
+inline std::int64_t address_of(const ForeignTensor& tensor) {
+  return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset);
+}
+
+constexpr std::int32_t kCpu = 1;
+constexpr std::uint8_t kInteger = 0;
+constexpr std::uint8_t kFloating = 2;
+
+// How a tensor object lies in memory, found out at run time by who makes a Framework: offset of the description in the object; offset in
+// the description of its flags and the marks among them of a view that shows other numbers than its memory holds (negated, conjugate);
+// offset of the storage in the description; offsets in the storage of the memory's address and of its size in bytes.
+struct Anatomy {
+  std::int64_t description;
+  std::int64_t flags;
+  std::int64_t marks;
+  std::int64_t storage;
+  std::int64_t memory;
+  std::int64_t size;
+};
+
+// A framework whose tensors can be read: how, and which types are nothing but memory.
+//
+// The exchange interface is the authority on what a tensor is. It is asked through several layers, though, so where the anatomy is known, a
+// tensor whose description has not changed in any byte, and which the interface has been asked about, is not asked about again.
+class Framework {
+ public:
+  Framework(nanobind::object capsule, std::vector<nanobind::object> types, const std::vector<std::int64_t>& anatomy)
+      : capsule_(std::move(capsule)), types_(std::move(types)) {
+    exchange_ = static_cast<const Exchange*>(PyCapsule_GetPointer(capsule_.ptr(), "dlpack_exchange_api"));
+    if (!exchange_) throw nanobind::python_error();
+    if (exchange_->major != 1 || !exchange_->view) throw std::invalid_argument("the framework does not speak this exchange interface");
+    if (anatomy.empty()) return;
+    if (anatomy.size() != 6 || anatomy[1] < kCounted || anatomy[1] > 8 * 255 || anatomy[1] % 8)
+      throw std::invalid_argument("that is no anatomy of a tensor");
+    anatomy_ = Anatomy{anatomy[0], anatomy[1], anatomy[2], anatomy[3], anatomy[4], anatomy[5]};
+  }
+
+  void add_type(nanobind::object type) { types_.push_back(std::move(type)); }
+
+  // The length of a tensor's description, as far as it is read.
+  std::int64_t length_of_description() const { return anatomy_ ? anatomy_->flags + 8 : 0; }
+
+  // Fills in the tensor behind an object that is plain memory; false where it is not. Notes where that led, and, of a tensor that will
+  // change, what else will be touched.
+  bool view(PyObject* object, Viewed* tensor, Traces* traces = nullptr, bool changes = false) const {
+    const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+    if (!std::any_of(types_.begin(), types_.end(), [type](const nanobind::object& known) { return known.ptr() == type; })) return false;
+    if (!anatomy_) return ask(object, tensor) && !negated(object);
+    const char* description = word<const char*>(reinterpret_cast<const char*>(object) + anatomy_->description);
+    if (word<std::int64_t>(description + anatomy_->flags) & anatomy_->marks) return false;
+    const char* storage = word<const char*>(description + anatomy_->storage);
+    Traces::Tensor* known = traces ? traces->next() : nullptr;
+    if (!storage) return false;
+    const auto memory = word<std::int64_t>(storage + anatomy_->memory);
+    const std::int64_t end = memory + word<std::int64_t>(storage + anatomy_->size);
+    const std::uint64_t digest = known ? digest_of(description) : 0;
+    if (!known || known->object != reinterpret_cast<const char*>(object) || known->digest != digest) {
+      if (!ask(object, tensor)) return false;
+      tensor->room = end - address_of(*tensor);
+      if (!known) return true;
+      learn(known, *tensor, description, memory, digest);
+      known->object = reinterpret_cast<const char*>(object);
+      known->description = description;
+      known->storage = storage;
+      known->more[0] = changes ? word<const char*>(description + anatomy_->storage + 8) : nullptr;   // where its gradient is found
+      known->more[1] = changes ? word<const char*>(description + anatomy_->storage + 24) : nullptr;  // and its version
+      return true;
+    }
+    tensor->data = reinterpret_cast<void*>(static_cast<std::uintptr_t>(memory + known->offset));
+    tensor->device_type = kCpu;
+    tensor->device_id = 0;
+    tensor->dimensions = known->dimensions;
+    tensor->dtype_code = known->dtype_code;
+    tensor->dtype_bits = known->dtype_bits;
+    tensor->dtype_lanes = 1;
+    tensor->shape = reinterpret_cast<const std::int64_t*>(description) + known->sizes;
+    tensor->strides = reinterpret_cast<const std::int64_t*>(description) + known->strides;
+    tensor->byte_offset = 0;
+    tensor->room = end - address_of(*tensor);
+    return true;
+  }
+
+ private:
+  static constexpr std::int64_t kCounted = 16;  // a description begins with its type and the number of its users, which do not matter
+
+  template <class T>
+  static T word(const char* address) {
+    T value;
+    std::memcpy(&value, address, sizeof(value));
+    return value;
+  }
+
+  bool ask(PyObject* object, ForeignTensor* tensor) const {
+    if (exchange_->view(object, tensor) == 0) return true;
+    PyErr_Clear();
+    return false;
+  }
+
+  // Of everything from the counts to the flags: storage, shape, strides, offset, dtype, device.
+  std::uint64_t digest_of(const char* description) const {
+    std::uint64_t lanes[4] = {14695981039346656037u, 1099511628211u, 6364136223846793005u, 1442695040888963407u};
+    std::int64_t at = kCounted;
+    for (int lane = 0; at <= anatomy_->flags; at += 8, lane = (lane + 1) & 3) {
+      lanes[lane] = (lanes[lane] ^ word<std::uint64_t>(description + at)) * 0x9E3779B97F4A7C15u;
+      lanes[lane] ^= lanes[lane] >> 29;
+    }
+    std::uint64_t digest = 0;
+    for (const std::uint64_t lane : lanes) digest = (digest ^ lane) * 0xD6E8FEB86659FD93u;
+    return digest | 1;
+  }
+
+  // What was found, for as long as the digest stays; only if shape and strides are among the bytes that it is made from.
+  void learn(Traces::Tensor* known, const ForeignTensor& tensor, const char* description, std::int64_t memory, std::uint64_t digest) const {
+    const auto sizes = reinterpret_cast<const char*>(tensor.shape) - description;
+    const auto strides = reinterpret_cast<const char*>(tensor.strides) - description;
+    const std::int64_t length = 8 * static_cast<std::int64_t>(tensor.dimensions);
+    const bool within = sizes >= kCounted && strides >= kCounted && sizes + length <= anatomy_->flags && strides + length <= anatomy_->flags &&
+                        sizes % 8 == 0 && strides % 8 == 0 && tensor.device_type == kCpu && tensor.dtype_lanes == 1;
+    known->digest = within ? digest : 0;
+    known->offset = address_of(tensor) - memory;
+    known->dimensions = tensor.dimensions;
+    known->dtype_code = tensor.dtype_code;
+    known->dtype_bits = tensor.dtype_bits;
+    known->sizes = static_cast<std::uint8_t>(sizes / 8);
+    known->strides = static_cast<std::uint8_t>(strides / 8);
+  }
+
+  static bool negated(PyObject* object) {
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+    const nanobind::object answer = nanobind::steal(PyObject_CallMethodNoArgs(object, is_neg));
+    if (!answer.is_valid()) throw nanobind::python_error();
+    return answer.ptr() != Py_False;
+  }
+
+  nanobind::object capsule_;
+  const Exchange* exchange_;
+  std::vector<nanobind::object> types_;
+  std::optional<Anatomy> anatomy_;
+};
+
+}  // namespace openadam
