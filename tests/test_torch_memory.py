@@ -20,11 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torchfamily import CLASSES, PLAIN, STATEFUL, Subject, each_with_state, fingerprint, params_of, refuses
-from torchpairs import COUNTERS, KINDS, MOVES, Pair, apart, kinds_of, laid, moved, random
+from torchfamily import CLASSES, PLAIN, STATEFUL, Subject, each_with_state, params_of, refuses
+from torchpairs import KINDS, MOVES, Pair, apart, kinds_of, laid, moved, random
 
-import openadam.torch
-from openadam import AliasError, NonFiniteGradientError, OpenAdamError, ParameterError
+from openadam import AliasError, NonFiniteGradientError, OpenAdamError
 
 SHAPES = ((4, 3), (), (0,), (5,))
 ENGINES = (None, "graph")
