@@ -29,7 +29,7 @@ from torchpairs import COUNTERS, LAYOUTS, MOVES, agree, laid, made, moved, rando
 
 EXAMPLES = int(os.environ.get("STATEFUL_EXAMPLES", "0"))
 LIMITS = settings(
-    max_examples=EXAMPLES or 12, stateful_step_count=24, derandomize=not EXAMPLES, deadline=None, database=None,
+    max_examples=EXAMPLES or 40, stateful_step_count=24, derandomize=not EXAMPLES, deadline=None, database=None,
     suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=False, phases=[Phase.generate, Phase.shrink],
 )  # fmt: skip
 
