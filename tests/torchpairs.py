@@ -89,6 +89,11 @@ def moved(tensor: Tensor, how: str, layout: str = "plain") -> None:
             del between
 
 
+def state_tensors(optimizer: Any) -> list[Tensor]:
+    """Every tensor that an optimizer keeps, counters among them."""
+    return [value for own in optimizer.state.values() for value in own.values() if isinstance(value, Tensor)]
+
+
 # --- the two sides -----------------------------------------------------------------------------------------------------
 
 
