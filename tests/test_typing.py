@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -178,3 +179,10 @@ def test_the_stub_and_the_constructors_agree(stub: Any, name: str) -> None:
     hints, torchs, hosts = (get_type_hints(kind.__init__) for kind in (getattr(stub, name), getattr(torch.optim, name), host.Host))
     assert {each.name: hints[each.name] for each in theirs} == {each.name: torchs[each.name] for each in theirs}
     assert own == {key: hosts[key] for key in own}
+
+
+def test_a_register_of_overloads_is_no_leak() -> None:
+    """What typing keeps until the very end keeps the module alive in which it was defined; nothing is said of that at exit."""
+    script = "import typing, openadam.torch\n@typing.overload\ndef f(optimizer: openadam.torch.Adam) -> None: ..."
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert not done.stderr

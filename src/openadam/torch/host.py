@@ -81,13 +81,13 @@ class Host(_Base):
     last_step: StepReport | None = None
     """What the last step saw: number, gradient norm, clip factor, whether it was skipped, and the measures if they were asked for."""
 
-    clip_norm = Chosen[float | None]()
-    clip_value = Chosen[float | None]()
-    nonfinite = Chosen[NonFinite]()
-    no_decay = Chosen[list[str | Tensor] | Predicate]()
-    threads = Chosen[int | None]()
-    sharded = Chosen[bool]()
-    engine = Chosen[Engine | None]()
+    clip_norm: Chosen[float | None] = Chosen()
+    clip_value: Chosen[float | None] = Chosen()
+    nonfinite: Chosen[NonFinite] = Chosen()
+    no_decay: Chosen[list[str | Tensor] | Predicate] = Chosen()
+    threads: Chosen[int | None] = Chosen()
+    sharded: Chosen[bool] = Chosen()
+    engine: Chosen[Engine | None] = Chosen()
 
     def __init__(
         self,
