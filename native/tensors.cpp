@@ -178,7 +178,7 @@ bool read_states(const Framework& framework, Table& table, std::size_t i, PyObje
   return true;
 }
 
-constexpr std::size_t kAhead = 6;  // rows to send the processor ahead
+constexpr std::size_t kAhead = 8;  // rows to send the processor ahead
 
 // Walks a dict beside a list of its keys: entries usually come in the same order, and then need not be looked up.
 class Cursor {
