@@ -65,6 +65,8 @@ struct Anatomy {
   std::int64_t storage;
   std::int64_t memory;
   std::int64_t size;
+  std::int64_t shared;       // where a storage says that it is copied once somebody writes,
+  std::int64_t shared_mark;  // and how
 };
 
 // A framework whose tensors can be read: how, and which types are nothing but memory.
@@ -79,9 +81,9 @@ class Framework {
     if (!exchange_) throw nanobind::python_error();
     if (exchange_->major != 1 || !exchange_->view) throw std::invalid_argument("the framework does not speak this exchange interface");
     if (anatomy.empty()) return;
-    if (anatomy.size() != 6 || anatomy[1] < kCounted || anatomy[1] > 8 * 255 || anatomy[1] % 8)
+    if (anatomy.size() != 8 || anatomy[1] < kCounted || anatomy[1] > 8 * 255 || anatomy[1] % 8)
       throw std::invalid_argument("that is no anatomy of a tensor");
-    anatomy_ = Anatomy{anatomy[0], anatomy[1], anatomy[2], anatomy[3], anatomy[4], anatomy[5]};
+    anatomy_ = Anatomy{anatomy[0], anatomy[1], anatomy[2], anatomy[3], anatomy[4], anatomy[5], anatomy[6], anatomy[7]};
   }
 
   void add_type(nanobind::object type) { types_.push_back(std::move(type)); }
@@ -99,7 +101,7 @@ class Framework {
     if (word<std::int64_t>(description + anatomy_->flags) & anatomy_->marks) return false;
     const char* storage = word<const char*>(description + anatomy_->storage);
     Traces::Tensor* known = traces ? traces->next() : nullptr;
-    if (!storage) return false;
+    if (!storage || word<std::int64_t>(storage + anatomy_->shared) == anatomy_->shared_mark) return false;
     const auto memory = word<std::int64_t>(storage + anatomy_->memory);
     const std::int64_t end = memory + word<std::int64_t>(storage + anatomy_->size);
     const std::uint64_t digest = known ? digest_of(description) : 0;

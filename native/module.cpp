@@ -141,6 +141,7 @@ void bind_table(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // at exit others may still hold what holds a Framework, as typing does the functions that it knows as overloads
   openadam::Pool::prepare_for_forks();
   m.attr("COLUMNS") = openadam::kColumns;
   m.attr("MAX_THREADS") = openadam::kMaxThreads;

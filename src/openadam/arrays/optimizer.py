@@ -199,8 +199,9 @@ class Optimizer:
             return [self._initial(name, settings_of[row.group - len(self.groups)]) for name in names]
 
         allocate(added, [first(row, self._program.states) for row in added])
-        for row in added:
-            row.numbers = np.array([0.0, *first(row, self._traced.scalar_states)])
+        numbers = np.array([[0.0, *first(row, self._traced.scalar_states)] for row in added])  # side by side: all are visited in every step
+        for row, own in zip(added, numbers, strict=True):
+            row.numbers = own
         self.groups += settings_of
         self._structures += [settings["structure"] for _, settings in groups]
         self._rows[:] = existing

@@ -40,6 +40,8 @@ class ArrayStepper(Stepper):
         self._engine, self._rows, self._state_names = engine, rows, state_names
         self.table = engine.table(math.inf if clip_value is None else clip_value)
         self.updates: list[engines.Update] = []
+        self._gradients: list[Any] = []  # of the step under way, as they were given
+        self._looked_at: list[int] = []  # rows that were not plain in it
 
     def rebuild(self, traced: Traced, coupling: str, groups: int) -> None:
         """Take in the rows as they are now. Rows of one class (a group, decayed or not) share their hyperparameters."""
@@ -73,7 +75,7 @@ class ArrayStepper(Stepper):
             raise HyperparameterError(f"{MAX_STEP} steps have been taken, more than can be counted exactly; start a new optimizer")
         native = self._engine.name == "native"
         others: Iterable[int] = engines.native().read_arrays(self.table, gradients) if native else range(len(self._rows))
-        active = [i for i in others if gradients[i] is not None]
+        active = self._looked_at = [i for i in others if gradients[i] is not None]
         for i in active:
             row = self._rows[i]
             row.refuse_read_only()
@@ -105,8 +107,8 @@ class ArrayStepper(Stepper):
     def forget(self) -> None:
         """Gradients are the caller's; keep none alive."""
         self._gradients = []
-        for row in self._rows:
-            row.gradient = None
+        for i in self._looked_at:
+            self._rows[i].gradient = None
         if self._engine.name == "native":
             self.table.forget()
 

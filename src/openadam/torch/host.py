@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -21,7 +21,21 @@ from ..hyperparameters import checked
 from ..step import StepReport, alone, check_dtype
 from . import loading
 from .members import Member
-from .options import Chosen, as_python_numbers, check_kinds, check_names, first_narrow, read_options, refuse_modes, refuse_unknown, torch_class
+from .options import (
+    Chosen,
+    Engine,
+    NoDecay,
+    NonFinite,
+    Predicate,
+    as_python_numbers,
+    check_kinds,
+    check_names,
+    first_narrow,
+    read_options,
+    refuse_modes,
+    refuse_unknown,
+    torch_class,
+)
 from .shards import Shards
 from .table import SkippedByScaler, TensorStepper
 
@@ -32,7 +46,14 @@ else:
 
 __all__ = ["Host"]
 
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 FIXED = (float, int, bool, str, tuple, type(None))  # values that do not change in place
+
+
+def uncompiled(method: F) -> F:
+    """A method that `torch.compile` leaves as it is."""
+    return torch.compiler.disable(method)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Host(_Base):
@@ -60,17 +81,25 @@ class Host(_Base):
     last_step: StepReport | None = None
     """What the last step saw: number, gradient norm, clip factor, whether it was skipped, and the measures if they were asked for."""
 
+    clip_norm: Chosen[float | None] = Chosen()
+    clip_value: Chosen[float | None] = Chosen()
+    nonfinite: Chosen[NonFinite] = Chosen()
+    no_decay: Chosen[list[str | Tensor] | Predicate] = Chosen()
+    threads: Chosen[int | None] = Chosen()
+    sharded: Chosen[bool] = Chosen()
+    engine: Chosen[Engine | None] = Chosen()
+
     def __init__(
         self,
         params: Any,
         *arguments: Any,
         clip_norm: float | None = None,
         clip_value: float | None = None,
-        nonfinite: str = "raise",
-        no_decay: str | Tensor | Iterable[Any] | Callable[[str, Tensor], bool] = (),
+        nonfinite: NonFinite = "raise",
+        no_decay: NoDecay = (),
         threads: int | None = None,
         sharded: bool = False,
-        engine: str | None = None,
+        engine: Engine | None = None,
         **settings: Any,
     ) -> None:
         options = read_options(
@@ -168,7 +197,11 @@ class Host(_Base):
 
     # --- the step --------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @overload
+    def step(self, closure: None = None, *, measure: bool = False) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], T], *, measure: bool = False) -> T: ...
+    @uncompiled
     def step(self, closure: Callable[[], Any] | None = None, *, measure: bool = False) -> Any:
         """Perform a single optimization step: all of it, or nothing.
 
@@ -271,7 +304,7 @@ class Host(_Base):
 
     # --- state -----------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the optimizer state: of this class or of torch's, matched by parameter names where both sides have them.
 
@@ -319,7 +352,5 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-OPTIONS = ("clip_norm", "clip_value", "nonfinite", "no_decay", "threads", "sharded", "engine")
+OPTIONS = [name for name, value in vars(Host).items() if isinstance(value, Chosen)]
 """What comes on top of torch's arguments."""
-for _name in OPTIONS:
-    setattr(Host, _name, Chosen(_name))

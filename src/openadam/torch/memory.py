@@ -125,10 +125,10 @@ def make_state(like: Tensor, dtype: torch.dtype, first: float) -> Tensor:
 def _anatomy() -> list[int]:
     """How a tensor object lies in memory, for the native reader.
 
-    Where the object keeps its description; where in that the mark of showing other numbers than the memory holds, and the mark; where
-    the storage; and where in that the address of the memory and its size. Offsets in bytes, found by looking for what tensors say of
-    themselves, and by comparing tensors that differ in nothing else; empty where that does not lead to one place each, and then every tensor
-    is asked by its methods.
+    Where the object keeps its description; where in that the mark of showing other numbers than the memory holds, and the mark; where the
+    storage; and where in that the address of the memory, its size, and the mark of being copied once somebody writes, and that mark. Offsets
+    in bytes, found by looking for what tensors say of themselves, and by comparing tensors that differ in nothing else; empty where that
+    does not lead to one place each, and then every tensor is asked by its methods.
     """
     try:
         usable = ctypes.CDLL(None).malloc_usable_size
@@ -159,11 +159,25 @@ def _anatomy() -> list[int]:
             storages.append(places(words(tensor._cdata), storage._cdata))
             memories.append(places(words(storage._cdata), storage.data_ptr()))
             sizes.append(places(words(storage._cdata), storage.nbytes()))
+    own, lazily = torch.zeros(4, device="cpu"), [x, torch._lazy_clone(x), z, torch._lazy_clone(z)]
+    lazy_words = [words(tensor.untyped_storage()._cdata) for tensor in lazily]
+    plain_words = words(own.untyped_storage()._cdata)
+    known = min(map(len, (*lazy_words, plain_words)))
+    shared = [k for k in range(known) if len({int(each[k]) for each in lazy_words}) == 1 and int(lazy_words[0][k]) != int(plain_words[k])]
     found = [set.intersection(*each) for each in (descriptions, map(set, marks), storages, memories, sizes)]
-    if any(len(each) != 1 for each in found):
+    if any(len(each) != 1 for each in found) or not shared:
         return []
     (description,), (mark,), (storage_at,), (memory,), (length,) = found
-    return [8 * description, 8 * mark, marks[0][mark] | marks[1][mark], 8 * storage_at, 8 * memory, 8 * length]
+    return [
+        8 * description,
+        8 * mark,
+        marks[0][mark] | marks[1][mark],
+        8 * storage_at,
+        8 * memory,
+        8 * length,
+        8 * shared[0],
+        int(lazy_words[0][shared[0]].view(np.int64)),
+    ]
 
 
 def _framework() -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, get_args, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,10 @@ from .memory import arithmetic_of
 
 __all__ = [
     "Chosen",
+    "Engine",
+    "NoDecay",
+    "NonFinite",
+    "Predicate",
     "as_python_numbers",
     "check_kinds",
     "check_names",
@@ -30,16 +34,18 @@ __all__ = [
     "torch_class",
 ]
 
-ENGINES = (None, "native", "graph", "compiled")
-POLICIES = ("raise", "skip", "propagate")
+T = TypeVar("T")
+Engine: TypeAlias = Literal["native", "graph", "compiled"]
+NonFinite: TypeAlias = Literal["raise", "skip", "propagate"]
+Predicate: TypeAlias = Callable[[str, Tensor], bool]
+NoDecay: TypeAlias = str | Tensor | Iterable[str | Tensor] | Predicate
 
 
-def read_options(*, clip_norm: Any, clip_value: Any, nonfinite: str, no_decay: Any, threads: Any, sharded: Any, engine: str | None) -> dict[str, Any]:
+def read_options(*, clip_norm: Any, clip_value: Any, nonfinite: Any, no_decay: Any, threads: Any, sharded: Any, engine: Any) -> dict[str, Any]:
     """The keywords that come on top of torch's, checked."""
-    if nonfinite not in POLICIES:
-        raise HyperparameterError(f"nonfinite={nonfinite!r} is none of {', '.join(map(repr, POLICIES))}")
-    if engine not in ENGINES:
-        raise HyperparameterError(f"engine={engine!r} is none of {', '.join(map(repr, ENGINES))}")
+    for name, value, known in (("nonfinite", nonfinite, get_args(NonFinite)), ("engine", engine, (None, *get_args(Engine)))):
+        if value not in known:
+            raise HyperparameterError(f"{name}={value!r} is none of {', '.join(map(repr, known))}")
     if engine == "native" and engines.native_engine() is None:
         raise HyperparameterError("engine='native': there is no native code here; leave it out to run on torch operations")
     if not callable(no_decay):
@@ -139,14 +145,18 @@ def check_names(no_decay: Any, groups: Sequence[Mapping[str, Any]]) -> None:
         raise HyperparameterError(f"no_decay={no_decay!r} holds what is neither a name nor a tensor")
 
 
-class Chosen:
+class Chosen(Generic[T]):
     """An option that is chosen when the optimizer is made: to be read; setting it would do nothing, so that is refused."""
 
-    def __init__(self, name: str) -> None:
+    def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, instance: Any, owner: Any) -> Any:
+    @overload
+    def __get__(self, instance: None, owner: type) -> Chosen[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: Any, owner: type) -> Any:
         return self if instance is None else instance._options[self._name]
 
-    def __set__(self, instance: Any, value: Any) -> None:
+    def __set__(self, instance: object, value: NoReturn) -> None:
         raise AttributeError(f"{self._name} is chosen when the optimizer is made; make another and give it this one's state_dict()")

@@ -41,7 +41,7 @@ COUNTERS = (torch.float32, torch.float64, torch.int64)  # what the native part c
 
 def whole_step(value: Any, what: str) -> int:
     """A step number as torch and others store it: a tensor, a float or an int."""
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta" else value
     if isinstance(number, (bool, complex)) or not isinstance(number, (int, float)) or not 0 <= number <= MAX_STEP or number != int(number):
         raise CheckpointCorruptError(f"{what} is {value!r:.80}, not a whole number from 0 to {MAX_STEP}")
     return int(number)
@@ -69,6 +69,9 @@ class Reached:
         """Parameter, gradient and states as the native loop may reach them; None where it cannot."""
         if not all(is_memory(target) and target.device.type == "cpu" and not target.is_conj() and not target.is_neg() for target in self.targets):
             return None
+        for tensor in (*self.targets, self.count, *self.numbers):
+            if tensor is not None and is_memory(tensor):
+                tensor.data_ptr()  # one that is to be copied once somebody writes is copied now
         *states, p = (real(target.as_subclass(Tensor)) for target in self.targets)
         if p.dtype not in NATIVE or any(state.dtype != p.dtype for state in states) or not is_memory(self.gradient):
             return None
@@ -198,6 +201,8 @@ class Row:
                 is_now = f"{dtype_name(each.dtype)} {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
                 advice = "give both their new shape, or delete the state"
                 raise ParameterError(f"the state {key!r} of parameter {name!r} is {is_now}, the parameter {lies}; {advice}")
+            if each.layout is not torch.strided or each._is_zerotensor() or not (each.is_floating_point() or each.is_complex()):
+                raise ParameterError(f"the state {key!r} of parameter {name!r} is {each.dtype} ({each.layout}), in which a step cannot write it")
             if arithmetic_of(p.dtype) is torch.float64 and arithmetic_of(each.dtype) is not torch.float64:
                 advice = "convert a model before its first step, or its states as well"
                 raise ParameterError(f"the state {key!r} of parameter {name!r} is {dtype_name(each.dtype)}, the parameter {lies}; {advice}")
@@ -249,7 +254,7 @@ class Row:
         given = own.get("step")
         if given is None:
             given = reached.new["step"] = torch.zeros((), dtype=scalar_dtype(), device="cpu")
-        if isinstance(given, Tensor) and not has_numbers(given):
+        if isinstance(given, Tensor) and given.device.type != "meta" and not has_numbers(given):
             return given, 0
         if isinstance(given, Tensor):
             self._refuse_lost("step", name, given)
