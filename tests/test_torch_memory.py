@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import subprocess
+import sys
 import weakref
 from typing import Any
 
@@ -258,3 +260,10 @@ def test_memory_of_arrays(dtype: Any) -> None:
         assert count == k + 1
         assert np.array_equal(arrays["p"], alone.detach().numpy())
         assert np.array_equal(arrays["exp_avg"], other.state[alone]["exp_avg"].numpy())
+
+
+@pytest.mark.parametrize("script", ["import openadam.torch", "import torch, openadam.torch\nopenadam.torch.SGD([torch.zeros(1)]).step()"])
+def test_a_program_ends_quietly(script: str) -> None:
+    """Nothing is said about what the interpreter could not free at its end."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout + done.stderr == ""
