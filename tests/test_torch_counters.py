@@ -247,7 +247,8 @@ def handed_to_a_spawned_process() -> None:
     lock = threading.Lock()
     steps_under_a_lock(optimizers, lock, 2)
     context = torch.multiprocessing.get_context("spawn")
-    child = context.Process(target=steps_under_a_lock, args=(optimizers, context.Lock(), 3))
+    shared = context.Lock()  # which must outlive the start of the process
+    child = context.Process(target=steps_under_a_lock, args=(optimizers, shared, 3))
     child.start()
     child.join(60)
     assert child.exitcode == 0

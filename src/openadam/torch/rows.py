@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,11 @@ COUNTERS = (torch.float32, torch.float64, torch.int64)  # what the native part c
 
 def whole_step(value: Any, what: str) -> int:
     """A step number as torch and others store it: a tensor, a float or an int."""
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta" else value
+    number = value
+    if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
+        number = value.detach().item()
+    elif isinstance(value, np.generic):
+        number = value.item()
     if isinstance(number, (bool, complex)) or not isinstance(number, (int, float)) or not 0 <= number <= MAX_STEP or number != int(number):
         raise CheckpointCorruptError(f"{what} is {value!r:.80}, not a whole number from 0 to {MAX_STEP}")
     return int(number)
@@ -244,7 +249,7 @@ class Row:
             elif not isinstance(given, Tensor):
                 given = reached.new[key] = torch.tensor(float(given), dtype=torch.float64, device="cpu")
             self._refuse_lost(key, name, given)
-            value = float(given) if has_numbers(given) else self._first(rule_name)
+            value = float(given.detach()) if has_numbers(given) else self._first(rule_name)
             if not 0 <= value < float("inf"):
                 raise CheckpointCorruptError(f"{key!r} of parameter {name!r} is {value!r}, not a finite number that is not negative")
             reached.memory.append(value)
