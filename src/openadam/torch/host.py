@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import engine as engines
-from ..errors import HyperparameterError, HyperparameterWarning
+from ..errors import HyperparameterError, HyperparameterWarning, ParameterError
 from ..hyperparameters import checked
 from ..step import StepReport, alone, check_dtype
 from . import loading
@@ -281,7 +281,10 @@ class Host(_Base):
         """That this process refuses the step, before the first word about it: those who hold the rest would wait for ever."""
         if self._options["nonfinite"] == "propagate" and self._options["clip_norm"] is None and not self._still:
             return  # nobody asks
-        shards = Shards([p for group in self.param_groups for p in group["params"]], plain_too=self._options["sharded"])
+        try:
+            shards = Shards([p for group in self.param_groups for p in group["params"]], plain_too=self._options["sharded"])
+        except ParameterError:  # nobody knows who they are
+            return
         if shards:
             shards.refuse()
 

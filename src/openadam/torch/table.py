@@ -93,7 +93,7 @@ class TensorStepper(Stepper):
 
     def _regroup(self) -> None:
         """Rows for the parameters that the groups hold now."""
-        self.rows = []
+        rows: list[Row] = []
         seen: set[int] = set()
         parameters = []
         for g, group in enumerate(self.groups):
@@ -102,14 +102,15 @@ class TensorStepper(Stepper):
             if names is not None and len(names) != len(params):
                 raise ParameterError(f"group {g} has {len(params)} parameters and {len(names)} names in 'param_names'; change both")
             for place, p in enumerate(params):
-                row = Row(p, self.member, g, place, len(self.rows))
+                row = Row(p, self.member, g, place, len(rows))
                 row.repeated = id(p) in seen  # torch warns of it; a step moves it once
                 seen.add(id(p))
                 row.excluded = excluded(self._no_decay, row.name(self.groups), p)
                 row.update = self.updates[row.class_index]
-                self.rows.append(row)
+                rows.append(row)
                 parameters.append(p)
-        self.shards = Shards(parameters, plain_too=self._sharded)
+        self.shards = Shards(parameters, [row.name(self.groups) for row in rows], plain_too=self._sharded)
+        self.rows = rows  # once nothing of them was refused, or the next step would trust them
         if self._native is not None:
             self.table.resize(len(self.rows))
             for i, row in enumerate(self.rows):
