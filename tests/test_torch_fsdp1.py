@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,10 +36,8 @@ def flatten(strategy: ShardingStrategy, original: bool, *, plain: bool = False, 
     """The network in two units, one inside the other: the third layer, and all the rest; or the last layer is left as it is."""
     model: Any = network(seed)
     how = {"sharding_strategy": strategy, "use_orig_params": original, "device_id": torch.device("cpu"), "process_group": group}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, that NO_SHARD goes
-        model[2] = FSDP(model[2], **how)
-        return torch.nn.Sequential(FSDP(model[:4], **how), model[4]) if plain else FSDP(model, **how)
+    model[2] = FSDP(model[2], **how)
+    return torch.nn.Sequential(FSDP(model[:4], **how), model[4]) if plain else FSDP(model, **how)
 
 
 def near(model: Any, single: Any) -> None:
@@ -188,7 +185,7 @@ def test_the_norm_goes_over_those_who_hold_the_parts() -> None:
 @processes(2)
 def test_without_the_model_that_holds_the_rest() -> None:
     """Nobody knows any more who holds the other parts: refused by name, again and again, with every engine."""
-    for (strategy, original), engine in itertools.product(SPREAD, (None, "graph")):
+    for (strategy, original), engine in itertools.product(SPREAD[:2], (None, "graph")):
         model = flatten(strategy, original)
         named = [(name, p) for name, p in model.named_parameters() if p.numel()]
         del model
@@ -196,13 +193,12 @@ def test_without_the_model_that_holds_the_rest() -> None:
         for _, p in named:
             p.grad = torch.ones_like(p)
         optimizer = openadam.torch.AdamW(named, lr=0.1, engine=engine)
-        refused(optimizer, ParameterError, text=f"'{named[0][0]}'")
-        refused(optimizer, ParameterError, text="FullyShardedDataParallel")
+        said = refused(optimizer, ParameterError, text=f"'{named[0][0]}'")
+        assert all("FullyShardedDataParallel" in each for each in said)
 
 
 def whole_states(model: Any) -> Any:
-    # Moving to where it already is would give every state the memory of the last one gathered (torch 2.13).
-    warnings.simplefilter("ignore")  # torch's, that there is a newer way
+    # By default torch moves states to the CPU; those that are there already, it mixes up (2.13, use_orig_params=True).
     config = FullOptimStateDictConfig(offload_to_cpu=False)
     return FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT, optim_state_dict_config=config)
 
@@ -212,7 +208,8 @@ def test_state_dicts_go_round() -> None:
     """Saved whole, they are the states of one process; loaded again, or into torch's optimizer or from it, training goes on as if nothing were."""
     kinds = {"ours": openadam.torch.AdamW, "torch": torch.optim.AdamW}
     for strategy, original in WAYS:
-        for source, target in (("ours", "ours"), ("torch", "ours"), ("ours", "torch")):
+        others = (("torch", "ours"), ("ours", "torch")) if strategy is ShardingStrategy.FULL_SHARD else ()
+        for source, target in (("ours", "ours"), *others):
             model, single = flatten(strategy, original), network()
             optimizer = trained(kinds[source](model.parameters(), lr=0.1), model, range(2))
             alone = trained(openadam.torch.AdamW(single.named_parameters(), lr=0.1), single, range(2))
