@@ -249,6 +249,8 @@ class Host(_Base):
                 scale = 1.0 / checked("grad_scale", _number(grad_scale)) if _number(grad_scale) else float("inf")
                 if scale == float("inf"):
                     raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
+            if not isinstance(self.state, Mapping):
+                raise ParameterError(f"the optimizer's state is {type(self.state).__name__}, not a dict; give it a dict of the parameters' states")
             stepper.read(self.param_groups, self.state)
         except BaseException as error:
             if stepper is not None:

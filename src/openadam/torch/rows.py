@@ -129,8 +129,8 @@ class Row:
 
     def has_states(self, p: Any, state: Mapping[Any, Any]) -> bool:
         """Whether torch holds any state of the rule for the parameter."""
-        own = state.get(p) or {}
-        return any(own.get(key) is not None for key in self.keys)
+        own = state.get(p)
+        return isinstance(own, Mapping) and any(own.get(key) is not None for key in self.keys)
 
     # --- how a step reaches it -------------------------------------------------------------------------------------
 
@@ -159,10 +159,12 @@ class Row:
         wide = arithmetic_of(local.dtype)
         given = real(given)
         reached = Reached(self.update, given.to(wide) if given.dtype != wide and local.dtype in NATIVE else given, (), 0, [])
-        own = state.get(p) if p in state else None
+        own = state.get(p, {})
+        if not isinstance(own, Mapping):
+            raise ParameterError(f"the state of parameter {name!r} is {type(own).__name__}, not a dict of states; delete it to start anew")
         states = self._states(name, own, p, reached)
         reached.targets = (*(local_part(each) for each in states), local)
-        self._numbers(name, own if own is not None and not reached.first else {}, reached)
+        self._numbers(name, {} if reached.first else own, reached)
         return reached
 
     def refuse_inference(self, p: Any, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -192,10 +194,10 @@ class Row:
             kinds = f"is {dtype_name(g)}, the parameter {dtype_name(p.dtype)}"
             raise GradientDtypeError(f"the gradient of parameter {name!r} {kinds}, which would not hold it; convert it with .to({p.dtype})")
 
-    def _states(self, name: str, own: Mapping[str, Any] | None, p: Any, reached: Reached) -> list[Any]:
+    def _states(self, name: str, own: Mapping[str, Any], p: Any, reached: Reached) -> list[Any]:
         """The states as torch holds them, and new ones for those that are missing."""
         found = []
-        held = {key: None if own is None else own.get(key) for key in self.keys}
+        held = {key: own.get(key) for key in self.keys}
         reached.first = bool(held) and all(each is None for each in held.values())
         for key, rule_name in zip(held, self.update.program.states, strict=True):
             each = held[key]
