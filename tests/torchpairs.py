@@ -132,7 +132,7 @@ def agree(ours: Any, theirs: Any) -> None:
         assert own.keys() == other.keys(), k
         for key, value in other.items():
             if key == "step":
-                assert float(own[key].detach()) == float(value), f"step of parameter {k}"
+                assert float(own[key].detach()) == float(value.detach()), f"step of parameter {k}"
             level(own[key], value, f"{key} of parameter {k}", type(theirs).__name__)
 
 
