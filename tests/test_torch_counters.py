@@ -70,11 +70,11 @@ def test_edited_counters(how: str, subject: Subject, engine: str | None) -> None
             for p in params_of(optimizer)[which]:
                 own = optimizer.state[p]
                 edit(own, "step", value)
-                put.append((own, own["step"], own["step"].dtype, own["step"].shape, int(own["step"])))
+                put.append((own, own["step"], own["step"].dtype, own["step"].shape, int(own["step"].detach())))
         beside.step(2)
         for own, tensor, dtype, shape, count in put:
             assert own["step"] is tensor
-            assert (tensor.dtype, tensor.shape, int(tensor)) == (dtype, shape, count + 2)
+            assert (tensor.dtype, tensor.shape, int(tensor.detach())) == (dtype, shape, count + 2)
 
 
 @each_engine
@@ -247,8 +247,8 @@ def handed_to_a_spawned_process() -> None:
     lock = threading.Lock()
     steps_under_a_lock(optimizers, lock, 2)
     context = torch.multiprocessing.get_context("spawn")
-    shared = context.Lock()  # which must outlive the start of the process
-    child = context.Process(target=steps_under_a_lock, args=(optimizers, shared, 3))
+    its_lock = context.Lock()  # which must live until the child has it
+    child = context.Process(target=steps_under_a_lock, args=(optimizers, its_lock, 3))
     child.start()
     child.join(60)
     assert child.exitcode == 0
