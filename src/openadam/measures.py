@@ -25,6 +25,7 @@ class Measure:
     name: str
     reduction: str
     expression: Callable[[Expression, Expression, Expression], Expression]
+    degree: int = 0  # the power of a factor of the gradient that it grows with
 
     @cached_property
     def program(self) -> Program:
@@ -46,14 +47,14 @@ class Measure:
         return cpp.reduction(self.program, "sum" if self.reduction == "sum" else "largest")
 
 
-GRAD_SUM_SQUARES = Measure("grad_sum_squares", "sum", lambda g, p, u: g**2)
+GRAD_SUM_SQUARES = Measure("grad_sum_squares", "sum", lambda g, p, u: g**2, degree=2)
 """The one that every step takes: the global norm comes from it, and it is not finite where a gradient is not."""
 
 MEASURES: tuple[Measure, ...] = (
     GRAD_SUM_SQUARES,
     Measure("param_sum_squares", "sum", lambda g, p, u: p**2),
     Measure("update_sum_squares", "sum", lambda g, p, u: u**2),
-    Measure("grad_max_abs", "max", lambda g, p, u: abs(g)),
+    Measure("grad_max_abs", "max", lambda g, p, u: abs(g), degree=1),
     Measure("grad_nonfinite", "sum", lambda g, p, u: where(g - g == 0, 0, 1)),
 )
 """In the order of the native table and of a tally's columns."""

@@ -198,7 +198,7 @@ class Stepper:
         total, _ = self.update(clip * scale, ALL_MEASURES if measure else [] if looks else NORM, threads)
         if not looks:
             norm = self.norm(total)
-        return StepReport(self.steps, norm * scale, clip, False, self._measured() if measure else None)
+        return StepReport(self.steps, norm * scale, clip, False, self._measured(scale) if measure else None)
 
     def norm(self, total: float, which: Iterable[int] | None = None) -> float:
         """The Euclidean norm of the gradients here (or of some rows) from the sum of their squares."""
@@ -213,9 +213,10 @@ class Stepper:
                     return largest * math.sqrt(math.fsum(scaled))
         return math.sqrt(total) if total >= 0 else math.nan
 
-    def _measured(self) -> dict[str, dict[str, float]]:
+    def _measured(self, scale: float) -> dict[str, dict[str, float]]:
+        """What was seen of each row, the gradients freed of a loss scale as the norm is."""
         names = [measure.name for measure in MEASURES]
-        tallies = self.tallies().tolist()
+        tallies = (self.tallies() * [scale**measure.degree for measure in MEASURES]).tolist()
         return {self.name(i): dict(zip(names, row, strict=True)) for i, row in enumerate(tallies) if self.is_active(i)}
 
     def _non_finite(self) -> NonFiniteGradientError | None:

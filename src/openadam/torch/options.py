@@ -84,6 +84,8 @@ def refuse_unknown(cls: type, settings: Iterable[str], own: Sequence[str]) -> No
 def check_kinds(cls: type, arguments: tuple[Any, ...], settings: dict[str, Any]) -> tuple[Any, ...]:
     """Refuse what is no number where torch would fail over comparing it; returns the arguments with pairs as tuples of floats."""
     names = accepted(cls)
+    as_python_numbers(settings)
+    arguments = tuple(value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value for value in arguments)
     given = {**dict(zip(names, arguments, strict=False)), **settings}
     member: Member = cls.member  # type: ignore[attr-defined]
     if "betas" in given:
@@ -113,8 +115,12 @@ def as_python_numbers(group: dict[str, Any]) -> None:
     for key, value in group.items():
         if isinstance(value, (np.generic, np.ndarray)) and value.size == 1:
             group[key] = value.item()
-        elif key == "betas" and type(value) not in (list, tuple):  # which stay, to be edited in place
-            group[key] = as_pair(value) or value
+        elif key == "betas":
+            pair = as_pair(value)
+            if pair is not None and type(value) is list:  # it stays, to be edited in place
+                value[:] = pair
+            elif pair is not None:
+                group[key] = pair
 
 
 def first_narrow(group: Mapping[str, Any]) -> str | None:

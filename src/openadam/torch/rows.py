@@ -144,6 +144,10 @@ class Row:
             part: The part of the gradient that belongs to the parameter's, where that had to be fetched from other processes.
         """
         name, gradient = self.name(groups), p.grad
+        if hasattr(type(gradient), "get_mask"):
+            raise GradientError(
+                f"the gradient of parameter {name!r} is a masked tensor, whose mask a step would ignore; fill it first (.to_tensor(0))"
+            )
         if gradient.layout is torch.jagged and p.layout is torch.jagged:
             raise GradientError(f"parameter {name!r} is a jagged tensor, over which a step is not defined; optimize its values()")
         if gradient.layout is not torch.strided:

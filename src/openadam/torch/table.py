@@ -7,8 +7,9 @@ reach them. Between steps nothing of a tensor is kept.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import engine as engines
-from ..errors import AliasError, GradientError, NonFiniteGradientError, ParameterError
+from ..errors import AliasError, GradientError, NonFiniteGradientError, OpenAdamError, ParameterError
 from ..memory import Piece, first_shared, meet
 from ..step import Stepper
 from . import graph
@@ -169,12 +170,26 @@ class TensorStepper(Stepper):
                 self._classify(row, p)
                 if self._native is not None:
                     self.table.set_row(i, row.class_index, row.identity, row.repeated)
-            reached = self._reached[i] = row.reach(p, self.groups, self.state, parts.get(i))
-            natively = reached.natively() if self._native is not None else None
+            with self._asking(i):
+                reached = self._reached[i] = row.reach(p, self.groups, self.state, parts.get(i))
+                natively = reached.natively() if self._native is not None else None
             if natively is None or not self._place(i, reached, *natively):
                 self._given[i] = reached
             elif is_memory(p):
                 know_type(type(p))
+
+    @contextlib.contextmanager
+    def _asking(self, i: int) -> Iterator[None]:
+        """While a tensor is asked that may be of any kind: what it cannot answer is said by name."""
+        try:
+            yield
+        except OpenAdamError:
+            raise
+        except Exception as error:
+            p = self.parameter(i)
+            kinds = f"({type(p).__name__}) or its gradient ({type(p.grad).__name__})"
+            why = f"does not answer what a step must ask ({type(error).__name__}: {str(error)[:200]})"
+            raise GradientError(f"parameter {self.name(i)!r} {kinds} {why}; nothing was changed: give plain tensors, or use torch.optim") from error
 
     def _place(self, i: int, reached: Reached, p: Tensor, g: Tensor, states: list[Tensor]) -> bool:
         count = reached.count
@@ -300,7 +315,8 @@ class TensorStepper(Stepper):
             self._tallies[:] = self.table.tallies()
         with operations():
             for i, reached in self._given.items():
-                self._tallies[i] = graph.measured(reached, measures) if seen is None else seen[i]
+                with self._asking(i):
+                    self._tallies[i] = graph.measured(reached, measures) if seen is None else seen[i]
         squares = self._tallies[:, 0] if measures else np.zeros(0)
         with np.errstate(all="ignore"):
             return (float(np.add.accumulate(squares)[-1]), float(squares.max())) if squares.size else (0.0, 0.0)
