@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import json
 import math
 import os
@@ -72,14 +73,35 @@ def ratio(seconds: dict[str, list[float]], ours: str, peer: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[ours], seconds[peer], strict=True))
 
 
+@functools.cache
+def limits() -> ctypes.CDLL:
+    """The functions of stream.cpp, compiled for this machine."""
+    library = Path(tempfile.mkdtemp()) / "stream.so"
+    flags = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
+    subprocess.run([os.environ.get("CXX", "c++"), *flags, str(HERE / "stream.cpp"), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def touching(optimizer: torch.optim.Optimizer) -> Run:
+    """Reads one word in each cache line of the objects that a step must look at: parameters, gradients, states, and the dicts of these."""
+    lines: list[int] = []
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        own = optimizer.state[p]
+        for tensor in (p, p.grad, *own.values()):
+            storage = tensor.untyped_storage()._cdata
+            lines += [id(tensor), *(tensor._cdata + at for at in (0, 64, 128, 168)), storage, storage + 48]
+        lines += [id(own), own["step"].data_ptr()]
+    addresses = np.array(lines, np.int64)
+    touch = limits().touch
+    touch.argtypes, touch.restype = [ctypes.c_void_p, ctypes.c_int64], ctypes.c_int64
+    return lambda: touch(addresses.ctypes.data, addresses.size)
+
+
 class Stream:
     """The streaming loop of stream.cpp, compiled for this machine, over arrays of its own."""
 
     def __init__(self, size: int) -> None:
-        library = Path(tempfile.mkdtemp()) / "stream.so"
-        flags = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
-        subprocess.run([os.environ.get("CXX", "c++"), *flags, str(HERE / "stream.cpp"), "-o", str(library)], check=True)
-        self.function = ctypes.CDLL(str(library)).stream
+        self.function = limits().stream
         self.function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int, ctypes.c_bool]
         # As our optimizer has them: its states in one piece of memory that begins on another line of a page than the arrays do.
         self.arrays = [np.ones(size, np.float32), np.full(size, 1e-30, np.float32), *np.ones((2, size), np.float32)]

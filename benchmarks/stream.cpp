@@ -39,3 +39,14 @@ extern "C" std::uint32_t stream(float* p, const float* g, float* m, float* v, st
   shared(n, threads, [&](int, std::int64_t begin, std::int64_t end) { range(p, g, m, v, begin, end); });
   return seen[0];
 }
+
+// Reads a word at each of the addresses, as far ahead as the processor can be sent: what it costs to look at so many objects at all.
+extern "C" std::int64_t touch(const std::int64_t* const* addresses, std::int64_t count) {
+  constexpr std::int64_t kAhead = 300;
+  std::int64_t sum = 0;
+  for (std::int64_t k = 0; k < count; ++k) {
+    if (k + kAhead < count) __builtin_prefetch(addresses[k + kAhead]);
+    sum += *addresses[k];
+  }
+  return sum;
+}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from harness import MILLION, Bench, Run, Stream, interleaved, ratio, start
+from harness import MILLION, Bench, Run, Stream, interleaved, ratio, start, touching
 
 import openadam.torch
 
@@ -101,6 +101,7 @@ def adamw(bench: Bench, case: str) -> None:
         reading = ours(own)
         reading.step()
         stepper = reading._stepper
+        runs["touching"] = touching(reading)
         runs["reading"] = lambda: (stepper.read(reading.param_groups, reading.state), stepper.register(), stepper.forget())
     seconds = interleaved(runs, rounds=bench.rounds(rounds))
     more = {f"seconds of {name}": statistics.median(values) for name, values in seconds.items()}
@@ -116,6 +117,8 @@ def adamw(bench: Bench, case: str) -> None:
     else:
         what = "of it, looking where torch's tensors are / torch fused"
         bench.report(case, what, ratio(seconds, "reading", "torch fused"), None)
+        what = "limit: a word in each line of the objects to look at / torch fused"
+        bench.report(case, what, ratio(seconds, "touching", "torch fused"), None)
     for peer in ("torch foreach", "torch default"):
         if peer in runs:
             bench.report(case, f"propagate: ours / {peer}", ratio(seconds, "ours", peer), None)

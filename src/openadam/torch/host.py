@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import engine as engines
-from ..errors import HyperparameterError, HyperparameterWarning
+from ..errors import HyperparameterError, HyperparameterWarning, ParameterError
 from ..hyperparameters import checked
 from ..step import StepReport, alone, check_dtype
 from . import loading
@@ -249,6 +249,8 @@ class Host(_Base):
                 scale = 1.0 / checked("grad_scale", _number(grad_scale)) if _number(grad_scale) else float("inf")
                 if scale == float("inf"):
                     raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
+            if not isinstance(self.state, Mapping):
+                raise ParameterError(f"the optimizer's state is {type(self.state).__name__}, not a dict; give it a dict of the parameters' states")
             stepper.read(self.param_groups, self.state)
         except BaseException as error:
             if stepper is not None:
@@ -282,7 +284,10 @@ class Host(_Base):
         """That this process refuses the step, before the first word about it: those who hold the rest would wait for ever."""
         if self._options["nonfinite"] == "propagate" and self._options["clip_norm"] is None and not self._still:
             return  # nobody asks
-        shards = Shards([p for group in self.param_groups for p in group["params"]], plain_too=self._options["sharded"])
+        try:
+            shards = Shards([p for group in self.param_groups for p in group["params"]], plain_too=self._options["sharded"])
+        except ParameterError:  # who the others are is what could not be found out
+            return
         if shards:
             shards.refuse()
 

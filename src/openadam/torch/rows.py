@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,11 @@ COUNTERS = (torch.float32, torch.float64, torch.int64)  # what the native part c
 
 def whole_step(value: Any, what: str) -> int:
     """A step number as torch and others store it: a tensor, a float or an int."""
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta" else value
+    number = value
+    if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
+        number = value.detach().item()
+    elif isinstance(value, np.generic):
+        number = value.item()
     if isinstance(number, (bool, complex)) or not isinstance(number, (int, float)) or not 0 <= number <= MAX_STEP or number != int(number):
         raise CheckpointCorruptError(f"{what} is {value!r:.80}, not a whole number from 0 to {MAX_STEP}")
     return int(number)
@@ -124,8 +129,8 @@ class Row:
 
     def has_states(self, p: Any, state: Mapping[Any, Any]) -> bool:
         """Whether torch holds any state of the rule for the parameter."""
-        own = state.get(p) or {}
-        return any(own.get(key) is not None for key in self.keys)
+        own = state.get(p)
+        return isinstance(own, Mapping) and any(own.get(key) is not None for key in self.keys)
 
     # --- how a step reaches it -------------------------------------------------------------------------------------
 
@@ -154,10 +159,12 @@ class Row:
         wide = arithmetic_of(local.dtype)
         given = real(given)
         reached = Reached(self.update, given.to(wide) if given.dtype != wide and local.dtype in NATIVE else given, (), 0, [])
-        own = state.get(p) if p in state else None
+        own = state.get(p, {})
+        if not isinstance(own, Mapping):
+            raise ParameterError(f"the state of parameter {name!r} is {type(own).__name__}, not a dict of states; delete it to start anew")
         states = self._states(name, own, p, reached)
         reached.targets = (*(local_part(each) for each in states), local)
-        self._numbers(name, own if own is not None and not reached.first else {}, reached)
+        self._numbers(name, {} if reached.first else own, reached)
         return reached
 
     def refuse_inference(self, p: Any, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -187,10 +194,10 @@ class Row:
             kinds = f"is {dtype_name(g)}, the parameter {dtype_name(p.dtype)}"
             raise GradientDtypeError(f"the gradient of parameter {name!r} {kinds}, which would not hold it; convert it with .to({p.dtype})")
 
-    def _states(self, name: str, own: Mapping[str, Any] | None, p: Any, reached: Reached) -> list[Any]:
+    def _states(self, name: str, own: Mapping[str, Any], p: Any, reached: Reached) -> list[Any]:
         """The states as torch holds them, and new ones for those that are missing."""
         found = []
-        held = {key: None if own is None else own.get(key) for key in self.keys}
+        held = {key: own.get(key) for key in self.keys}
         reached.first = bool(held) and all(each is None for each in held.values())
         for key, rule_name in zip(held, self.update.program.states, strict=True):
             each = held[key]
@@ -244,7 +251,7 @@ class Row:
             elif not isinstance(given, Tensor):
                 given = reached.new[key] = torch.tensor(float(given), dtype=torch.float64, device="cpu")
             self._refuse_lost(key, name, given)
-            value = float(given) if has_numbers(given) else self._first(rule_name)
+            value = float(given.detach()) if has_numbers(given) else self._first(rule_name)
             if not 0 <= value < float("inf"):
                 raise CheckpointCorruptError(f"{key!r} of parameter {name!r} is {value!r}, not a finite number that is not negative")
             reached.memory.append(value)

@@ -51,7 +51,7 @@ def with_layout_of(parameter: Any, local: Tensor) -> Tensor:
 class Shards:
     """Who holds the rest of which rows, and the exchange with them."""
 
-    def __init__(self, parameters: Sequence[Any], *, plain_too: bool = False) -> None:
+    def __init__(self, parameters: Sequence[Any], *, plain_too: bool = False, names: Sequence[str] = ()) -> None:
         # Rows that are spread over the same dimensions of the same mesh have one norm; None stands for plain tensors.
         self.sets: dict[Any, list[int]] = {}
         self._meshes: list[Any] = []
@@ -61,7 +61,7 @@ class Shards:
         for i, parameter in enumerate(parameters):
             key = None
             if _is_flattened(parameter):
-                key = _group_of(i, parameter, handles)
+                key = _group_of(names[i] if names else str(i), parameter, handles)
                 if key is not None and key not in self._flattened:
                     self._flattened.append(key)
             if is_distributed(parameter):
@@ -150,12 +150,12 @@ def _handles() -> dict[int, Any]:
     return found
 
 
-def _group_of(place: int, parameter: Any, handles: dict[int, Any]) -> Any:
+def _group_of(name: str, parameter: Any, handles: dict[int, Any]) -> Any:
     """The group whose processes hold the parts of a flattened parameter; None where each holds it whole."""
     handle = handles.get(id(parameter))
     if handle is None:
         raise ParameterError(
-            f"parameter {place} belongs to a FullyShardedDataParallel model that is not to be found here; "
+            f"parameter {name!r} belongs to a FullyShardedDataParallel model that is not to be found here; "
             "make the optimizer from model.parameters() of the wrapped model"
         )
     return handle.process_group if handle.uses_sharded_strategy else None

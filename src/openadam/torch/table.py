@@ -94,7 +94,7 @@ class TensorStepper(Stepper):
 
     def _regroup(self) -> None:
         """Rows for the parameters that the groups hold now."""
-        self.rows = []
+        rows: list[Row] = []
         seen: set[int] = set()
         parameters = []
         for g, group in enumerate(self.groups):
@@ -103,16 +103,17 @@ class TensorStepper(Stepper):
             if names is not None and len(names) != len(params):
                 raise ParameterError(f"group {g} has {len(params)} parameters and {len(names)} names in 'param_names'; change both")
             for place, p in enumerate(params):
-                row = Row(p, self.member, g, place, len(self.rows))
+                row = Row(p, self.member, g, place, len(rows))
                 row.repeated = id(p) in seen  # torch warns of it; a step moves it once
                 seen.add(id(p))
-                self.rows.append(row)
                 self._classify(row, p)
+                rows.append(row)
                 parameters.append(p)
-        self.shards = Shards(parameters, plain_too=self._sharded)
+        self.shards = Shards(parameters, plain_too=self._sharded, names=[row.name(self.groups) for row in rows])
+        self.rows = rows
         if self._native is not None:
-            self.table.resize(len(self.rows))
-            for i, row in enumerate(self.rows):
+            self.table.resize(len(rows))
+            for i, row in enumerate(rows):
                 self.table.set_row(i, row.class_index, row.identity, row.repeated)
         self._seen = None
 
