@@ -33,7 +33,7 @@ LIMITS = settings(
     suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=False, phases=[Phase.generate, Phase.shrink],
 )  # fmt: skip
 
-SHAPES = ((), (0,), (3,), (4, 3), (17,), (9, 8))
+SHAPES = ((), (0,), (3,), (4, 3), (17,), (9, 8), (1500,))
 KINDS = ("parameter", "subclass", "tensor", "complex")
 GRADIENTS = ("new", "new", "transposed", "column", "negated", "expanded", "kept", "in place", "shared", "none")
 EDITS: dict[str, tuple[Any, ...]] = {
