@@ -289,8 +289,7 @@ class Optimizer:
 
     def _tell_settings(self) -> None:
         """Tell the stepper the hyperparameters of the coming step, checked; schedules are asked for step `self.steps` + 1."""
-        now = [group.get(name) for group in self.groups for name in (*self._names, "maximize")]
-        now += [len(group) for group in self.groups]
+        now = self._settings_now()
         if len(now) == len(self._settings) and all(map(operator.is_, now, self._settings)):
             return
         self._check_groups(self.groups, self._rows)
@@ -299,8 +298,11 @@ class Optimizer:
             numbers = {name: _at(name, group[name], t) for name in self._names}
             check_dtype(index, numbers, self._singles.get(index))
             self._stepper.tell(index, numbers | {"maximize": bool(group["maximize"])})
-        self._settings = [] if any(map(callable, now)) else [group.get(name) for group in self.groups for name in (*self._names, "maximize")]
-        self._settings += [len(group) for group in self.groups] if self._settings else []
+        self._settings = [] if any(map(callable, now)) else self._settings_now()
+
+    def _settings_now(self) -> list[Any]:
+        names = (*self._names, "maximize")
+        return [group.get(name) for group in self.groups for name in names] + [len(group) for group in self.groups]
 
     # --- state -----------------------------------------------------------------------------------------------------
 

@@ -73,9 +73,11 @@ class TensorStepper(Stepper):
         for g, (group, values) in enumerate(zip(groups, settings, strict=True)):
             traced, coupling = self.member.traced(group), self.member.coupling(group)
             for index in (2 * g, 2 * g + 1):
-                if index == len(self.updates):
+                known = index < len(self.updates)
+                if not known:
                     self.updates.append(self._update(traced, coupling))
                 elif self.updates[index].traced is not traced or self.updates[index].coupling != coupling:
+                    known = False
                     self.updates[index] = self._update(traced, coupling)
                     for row in self.rows:
                         row.update = self.updates[row.class_index] if row.class_index < len(self.updates) else row.update
@@ -83,11 +85,14 @@ class TensorStepper(Stepper):
                 update.values = {**values, "weight_decay": 0.0} if index % 2 else dict(values)
                 if self._native is not None:
                     update.tell(self.table, index)
-                    public = self.member.states
-                    states, memory = ([public.get(name, name) for name in names] for names in (update.program.states, update.program.memory))
-                    self.table.set_names(
-                        index, "step" if self.member.counts else None, states if update.kernel else [], memory if update.kernel else []
-                    )
+                    if not known:
+                        self._tell_names(index, update)
+
+    def _tell_names(self, index: int, update: engines.Update) -> None:
+        """What torch calls the states of a class that has a kernel."""
+        public, program = self.member.states, update.program
+        states, memory = ([public.get(name, name) for name in names] if update.kernel else [] for names in (program.states, program.memory))
+        self.table.set_names(index, "step" if self.member.counts else None, states, memory)
 
     def _update(self, traced: Any, coupling: str) -> engines.Update:
         program = engines.compiled(traced)[0]
