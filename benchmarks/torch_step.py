@@ -102,7 +102,7 @@ def adamw(bench: Bench, case: str) -> None:
         reading.step()
         stepper = reading._stepper
         runs["touching"] = touching(reading)
-        runs["reading"] = lambda: (stepper.read(reading.param_groups, reading.state), stepper.register(), stepper.forget())
+        runs["reading"] = lambda: (stepper.read(reading.param_groups, reading.state, bench.threads), stepper.register(), stepper.forget())
     seconds = interleaved(runs, rounds=bench.rounds(rounds))
     more = {f"seconds of {name}": statistics.median(values) for name, values in seconds.items()}
     bench.report(case, "propagate: ours / torch fused", ratio(seconds, "ours", "torch fused"), bar, **more)

@@ -91,43 +91,47 @@ class Framework {
   // The length of a tensor's description, as far as it is read.
   std::int64_t length_of_description() const { return anatomy_ ? anatomy_->flags + 8 : 0; }
 
-  // Fills in the tensor behind an object that is plain memory; false where it is not. Notes where that led, and, of a tensor that will
-  // change, what else will be touched.
-  bool view(PyObject* object, Viewed* tensor, Traces* traces = nullptr, bool changes = false) const {
+  bool is_known(PyObject* object) const {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-    if (!std::any_of(types_.begin(), types_.end(), [type](const nanobind::object& known) { return known.ptr() == type; })) return false;
+    return std::any_of(types_.begin(), types_.end(), [type](const nanobind::object& known) { return known.ptr() == type; });
+  }
+
+  // Fills in the tensor behind an object that is plain memory; false where it is not.
+  bool view(PyObject* object, Viewed* tensor) const {
+    if (!is_known(object)) return false;
     if (!anatomy_) return ask(object, tensor) && !negated(object);
-    const char* description = word<const char*>(reinterpret_cast<const char*>(object) + anatomy_->description);
-    if (word<std::int64_t>(description + anatomy_->flags) & anatomy_->marks) return false;
-    const char* storage = word<const char*>(description + anatomy_->storage);
-    Traces::Tensor* known = traces ? traces->next() : nullptr;
-    if (!storage || word<std::int64_t>(storage + anatomy_->shared) == anatomy_->shared_mark) return false;
-    const auto memory = word<std::int64_t>(storage + anatomy_->memory);
-    const std::int64_t end = memory + word<std::int64_t>(storage + anatomy_->size);
-    const std::uint64_t digest = known ? digest_of(description) : 0;
-    if (!known || known->object != reinterpret_cast<const char*>(object) || known->digest != digest) {
-      if (!ask(object, tensor)) return false;
-      tensor->room = end - address_of(*tensor);
-      if (!known) return true;
-      learn(known, *tensor, description, memory, digest);
-      known->object = reinterpret_cast<const char*>(object);
-      known->description = description;
-      known->storage = storage;
-      known->more[0] = changes ? word<const char*>(description + anatomy_->storage + 8) : nullptr;   // where its gradient is found
-      known->more[1] = changes ? word<const char*>(description + anatomy_->storage + 24) : nullptr;  // and its version
-      return true;
-    }
-    tensor->data = reinterpret_cast<void*>(static_cast<std::uintptr_t>(memory + known->offset));
+    Parts parts;
+    if (!take_apart(object, &parts) || !ask(object, tensor)) return false;
+    tensor->room = parts.end - address_of(*tensor);
+    return true;
+  }
+
+  // The same, of an object that a trace holds; keeps what was found, and where that led.
+  bool view(Traces::Tensor* known, Viewed* tensor) const {
+    if (!view(known->object, tensor)) return false;
+    if (!anatomy_) return true;
+    Parts parts;
+    if (!take_apart(known->object, &parts)) return false;
+    learn(known, *tensor, parts);
+    return true;
+  }
+
+  // The same where nothing need be asked, because the description is byte for byte as it was. Reads memory only, so that several threads
+  // can do it while one holds the interpreter's lock.
+  bool recognise(const Traces::Tensor& known, Viewed* tensor) const noexcept {
+    Parts parts;
+    if (!anatomy_ || !take_apart(known.object, &parts) || known.digest != digest_of(parts.description)) return false;
+    tensor->data = reinterpret_cast<void*>(static_cast<std::uintptr_t>(parts.memory + known.offset));
     tensor->device_type = kCpu;
     tensor->device_id = 0;
-    tensor->dimensions = known->dimensions;
-    tensor->dtype_code = known->dtype_code;
-    tensor->dtype_bits = known->dtype_bits;
+    tensor->dimensions = known.dimensions;
+    tensor->dtype_code = known.dtype_code;
+    tensor->dtype_bits = known.dtype_bits;
     tensor->dtype_lanes = 1;
-    tensor->shape = reinterpret_cast<const std::int64_t*>(description) + known->sizes;
-    tensor->strides = reinterpret_cast<const std::int64_t*>(description) + known->strides;
+    tensor->shape = reinterpret_cast<const std::int64_t*>(parts.description) + known.sizes;
+    tensor->strides = reinterpret_cast<const std::int64_t*>(parts.description) + known.strides;
     tensor->byte_offset = 0;
-    tensor->room = end - address_of(*tensor);
+    tensor->room = parts.end - address_of(*tensor);
     return true;
   }
 
@@ -141,39 +145,70 @@ class Framework {
     return value;
   }
 
+  // What an object is made of, and from where to where its storage's memory goes.
+  struct Parts {
+    const char* description;
+    const char* storage;
+    std::int64_t memory;
+    std::int64_t end;
+  };
+
+  // False of a view that shows other numbers than the memory holds, and of memory that is copied once somebody writes.
+  bool take_apart(PyObject* object, Parts* parts) const noexcept {
+    parts->description = word<const char*>(reinterpret_cast<const char*>(object) + anatomy_->description);
+    if (word<std::int64_t>(parts->description + anatomy_->flags) & anatomy_->marks) return false;
+    parts->storage = word<const char*>(parts->description + anatomy_->storage);
+    if (!parts->storage || word<std::int64_t>(parts->storage + anatomy_->shared) == anatomy_->shared_mark) return false;
+    parts->memory = word<std::int64_t>(parts->storage + anatomy_->memory);
+    parts->end = parts->memory + word<std::int64_t>(parts->storage + anatomy_->size);
+    return true;
+  }
+
   bool ask(PyObject* object, ForeignTensor* tensor) const {
     if (exchange_->view(object, tensor) == 0) return true;
     PyErr_Clear();
     return false;
   }
 
-  // Of everything from the counts to the flags: storage, shape, strides, offset, dtype, device.
-  std::uint64_t digest_of(const char* description) const {
-    std::uint64_t lanes[4] = {14695981039346656037u, 1099511628211u, 6364136223846793005u, 1442695040888963407u};
+  // Of everything from the counts to the flags: storage, shape, strides, offset, dtype, device. Never 0.
+  std::uint64_t digest_of(const char* description) const noexcept {
+    // Four chains, so that the processor need not wait for one product before it begins the next.
+    std::uint64_t a = 14695981039346656037u, b = 1099511628211u, c = 6364136223846793005u, d = 1442695040888963407u;
+    const auto mix = [description](std::uint64_t lane, std::int64_t at) {
+      lane = (lane ^ word<std::uint64_t>(description + at)) * 0x9E3779B97F4A7C15u;
+      return lane ^ (lane >> 29);
+    };
     std::int64_t at = kCounted;
-    for (int lane = 0; at <= anatomy_->flags; at += 8, lane = (lane + 1) & 3) {
-      lanes[lane] = (lanes[lane] ^ word<std::uint64_t>(description + at)) * 0x9E3779B97F4A7C15u;
-      lanes[lane] ^= lanes[lane] >> 29;
+    for (; at + 24 <= anatomy_->flags; at += 32) {
+      a = mix(a, at);
+      b = mix(b, at + 8);
+      c = mix(c, at + 16);
+      d = mix(d, at + 24);
     }
+    for (; at <= anatomy_->flags; at += 8) a = mix(a, at);
     std::uint64_t digest = 0;
-    for (const std::uint64_t lane : lanes) digest = (digest ^ lane) * 0xD6E8FEB86659FD93u;
+    for (const std::uint64_t lane : {a, b, c, d}) digest = (digest ^ lane) * 0xD6E8FEB86659FD93u;
     return digest | 1;
   }
 
   // What was found, for as long as the digest stays; only if shape and strides are among the bytes that it is made from.
-  void learn(Traces::Tensor* known, const ForeignTensor& tensor, const char* description, std::int64_t memory, std::uint64_t digest) const {
-    const auto sizes = reinterpret_cast<const char*>(tensor.shape) - description;
-    const auto strides = reinterpret_cast<const char*>(tensor.strides) - description;
+  void learn(Traces::Tensor* known, const ForeignTensor& tensor, const Parts& parts) const {
+    const auto sizes = reinterpret_cast<const char*>(tensor.shape) - parts.description;
+    const auto strides = reinterpret_cast<const char*>(tensor.strides) - parts.description;
     const std::int64_t length = 8 * static_cast<std::int64_t>(tensor.dimensions);
     const bool within = sizes >= kCounted && strides >= kCounted && sizes + length <= anatomy_->flags && strides + length <= anatomy_->flags &&
                         sizes % 8 == 0 && strides % 8 == 0 && tensor.device_type == kCpu && tensor.dtype_lanes == 1;
-    known->digest = within ? digest : 0;
-    known->offset = address_of(tensor) - memory;
+    known->digest = within ? digest_of(parts.description) : 0;
+    known->offset = address_of(tensor) - parts.memory;
     known->dimensions = tensor.dimensions;
     known->dtype_code = tensor.dtype_code;
     known->dtype_bits = tensor.dtype_bits;
     known->sizes = static_cast<std::uint8_t>(sizes / 8);
     known->strides = static_cast<std::uint8_t>(strides / 8);
+    known->description = parts.description;
+    known->storage = parts.storage;
+    known->gradient = word<const char*>(parts.description + anatomy_->storage + 8);
+    known->version = word<const char*>(parts.description + anatomy_->storage + 24);
   }
 
   static bool negated(PyObject* object) {

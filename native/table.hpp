@@ -58,13 +58,15 @@ inline void send_ahead([[maybe_unused]] const char* address) {
 #endif
 }
 
-// Where the objects behind a row were when it was last read, and what was read of its tensors then.
+// The tensors behind a row: their objects in the step under way, and what was read of them before.
 //
-// The processor is sent to the objects some rows ahead: each is small, but all of them together are more than a cache holds, and to read
-// them one after the other would be one long wait. Nothing else is done with the addresses, so that old ones do no harm.
+// Where the parts of these objects were is known too, so that the processor can be sent there some rows ahead: each is small, but all of
+// them together are more than a cache holds, and to read them one after the other would be one long wait. Nothing else is done with the
+// addresses, so that old ones do no harm.
 class Traces {
  public:
   struct Tensor {
+    PyObject* object = nullptr;
     // What the tensor was found to be when its description had these bytes: as long as it has them, it is that.
     std::uint64_t digest = 0;
     std::int64_t offset = 0;  // from its storage's memory to its first element
@@ -74,42 +76,58 @@ class Traces {
     std::uint8_t sizes = 0;  // where its shape stands in its description, in words
     std::uint8_t strides = 0;
     // Where its parts are.
-    const char* object = nullptr;
     const char* description = nullptr;
     const char* storage = nullptr;
-    const char* more[2] = {nullptr, nullptr};
+    const char* gradient = nullptr;  // what leads to it
+    const char* version = nullptr;
   };
 
+  static constexpr int kTensors = 3 + kMaxStates + kMaxMemory;  // parameter, gradient, states, numbers, the number of steps
   static constexpr std::int64_t kLine = 64;
 
   void begin() { used_ = 0; }
-  // The place for what is known of the next tensor.
-  Tensor* next() { return used_ < kTensors ? &tensors_[used_++] : nullptr; }
+  void add(PyObject* object) { tensors_[used_++].object = object; }
+  int size() const { return used_; }
+  Tensor& operator[](int k) { return tensors_[k]; }
+  const Tensor& operator[](int k) const { return tensors_[k]; }
   // The dict of the states, and the number of steps.
   const char* dict = nullptr;
   const char* keys = nullptr;
   const char* count = nullptr;
 
-  void visit(std::int64_t length_of_description) const {
-    for (int k = 0; k < used_; ++k) {
-      const Tensor& tensor = tensors_[k];
-      send_ahead(tensor.object);
-      for (std::int64_t at = 0; at < length_of_description; at += kLine) send_ahead(tensor.description + at);
-      send_ahead(tensor.description + length_of_description - 1);
-      send_ahead(tensor.storage);
-      send_ahead(tensor.storage + kLine - 8);
-      for (const char* address : tensor.more)
-        if (address) send_ahead(address);
-    }
-    if (!dict) return;
+  // To what leads to the tensors: the parameter, its gradient, the dict, the objects.
+  void send_to_objects(std::int64_t length_of_description) const {
+    for (int k = 0; k < used_; ++k) send_ahead(reinterpret_cast<const char*>(tensors_[k].object));
+    send_ahead(tensors_[0].gradient);
+    for (int k = 0; k < 2; ++k) send_to_lines(tensors_[k].description, length_of_description);
     send_ahead(dict);
     send_ahead(keys);
     send_ahead(keys + kLine);
+  }
+
+  void send_to_tensors(std::int64_t length_of_description) const {
+    for (int k = 0; k < used_; ++k) {
+      send_ahead(reinterpret_cast<const char*>(tensors_[k].object));
+      send_to_lines(tensors_[k].description, length_of_description);
+      send_ahead(tensors_[k].storage);
+      send_ahead(tensors_[k].storage + kLine - 8);
+    }
     send_ahead(count);
   }
 
+  // To what changes when a parameter is said to.
+  void send_to_version() const {
+    send_ahead(reinterpret_cast<const char*>(tensors_[0].object));
+    send_to_lines(tensors_[0].description, 2 * kLine);
+    send_ahead(tensors_[0].version);
+  }
+
  private:
-  static constexpr int kTensors = 3 + kMaxStates + kMaxMemory;
+  static void send_to_lines(const char* begin, std::int64_t length) {
+    for (std::int64_t at = 0; at < length; at += kLine) send_ahead(begin + at);
+    send_ahead(begin + length - 1);
+  }
+
   Tensor tensors_[kTensors];
   int used_ = 0;
 };
@@ -182,6 +200,7 @@ class Table {
   const Update& update_of(std::size_t index) const { return updates_[items_[index].update]; }
   const KernelSet& kernels() const { return *kernels_; }
   std::vector<std::int64_t>& layouts() { return layouts_; }
+  Team team() const { return team_; }
   const std::vector<double>& tallies() const { return tallies_; }
   std::size_t measured() const { return measures_.size(); }
 

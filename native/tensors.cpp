@@ -3,6 +3,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -77,8 +78,8 @@ bool has_room(const Viewed& tensor) {
   return address_of(tensor) != 0 && (reach + 1) * (tensor.dtype_bits / 8) <= tensor.room;
 }
 
-// Takes over where the tensors of a row lie; false where the loop cannot reach them.
-bool place(Table& table, std::size_t i, const Viewed& p, const Viewed& g, const Viewed* states, std::size_t count) {
+// Takes over where the tensors of a row lie; false where the loop cannot reach them, or they do not lie densely and no layout is wanted.
+bool place(Table& table, std::size_t i, const Viewed& p, const Viewed& g, const Viewed* states, std::size_t count, bool with_layout) {
   Row& row = table.row(i);
   if (!is_real(p, &row.dtype) || !same_kind(p, g) || !has_room(p) || !has_room(g)) return false;
   bool contiguous = is_contiguous(p) && is_contiguous(g);
@@ -99,7 +100,7 @@ bool place(Table& table, std::size_t i, const Viewed& p, const Viewed& g, const 
   const bool p_aligned = !(row.parameter & misaligned);
   const bool g_aligned = !(row.gradient & misaligned);
   if (row.length == 0 || (contiguous && p_aligned && g_aligned)) return true;
-  if (p.dimensions > kMaxDimensions) return false;
+  if (!with_layout || p.dimensions > kMaxDimensions) return false;
   // Elements are taken in the order in which the states lie, or the parameter where there are none.
   const std::vector<std::int32_t> order = order_of(count ? states[0] : p);
   for (std::size_t s = 0; s < count; ++s)
@@ -141,44 +142,7 @@ bool can_count(const Number& number, double steps) {
   return steps >= 0 && steps == std::floor(steps) && steps < (number.type == Number::kSingle ? kMostSingleSteps : kMostSteps);
 }
 
-// The states of one parameter as they are now: in a dict, which is asked by name.
-bool read_states(const Framework& framework, Table& table, std::size_t i, PyObject* own, const Viewed& p, const Viewed& g) {
-  const Update& update = table.update_of(i);
-  Item& item = table.item(i);
-  const std::size_t states = update.state_names.size();
-  if (static_cast<std::int64_t>(states) != table.kernels().updates[update.kernel].states) return false;
-  Viewed tensors[kMaxStates];
-  Viewed tensor;
-  const auto found = [&](const nb::object& name, Viewed* out) {
-    PyObject* object = own ? PyDict_GetItemWithError(own, name.ptr()) : nullptr;
-    if (!object) {
-      if (PyErr_Occurred()) throw nb::python_error();
-      return false;
-    }
-    if (!framework.view(object, out, &table.traces(i))) return false;
-    table.hold(object);
-    return true;
-  };
-  for (std::size_t s = 0; s < states; ++s)
-    if (!found(update.state_names[s], &tensors[s])) return false;
-  if (!place(table, i, p, g, tensors, states)) return false;
-  for (std::size_t k = 0; k < update.memory_names.size(); ++k) {
-    if (!found(update.memory_names[k], &tensor) || !number_in(tensor, &item.memory[k]) || item.memory[k].type == Number::kWhole) return false;
-    if (const double value = item.memory[k].get(); !(value >= 0 && value <= std::numeric_limits<double>::max())) return false;
-  }
-  item.count = {};
-  double steps = states ? 1 : 0;  // where nothing counts, a velocity that exists has seen a gradient
-  if (!update.count_name.is_none()) {
-    if (!found(update.count_name, &tensor) || !number_in(tensor, &item.count)) return false;
-    table.traces(i).count = static_cast<const char*>(tensor.data);
-    steps = item.count.get();
-    if (!can_count(item.count, steps)) return false;
-  }
-  table.activate(i, steps + 1);
-  return true;
-}
-
-constexpr std::size_t kAhead = 8;  // rows to send the processor ahead
+constexpr std::size_t kAhead = 4;  // rows to send the processor ahead
 
 // Walks a dict beside a list of its keys: entries usually come in the same order, and then need not be looked up.
 class Cursor {
@@ -205,14 +169,122 @@ class Cursor {
   Py_ssize_t at_ = 0;
 };
 
+// Gets one attribute of many objects that are mostly of one type, for which it is looked up once: torch's own is a pair of functions.
+class Attribute {
+ public:
+  explicit Attribute(const char* name) : name_(nb::steal(PyUnicode_InternFromString(name))) {}
+
+  nb::object of(PyObject* object) {
+    if (Py_TYPE(object) != type_) look_up(Py_TYPE(object));
+    const nb::object value = nb::steal(getter_ ? getter_->get(object, getter_->closure) : PyObject_GetAttr(object, name_.ptr()));
+    if (!value.is_valid()) throw nb::python_error();
+    return value;
+  }
+
+ private:
+  void look_up(PyTypeObject* type) {
+    type_ = type;
+    getter_ = nullptr;
+    descriptor_ = nb::steal(PyObject_GetAttr(reinterpret_cast<PyObject*>(type), name_.ptr()));
+    if (!descriptor_.is_valid()) return PyErr_Clear();
+    const bool usual = type->tp_getattro == PyObject_GenericGetAttr && Py_IS_TYPE(descriptor_.ptr(), &PyGetSetDescr_Type);
+    if (usual && PyType_IsSubtype(type, PyDescr_TYPE(descriptor_.ptr())))
+      getter_ = reinterpret_cast<PyGetSetDescrObject*>(descriptor_.ptr())->d_getset;
+  }
+
+  nb::object name_;
+  nb::object descriptor_;
+  PyTypeObject* type_ = nullptr;
+  PyGetSetDef* getter_ = nullptr;
+};
+
+// What has become of a row while the tensors are read.
+enum class Stage : std::uint8_t { kOut, kGathered, kReached, kOdd };
+
+// Collects the objects of one parameter: itself, its gradient, and its states, which a dict has by name. False where one is missing or is
+// not of a kind that is nothing but memory.
+bool gather(const Framework& framework, Table& table, std::size_t i, PyObject* parameter, PyObject* gradient, Cursor& every_state) {
+  const Update& update = table.update_of(i);
+  Traces& traces = table.traces(i);
+  if (table.row(i).kernel <= 0 || static_cast<std::int64_t>(update.state_names.size()) != table.kernels().updates[update.kernel].states) return false;
+  traces.add(parameter);
+  traces.add(gradient);
+  if (!framework.is_known(parameter) || !framework.is_known(gradient)) return false;
+  PyObject* own = every_state.find(parameter);
+  const bool counts = !update.count_name.is_none();
+  if (!own) return update.state_names.empty() && !counts;  // there is nothing to keep
+  if (!PyDict_Check(own)) return false;
+  traces.dict = reinterpret_cast<const char*>(own);
+  traces.keys = reinterpret_cast<const char*>(reinterpret_cast<PyDictObject*>(own)->ma_keys);
+  Cursor cursor(own);
+  const auto found = [&](const nb::object& name) {
+    PyObject* object = cursor.find(name.ptr());
+    if (!object || !framework.is_known(object)) return false;
+    table.hold(object);
+    traces.add(object);
+    return true;
+  };
+  return (!counts || found(update.count_name)) && std::all_of(update.state_names.begin(), update.state_names.end(), found) &&
+         std::all_of(update.memory_names.begin(), update.memory_names.end(), found);
+}
+
+// Takes over a row whose objects are gathered: each tensor is recognised, or where that is allowed, asked. False where the loop cannot
+// reach it, or not without asking.
+bool reach(const Framework& framework, Table& table, std::size_t i, bool ask) {
+  const Update& update = table.update_of(i);
+  Traces& traces = table.traces(i);
+  Item& item = table.item(i);
+  Viewed tensors[Traces::kTensors];
+  for (int k = 0; k < traces.size(); ++k)
+    if (!framework.recognise(traces[k], &tensors[k]) && !(ask && framework.view(&traces[k], &tensors[k]))) return false;
+  const bool counts = !update.count_name.is_none() && traces.size() > 2;
+  const Viewed* const states = tensors + 2 + counts;
+  if (!place(table, i, tensors[0], tensors[1], states, update.state_names.size(), ask)) return false;
+  for (std::size_t k = 0; k < update.memory_names.size(); ++k) {
+    Number& number = item.memory[k];
+    if (!number_in(states[update.state_names.size() + k], &number) || number.type == Number::kWhole) return false;
+    if (const double value = number.get(); !(value >= 0 && value <= std::numeric_limits<double>::max())) return false;
+  }
+  item.count = {};
+  double steps = update.state_names.empty() ? 0 : 1;  // where nothing counts, a velocity that exists has seen a gradient
+  if (counts) {
+    if (!number_in(tensors[2], &item.count)) return false;
+    traces.count = static_cast<const char*>(tensors[2].data);
+    steps = item.count.get();
+    if (!can_count(item.count, steps)) return false;
+  }
+  item.t = steps + 1;
+  return true;
+}
+
+// Reaches the gathered rows whose tensors are recognised, on several threads where there are many. No thread calls the interpreter, whose
+// lock the calling one holds.
+void reach_recognised(const Framework& framework, Table& table, std::vector<Stage>& stages, int threads) {
+  constexpr std::size_t kRows = 128;  // that one thread takes at a time
+  std::atomic<std::size_t> next{0};
+  const std::size_t rows = stages.size();
+  const std::int64_t length = framework.length_of_description();
+  const int useful = static_cast<int>(std::min<std::size_t>(static_cast<std::size_t>(threads), 1 + rows / (4 * kRows)));
+  Pool::instance().run(useful > 1 ? threads : 1, table.team(), [&]() noexcept {
+    for (std::size_t begin; (begin = next.fetch_add(kRows, std::memory_order_relaxed)) < rows;) {
+      const std::size_t end = std::min(begin + kRows, rows);
+      for (std::size_t i = begin; rows > kRows && i < std::min(begin + kAhead, end); ++i) table.traces(i).send_to_tensors(length);
+      for (std::size_t i = begin; i < end; ++i) {
+        if (i + kAhead < end) table.traces(i + kAhead).send_to_tensors(length);
+        if (stages[i] == Stage::kGathered && reach(framework, table, i, false)) stages[i] = Stage::kReached;
+      }
+    }
+  });
+}
+
 // Begins a step with all rows that are plain. Returns the rows that need a closer look, or nothing where the groups do not hold the
 // parameters that the table was made for.
-std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework, Table& table, nb::handle groups, nb::handle state) {
-  static PyObject* const grad = PyUnicode_InternFromString("grad");
+std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework, Table& table, nb::handle groups, nb::handle state, int threads) {
   static PyObject* const params = PyUnicode_InternFromString("params");
   table.begin();
-  std::vector<std::int64_t> others;
+  Attribute gradient_of("grad");
   const std::size_t rows = table.count();
+  std::vector<Stage> stages(rows, Stage::kOut);
   std::size_t i = 0;
   const bool dict_of_dicts = PyDict_Check(state.ptr());
   Cursor cursor(state.ptr());
@@ -228,36 +300,25 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
       if (i >= rows || table.item(i).identity != reinterpret_cast<std::uintptr_t>(parameter)) return std::nullopt;
       if (table.item(i).update / 2 != static_cast<std::size_t>(k)) return std::nullopt;  // a group has two updates: decayed or not
       if (table.item(i).repeated) continue;
-      if (i + kAhead < rows) table.traces(i + kAhead).visit(framework.length_of_description());
-      Traces& traces = table.traces(i);
-      traces.begin();
-      const nb::object gradient = nb::steal(PyObject_GetAttr(parameter, grad));
-      if (!gradient.is_valid()) throw nb::python_error();
+      if (i + kAhead < rows) table.traces(i + kAhead).send_to_objects(framework.length_of_description());
+      table.traces(i).begin();
+      const nb::object gradient = gradient_of.of(parameter);
       if (gradient.is_none()) continue;
       table.hold(parameter);
+      table.hold(gradient.ptr());
       table.item(i).parameter = parameter;
-      Viewed p;
-      Viewed g;
-      PyObject* own = nullptr;
-      bool plain =
-          dict_of_dicts && table.row(i).kernel > 0 && framework.view(parameter, &p, &traces, true) && framework.view(gradient.ptr(), &g, &traces);
-      if (plain) {
-        own = cursor.find(parameter);
-        plain = own && PyDict_Check(own);
-        if (plain) {
-          traces.dict = reinterpret_cast<const char*>(own);
-          traces.keys = reinterpret_cast<const char*>(reinterpret_cast<PyDictObject*>(own)->ma_keys);
-        }
-        if (!own && table.update_of(i).state_names.empty() && table.update_of(i).count_name.is_none()) plain = true;  // there is nothing to keep
-      }
-      if (plain && read_states(framework, table, i, own, p, g)) {
-        table.hold(gradient.ptr());
-      } else {
-        others.push_back(static_cast<std::int64_t>(i));
-      }
+      stages[i] = dict_of_dicts && gather(framework, table, i, parameter, gradient.ptr(), cursor) ? Stage::kGathered : Stage::kOdd;
     }
   }
   if (i != rows) return std::nullopt;
+  reach_recognised(framework, table, stages, threads);
+  std::vector<std::int64_t> others;
+  for (i = 0; i < rows; ++i) {
+    if (stages[i] == Stage::kReached || (stages[i] == Stage::kGathered && reach(framework, table, i, true)))
+      table.activate(i, table.item(i).t);
+    else if (stages[i] != Stage::kOut)
+      others.push_back(static_cast<std::int64_t>(i));
+  }
   return others;
 }
 
@@ -282,7 +343,7 @@ bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::
   if (!count.is_none() && (!framework.view(count.ptr(), &tensor) || !number_in(tensor, &item.count))) return false;
   for (std::size_t k = 0; k < memory.size(); ++k)
     if (!framework.view(memory[k].ptr(), &tensor) || !number_in(tensor, &item.memory[k]) || item.memory[k].type == Number::kWhole) return false;
-  if (!place(table, i, p, g, tensors, states.size())) return false;
+  if (!place(table, i, p, g, tensors, states.size(), true)) return false;
   for (const nb::handle object : {parameter, gradient, count}) table.hold(object.ptr());
   for (const nb::object& object : states) table.hold(object.ptr());
   for (const nb::object& object : memory) table.hold(object.ptr());
@@ -290,12 +351,19 @@ bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::
   return true;
 }
 
-// The parameters that take part, for who must be told that they change.
-nb::list active_parameters(Table& table) {
-  nb::list found;
-  for (std::size_t i = 0; table.holds() && i < table.count(); ++i)
-    if (table.row(i).active && table.item(i).parameter) found.append(nb::borrow(table.item(i).parameter));
-  return found;
+// Calls a function with lists of the parameters that take part, some at a time: those that come next can be sent for meanwhile.
+void tell_active(Table& table, nb::handle function) {
+  constexpr std::size_t kAtATime = 64;
+  const std::size_t rows = table.holds() ? table.count() : 0;
+  for (std::size_t begin = 0; begin < rows; begin += kAtATime) {
+    const std::size_t end = std::min(begin + kAtATime, rows);
+    nb::list found;
+    for (std::size_t i = begin; i < end; ++i) {
+      if (table.row(i).active && table.item(i).parameter) found.append(nb::borrow(table.item(i).parameter));
+      if (i + kAtATime < rows) table.traces(i + kAtATime).send_to_version();
+    }
+    if (found.size()) function(found);
+  }
 }
 
 // Asks for huge pages in memory that nobody has touched yet, as far as it fills such pages.
@@ -307,12 +375,12 @@ void bind_tensors(nb::module_& m) {
   nb::class_<Framework>(m, "Framework", "Tensors of another library, as memory.")
       .def(nb::init<nb::object, std::vector<nb::object>, std::vector<std::int64_t>>(), nb::arg("capsule"), nb::arg("types"), nb::arg("anatomy"))
       .def("add_type", &Framework::add_type, nb::arg("type"), "Take tensors of this type for memory, too.");
-  m.def("read_tensors", &read_tensors, nb::arg("framework"), nb::arg("table"), nb::arg("groups"), nb::arg("state"),
+  m.def("read_tensors", &read_tensors, nb::arg("framework"), nb::arg("table"), nb::arg("groups"), nb::arg("state"), nb::arg("threads"),
         "Begin a step with the rows that are plain; returns those that need a closer look, or None where the groups hold other parameters.");
   m.def("place_tensors", &place_tensors, nb::arg("framework"), nb::arg("table"), nb::arg("row"), nb::arg("parameter"), nb::arg("gradient"),
         nb::arg("states"), nb::arg("count").none(), nb::arg("steps"), nb::arg("memory"),
         "Let a row that was looked at take part; returns whether the loop reaches its tensors.");
-  m.def("active_parameters", &active_parameters, nb::arg("table"), "The parameters of the rows that take part.");
+  m.def("tell_active", &tell_active, nb::arg("table"), nb::arg("function"), "Call a function with lists of the parameters that take part.");
   m.def("advise_huge_pages", &advise, nb::arg("address"), nb::arg("bytes"), "Ask for huge pages where untouched memory fills them.");
 }
 

@@ -29,7 +29,7 @@ def given(count: int = 3) -> tuple[openadam.torch.AdamW, Any]:
 
 
 def read(optimizer: openadam.torch.AdamW, table: Any, framework: Any = FRAMEWORK) -> Any:
-    return native.read_tensors(framework, table, optimizer.param_groups, optimizer.state)
+    return native.read_tensors(framework, table, optimizer.param_groups, optimizer.state, 1)
 
 
 def test_only_what_speaks_to_it_is_read() -> None:
@@ -244,3 +244,34 @@ def test_rows_are_placed_by_what_fits() -> None:
     with pytest.raises(ValueError, match="no such row"):
         place(FRAMEWORK, table, 3, p, p.grad, states, state["step"], 1, [])
     assert np.isfinite(table.measure(1)).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_rows_are_read_on_any_number_of_threads(threads: int) -> None:
+    """Such among them as need asking, a closer look, or no step at all; new at every step."""
+
+    def parameters() -> list[torch.Tensor]:
+        found = []
+        for k in range(2_000):
+            p = torch.full((4, 3), float(k)).requires_grad_()
+            if k % 97 == 1:
+                p = torch.full((3, 4), float(k)).t().requires_grad_()  # dense in another order than its gradient
+            if k % 89 == 2:
+                p = p.detach().to(torch.bfloat16).requires_grad_()
+            p.grad = None if k % 83 == 3 else torch.full(p.shape, 1.0 + k % 5, dtype=p.dtype)
+            found.append(p)
+        return found
+
+    own, peers = parameters(), parameters()
+    ours, theirs = openadam.torch.AdamW(own, threads=threads), torch.optim.AdamW(peers, foreach=False)
+    for step in range(4):
+        ours.step()
+        theirs.step()
+        for k in range(step, len(own), 61):
+            for optimizer, params in ((ours, own), (theirs, peers)):
+                params[k].data = params[k].detach().clone()
+                if params[k].grad is not None:
+                    optimizer.state[params[k]]["exp_avg"] = optimizer.state[params[k]]["exp_avg"].clone()
+    for p, q in zip(own, peers, strict=True):
+        torch.testing.assert_close(p, q)
+    assert {float(ours.state[p]["step"]) for p in own if p.grad is not None} == {4.0}

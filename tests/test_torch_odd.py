@@ -272,3 +272,29 @@ def test_odd_tensors_are_as_torch_or_refused_by_name(which: str) -> None:
         assert answer == "as torch"
     else:
         assert answer == "as torch" or issubclass(getattr(openadam.errors, answer, Exception), OpenAdamError), answer
+
+
+def test_an_operation_that_fails_in_one_row_leaves_the_others_too() -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    class WithoutRoots(TwoTensor):
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.sqrt.default:
+                raise NotImplementedError("no roots here")
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    narrow = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    plain = torch.nn.Parameter(torch.zeros(3))
+    odd = torch.nn.Parameter(WithoutRoots(torch.zeros(3), torch.zeros(3)))
+    narrow.grad, plain.grad, odd.grad = torch.ones_like(narrow), torch.ones(3), WithoutRoots(torch.ones(3), torch.ones(3))
+    optimizer = openadam.torch.Adam([narrow, plain, odd])
+    versions = [p._version for p in (narrow, plain)]
+    with pytest.raises(openadam.GradientError, match=r"'param_0\.2'|no roots here"):
+        optimizer.step()
+    assert narrow.tolist() == plain.tolist() == [0.0] * 3
+    assert [p._version for p in (narrow, plain)] == versions
+    assert not optimizer.state
+    odd.grad = None
+    optimizer.step()
+    assert plain.tolist() == pytest.approx([-0.001] * 3)

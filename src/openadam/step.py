@@ -124,6 +124,9 @@ class Stepper:
         """The gradients' sum of squares, and the largest of one row."""
         return self.table.measure(threads)  # type: ignore[no-any-return]
 
+    def prepare(self, factor: float) -> None:
+        """Whatever of the step can still fail; the last chance to refuse it."""
+
     def update(self, factor: float, measures: list[int], threads: int) -> tuple[float, float]:
         """The step itself; returns what `measure` does if the norm is among the measures."""
         return self.table.update(factor, measures, threads)  # type: ignore[no-any-return]
@@ -193,6 +196,7 @@ class Stepper:
             bad = self.agreed(self._try_out(clip * scale))
             if bad is not None:
                 raise bad
+        self.prepare(clip * scale)
         if before_commit is not None:
             before_commit()
         total, _ = self.update(clip * scale, ALL_MEASURES if measure else [] if looks else NORM, threads)

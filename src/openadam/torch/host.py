@@ -251,7 +251,7 @@ class Host(_Base):
                     raise HyperparameterError(f"grad_scale={_number(grad_scale)} cannot be divided by")
             if not isinstance(self.state, Mapping):
                 raise ParameterError(f"the optimizer's state is {type(self.state).__name__}, not a dict; give it a dict of the parameters' states")
-            stepper.read(self.param_groups, self.state)
+            stepper.read(self.param_groups, self.state, self._threads())
         except BaseException as error:
             if stepper is not None:
                 stepper.forget()

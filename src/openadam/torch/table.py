@@ -63,6 +63,7 @@ class TensorStepper(Stepper):
         self.is_new = False  # whether there are states to come, and none yet, with any who take this step
         self._reached: dict[int, Reached] = {}  # rows of this step that are not plain
         self._given: dict[int, Reached] = {}  # those among them that run on torch operations
+        self._computed: dict[int, tuple[list[Tensor], list[float]]] = {}  # what will become of some of these
         self._tallies: Array | None = None  # of all rows, where some run on torch operations
         self._seen: Any = None  # what was last found to share no memory, as numbers
 
@@ -136,14 +137,14 @@ class TensorStepper(Stepper):
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    def read(self, groups: Groups, state: MutableMapping[Any, Any]) -> None:
+    def read(self, groups: Groups, state: MutableMapping[Any, Any], threads: int) -> None:
         """Ask every tensor where it lies; refuse by name what cannot be used. Nothing that a step changes is changed."""
         self.groups, self.state = groups, state
         self.is_new = False
-        others = self._read()
+        others = self._read(threads)
         if others is None:
             self._regroup()
-            others = self._read()
+            others = self._read(threads)
             assert others is not None
         if others:
             self._look(others)
@@ -151,9 +152,9 @@ class TensorStepper(Stepper):
         if doubtful or suspects or self._given:
             self._refuse_shared(doubtful, suspects)
 
-    def _read(self) -> list[int] | None:
+    def _read(self, threads: int) -> list[int] | None:
         if self._native is not None:
-            return engines.native().read_tensors(FRAMEWORK, self.table, self.groups, self.state)  # type: ignore[no-any-return]
+            return engines.native().read_tensors(FRAMEWORK, self.table, self.groups, self.state, threads)  # type: ignore[no-any-return]
         parameters = [p for group in self.groups for p in group["params"]]
         places = [(g, id(p)) for g, group in enumerate(self.groups) for p in group["params"]]
         if [(row.group, row.identity) for row in self.rows] != places:
@@ -254,7 +255,7 @@ class TensorStepper(Stepper):
 
     def forget(self) -> None:
         """Tensors are the caller's; keep none alive."""
-        self._reached, self._given, self._tallies = {}, {}, None
+        self._reached, self._given, self._computed, self._tallies = {}, {}, {}, None
         self.groups, self.state, self._parameters = (), {}, []
         if self._native is not None:
             self.table.forget()
@@ -297,6 +298,14 @@ class TensorStepper(Stepper):
         total = super().measure(threads)
         return self._merged([0]) if self._given else total
 
+    @operations()
+    def prepare(self, factor: float) -> None:
+        """Compute what subclasses make of their rows: their operations are their own, and may fail, when nothing has been written yet."""
+        for i, reached in self._given.items():
+            if not all(map(is_memory, (*reached.targets, reached.gradient))):
+                with self._asking(i):
+                    self._computed[i] = graph.stepped(reached, factor, self._bound, compile=self._compile)
+
     def update(self, factor: float, measures: list[int], threads: int) -> tuple[float, float]:
         if not self._given:
             return super().update(factor, measures, threads)
@@ -306,7 +315,7 @@ class TensorStepper(Stepper):
         with operations():
             for i, reached in self._given.items():
                 p = reached.parameter.clone() if parameter else None
-                graph.commit(reached, *graph.stepped(reached, factor, self._bound, compile=self._compile))
+                graph.commit(reached, *(self._computed.pop(i, None) or graph.stepped(reached, factor, self._bound, compile=self._compile)))
                 tallies[i] = graph.measured(reached, measures, p)
         super().update(factor, measures, threads)
         latest = max(reached.steps + 1 for reached in self._given.values()) if self.member.counts else 0
@@ -334,9 +343,8 @@ class TensorStepper(Stepper):
     def register(self) -> None:
         """Tell torch's autograd that the parameters change, and show new states to torch."""
         if self._native is not None and self.table.active_count:
-            parameters = engines.native().active_parameters(self.table)
             try:
-                torch._C._increment_version(parameters)
+                engines.native().tell_active(self.table, torch._C._increment_version)
             except RuntimeError:
                 for i, row in enumerate(self.rows):
                     row.refuse_inference(self.parameter(i), self.groups)
