@@ -298,12 +298,11 @@ class TensorStepper(Stepper):
         total = super().measure(threads)
         return self._merged([0]) if self._given else total
 
-    @operations()
     def prepare(self, factor: float) -> None:
         """Compute what subclasses make of their rows: their operations are their own, and may fail, when nothing has been written yet."""
         for i, reached in self._given.items():
             if not all(map(is_memory, (*reached.targets, reached.gradient))):
-                with self._asking(i):
+                with operations(), self._asking(i):
                     self._computed[i] = graph.stepped(reached, factor, self._bound, compile=self._compile)
 
     def update(self, factor: float, measures: list[int], threads: int) -> tuple[float, float]:
