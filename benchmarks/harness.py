@@ -1,4 +1,4 @@
-"""What every benchmark here has in common: interleaved rounds in one run, medians of ratios, bars, JSON, and the README's tables."""
+"""What every benchmark here has in common: interleaved rounds in one run, medians of ratios, bars, JSON, and the tables of docs/speed.md."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def machine() -> str:
         return platform.processor() or platform.machine()
 
 
-def markdown(path: str, *, bars: bool = False) -> str:
-    """The table of docs/speed.md from the JSON of a run, or only the lines with bars and those of what one gets by default, for the README."""
+def markdown(path: str) -> str:
+    """The table of docs/speed.md from the JSON of a run."""
     run = json.loads(Path(path).read_text())
     about = run["about"]
     lines = [
@@ -157,11 +157,7 @@ def markdown(path: str, *, bars: bool = False) -> str:
         "| case | what | measured | bar |",
         "| --- | --- | ---: | ---: |",
     ]
-    for result in (
-        each
-        for each in run["results"]
-        if not bars or each["bar"] is not None or each["what"].endswith(("torch default", "protected: ours / torch fused"))
-    ):
+    for result in run["results"]:
         bar = "" if result["bar"] is None else f"{'≥' if result['at_least'] else '≤'} {result['bar']:.3g}"
         lines.append(f"| {result['case']} | {result['what']} | {result['value']:.3g} | {bar} |")
     return "\n".join(lines)
@@ -175,12 +171,9 @@ def start(description: str, cases: str, path: str) -> tuple[Bench, set[str], str
     parser.add_argument("--only", default="", help=f"comma-separated: {cases}")
     parser.add_argument("--json", default=path, help="where the results go")
     parser.add_argument("--table", metavar="JSON", help="print the results of an earlier run as the table of docs/speed.md, and run nothing")
-    parser.add_argument(
-        "--bars", action="store_true", help="with --table: only the lines with bars and of the defaults, which is the table of the README"
-    )
     arguments = parser.parse_args()
     if arguments.table:
-        print(markdown(arguments.table, bars=arguments.bars))
+        print(markdown(arguments.table))
         sys.exit(0)
     torch.set_num_threads(arguments.threads)
     about = {

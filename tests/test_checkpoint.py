@@ -778,7 +778,7 @@ def test_numbers_that_are_not_finite_cannot_be_saved(tmp_path: Path) -> None:
     optimizer.save(path)
     kept = path.read_bytes()
     optimizer.groups[0]["lr"] = float("inf")
-    with pytest.raises(CheckpointCorruptError, match="not finite"):
+    with pytest.raises(CheckpointCorruptError, match="lr=inf"):
         optimizer.save(path)
     assert path.read_bytes() == kept
     assert os.listdir(tmp_path) == ["file"]

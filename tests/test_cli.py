@@ -463,7 +463,7 @@ def test_interrupted_comparison_keeps_finished_runs(run, monkeypatch, tmp_path, 
     code, out, err = run(*DIGITS, "--optimizers", "adam,sgd", *(["--json"] if as_json else []))
     assert code == 130
     assert "openadam: interrupted; what is done follows\n" in err
-    assert (tmp_path / "openadam-digits.png").exists()
+    assert (tmp_path / "openadam-digits.png").exists() != as_json
     if as_json:
         report = strict_json(out)
         assert report["interrupted"] is True
@@ -524,7 +524,7 @@ def test_missing_extra_is_one_line(run, monkeypatch, module):
 def test_output_is_checked_before_anything_runs(run, monkeypatch, tmp_path, output, code, message):
     (tmp_path / "directory.png").mkdir()
     monkeypatch.setattr(digits, "train", lambda *arguments: pytest.fail("it ran"))
-    found, out, err = run(*DIGITS, "--output", output)
+    found, out, err = run(*DIGITS, "--picture", output)
     assert (found, out) == (code, "")
     assert message in err
     assert err.count("\n") == 1
@@ -544,7 +544,46 @@ def test_results_are_printed_even_if_the_picture_cannot_be_written(run, monkeypa
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    code, out, err = run(*DIGITS, "--optimizers", "sgd", "--json")
+    code, out, err = run(*DIGITS, "--optimizers", "sgd", "--json", "--picture", "openadam-digits.png")
     assert code == 1
     assert strict_json(out)["picture"] is None
     assert err.endswith("openadam: error: openadam-digits.png: No space left on device\n")
+
+
+@pytest.mark.usefixtures("demo")
+def test_json_draws_no_picture_unasked_and_nothing_replaces_a_file_of_others(run, tmp_path):
+    other = tmp_path / "openadam-digits.png"
+    other.write_bytes(b"mine")
+    code, out, _ = run(*DIGITS, "--optimizers", "sgd", "--json")
+    assert (code, strict_json(out)["picture"]) == (0, None)
+    code, out, err = run(*DIGITS, "--optimizers", "sgd")
+    assert (code, out) == (2, "")
+    assert "was not drawn by this command; name another with --picture" in err
+    assert other.read_bytes() == b"mine"
+    other.unlink()
+    for _ in range(2):  # our own is replaced
+        assert run(*DIGITS, "--optimizers", "sgd")[0] == 0
+
+
+@pytest.mark.usefixtures("demo")
+def test_results_come_whatever_matplotlib_is_set_to(run, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    with matplotlib.rc_context({"text.usetex": True}):
+        assert run(*DIGITS, "--optimizers", "sgd")[0] == 0
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no such\nbackend")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)
+    code, out, err = run(*DIGITS, "--optimizers", "sgd")
+    assert code == 1
+    assert "SGD" in out
+    assert err.endswith("openadam: error: the picture could not be drawn (ValueError: no such backend)\n")
+
+
+def test_a_module_that_ends_the_program_is_said_to(run, tmp_path, monkeypatch):
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit('done')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = run("trace", "--rule", "leaving:x", "--grads", "1")
+    assert code == 1
+    assert err == "openadam: error: a module that was imported ended the program: sys.exit('done')\n"

@@ -332,7 +332,7 @@ class Run:
         self.optimizer.step([np.ones(5), np.ones(3)])
         self.loaded = self.optimizer.state_dict()
         self.loaded["groups"][0]["lr"] = 0.2
-        self.loaded["state"]["1"]["step"] = self.loaded["skipped"] = 7
+        self.loaded["state"]["1"]["step"] = self.loaded["steps"] = self.loaded["skipped"] = 7
         self.optimizer.groups[0].update(lr=0.5, weight_decay=0.1)
 
     def second(self) -> None:

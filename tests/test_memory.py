@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openadam.memory import Piece, first_shared, meet
+from openadam.memory import Piece, first_meeting, first_shared
 
 SIZE = 96
 BUFFER = np.zeros(3 * SIZE, np.uint8)
@@ -31,9 +31,15 @@ def overlaps_itself(array: np.ndarray[Any, Any]) -> bool:
 
 
 @settings(max_examples=400, deadline=None)
-@given(arrays(), arrays())
-def test_two_meet_where_numpy_says_so(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> None:
-    assert meet(Piece.of_array(a), Piece.of_array(b)) == np.shares_memory(a, b)
+@given(st.lists(arrays(), max_size=4), st.lists(arrays(), max_size=4))
+def test_the_first_that_meets_one_of_others(given_arrays: list[np.ndarray[Any, Any]], others: list[np.ndarray[Any, Any]]) -> None:
+    apart: list[np.ndarray[Any, Any]] = []
+    for other in others:
+        if not overlaps_itself(other) and not any(np.shares_memory(other, each) for each in apart):
+            apart.append(other)
+    pairs = [(i, k) for i, a in enumerate(given_arrays) for k, b in enumerate(apart) if np.shares_memory(a, b)]
+    found = first_meeting([Piece.of_array(a) for a in given_arrays], [Piece.of_array(b) for b in apart])
+    assert (found in pairs and found[0] == pairs[0][0]) if pairs else found is None  # type: ignore[index]
 
 
 @settings(max_examples=400, deadline=None)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 from family import DTYPES, ENGINES, PLAIN, VARIANTS, Variant, same, spread, uphill, variant, wrong
@@ -470,3 +471,18 @@ def test_logistic_regression(subject: Variant, regression: Regression) -> None:
 def test_logistic_regression_sees_mistakes(regression: Regression) -> None:
     assert excess(regression, wrong(uphill), 0.1, "reference", steps=100) > 1e-6
     assert excess(regression, openadam.Adam, 1e-4, ENGINES[0]) > 1e-6, "the bound must not be met by standing still"
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.1, 0.55, 0.9, 0.999, 1 - 1e-6, 1 - 1e-9, 1 - 1e-12, 1 - 2.0**-53])
+def test_n15_the_length_of_an_average_keeps_its_digits(beta2: float) -> None:
+    """Its two parts, of about 2/(1 - beta2) each, cancel in the form in which the paper writes it."""
+    from openadam.language.arrays import compile_scalars
+    from openadam.language.program import Rewriter
+
+    rho = compile_scalars((Rewriter(frozenset())(openadam.rules.radam.trace().named["rho"]),))
+    with mpmath.workdps(60):
+        for n in (1, 2, 3, 5, 6, 7, 10, 30, 100, 600, 1_000, 10**5, 10**7, 10**9):
+            b = mpmath.mpf(beta2)
+            exact = 2 / (1 - b) - 1 - 2 * n * b**n / (1 - b**n)
+            (computed,) = rho({"beta2": beta2, "t": float(n)})
+            assert abs(computed - exact) <= 8e-16 * exact

@@ -265,8 +265,10 @@ def test_many_rows_are_read_on_any_number_of_threads(threads: int) -> None:
     own, peers = parameters(), parameters()
     ours, theirs = openadam.torch.AdamW(own, threads=threads), torch.optim.AdamW(peers, foreach=False)
     for step in range(4):
+        versions = [p._version for p in own]
         ours.step()
         theirs.step()
+        assert [p._version - before for p, before in zip(own, versions, strict=True)] == [int(p.grad is not None) for p in own]
         for k in range(step, len(own), 61):
             for optimizer, params in ((ours, own), (theirs, peers)):
                 params[k].data = params[k].detach().clone()

@@ -58,7 +58,8 @@ def compare(subject: Subject, dtype: torch.dtype, steps: int, **wrong: Any) -> N
             what = f"{subject} {dtype} {tuple(p.shape)} step {k + 1}"
             own, torchs = a.state.get(p, {}), b.state.get(q, {})
             assert {key for key, value in torchs.items() if value is not None} == set(own), what
-            close(p, q, what, relative=4, units=1e9 if rounded else 40, of=[q - old["p"]])
+            units = 1e9 if rounded else 80 if subject.name == "RAdam" else 40  # torch's rho cancels where the rectification sets in
+            close(p, q, what, relative=4, units=units, of=[q - old["p"]])
             for key, value in [*own.items()]:
                 if key == "mu_product":
                     assert float(value) == pytest.approx(float(torchs[key]), rel=1.2e-7)

@@ -93,7 +93,7 @@ def worst_difference(member: Any, own: Mapping[str, Any], witness: Any, settings
             other.step()
             ours.step(g)
             worst = max(worst, relative(p, theirs.detach().numpy()))
-            mine, state = ours.state["0"], other.state[theirs]
+            mine, state = dict(ours.state["0"]), other.state[theirs]
             if set(mine) - {"step"} != set(state) - {"step"} or int(state.get("step", mine["step"])) != mine.pop("step"):  # torch's SGD has no step
                 return float("inf")
             for name, value in mine.items():

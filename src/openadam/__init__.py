@@ -48,3 +48,10 @@ __all__ = [
     "where",
     *_errors,
 ]
+
+
+def __getattr__(name: str) -> object:
+    for known in MEMBERS.values():
+        if known.__name__.lower() == name.lower():
+            raise AttributeError(f"openadam has no {name!r}: over arrays it is openadam.{known.__name__}; torch's spelling is that of openadam.torch")
+    raise AttributeError(f"module 'openadam' has no attribute {name!r}")

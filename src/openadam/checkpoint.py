@@ -358,7 +358,7 @@ def _read_header(shown: str, file: BinaryIO, size: int) -> _Header:
         for name, own in content["state"].items():
             checksums |= {_key("state", name, key): record["sha256"] for key, record in own.items() if isinstance(record, dict)}
         tensors = {key: _read_entry(entry) for key, entry in entries.items()}
-        content["optimizer"].keys()
+        _check_description(content["optimizer"])
     except (KeyError, TypeError, ValueError, AttributeError):
         _corrupt(shown, "is not laid out as a checkpoint")
     unmatched = sorted(set(checksums) ^ set(tensors))
@@ -389,6 +389,18 @@ def _read_content(shown: str, text: str) -> dict[str, Any]:
     if version > FORMAT:
         raise CheckpointVersionError(f"{shown} has format {version}; this version of openadam reads up to {FORMAT}: upgrade openadam")
     return content
+
+
+def _check_description(optimizer: dict[str, Any]) -> None:
+    """Whether what is shown of a checkpoint is of the kinds that are written; whether it fits an optimizer is asked where one takes it over."""
+    groups = optimizer.get("groups", [])
+    lists = [group["params"] for group in groups] if isinstance(groups, list) else None
+    texts = [optimizer.get("rule", ""), optimizer.get("coupling", ""), *(name for names in lists or () for name in names)]
+    counts = [optimizer.get("steps", 0), optimizer.get("skipped", 0)]
+    if not all(isinstance(each, list) for each in [lists, *(lists or ())]) or not all(isinstance(each, str) for each in texts):
+        raise ValueError
+    if any(isinstance(each, bool) or not isinstance(each, int) for each in counts):
+        raise ValueError
 
 
 def _read_entry(entry: Any) -> tuple[str, tuple[int, ...]]:

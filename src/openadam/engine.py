@@ -13,7 +13,7 @@ import math
 import operator
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -177,6 +177,7 @@ class ReferenceTable:
         self.rows: Sequence[Any] = ()
         self.active: list[int] = []
         self._tallies = np.zeros((0, 0))
+        self._computed: tuple[list[Any], list[Any]] | None = None  # what is to be written, and where
 
     taken = property(lambda self: int(self.counts[0]), lambda self, value: self.counts.__setitem__(0, value))
     skipped = property(lambda self: int(self.counts[1]), lambda self, value: self.counts.__setitem__(1, value))
@@ -197,7 +198,8 @@ class ReferenceTable:
                 self._tally(self._tallies[i], (0,), row.gradient, p, p)
         return self._total()
 
-    def update(self, factor: float, measures: Sequence[int], threads: int) -> tuple[float, float]:
+    def compute(self, factor: float, measures: Sequence[int]) -> Iterator[tuple[int, str, Array, Array]]:
+        """What a step would write; yields row, state (or ``p``), before and after of each, all flat. `update` then writes it."""
         self._tallies = np.zeros((len(self.rows), len(measures)))
         targets: list[Any] = []
         values: list[Any] = []
@@ -213,11 +215,25 @@ class ReferenceTable:
                 for target, name in zip((*row.states, row.view), (*row.update.program.states, "p"), strict=True):
                     targets.append(target)
                     values.append(np.broadcast_to(outputs[name], p.shape).reshape(target.shape))
+                    yield i, name, target.reshape(-1), values[-1].reshape(-1)
                 targets.append(row.numbers)
                 values.append(np.array([t + 1, *once.memory]))
+                for k, name in enumerate(row.update.program.memory):
+                    yield i, name, row.numbers[k + 1 : k + 2], values[-1][k + 1 : k + 2]
+        self._computed = targets, values
+
+    def update(self, factor: float, measures: Sequence[int], threads: int) -> tuple[float, float]:
+        if self._computed is None:
+            collections.deque(self.compute(factor, measures), maxlen=0)
+        assert self._computed is not None
+        targets, values = self._computed
+        self._computed = None
         latest = max((int(self.rows[i].numbers[0]) + 1 for i in self.active), default=0)
         assign_all([*targets, self.counts], [*values, np.array([max(self.taken + 1, latest), self.skipped])])
         return self._total()
+
+    def forget(self) -> None:
+        self._computed = None
 
     def tallies(self) -> npt.NDArray[np.float64]:
         return self._tallies

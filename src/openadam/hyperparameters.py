@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from .errors import HyperparameterError, UnknownHyperparameterError
 
-__all__ = ["HYPERPARAMETERS", "Hyperparameter", "checked", "suggest"]
+__all__ = ["HYPERPARAMETERS", "Hyperparameter", "checked", "limit", "suggest"]
 
 
 @dataclass(frozen=True)
@@ -81,21 +82,59 @@ def checked_or_schedule(name: str, value: Any, *, where: str = "") -> float | Ca
     return value if callable(value) else checked(name, value, where=where)
 
 
-def suggest(what: str, unknown: str, allowed: Iterable[str]) -> UnknownHyperparameterError:
-    """The error for a keyword that nobody knows, with the nearest one that exists."""
+def limit(name: str, value: Any) -> float | None:
+    """A bound on the gradients, or None for no bound; 0, which would freeze training without a word, is refused."""
+    if value is None:
+        return None
+    if callable(value):
+        raise HyperparameterError(f"{name} is one number for the whole run, not a function of the step, as lr can be")
+    bound = checked(name, value)
+    if bound == 0:
+        raise HyperparameterError(f"{name}=0 would make every gradient zero: leave it out (or give None) for no limit; to stand still, use lr=0")
+    return bound
+
+
+# What others call it, and what it may be called here: the first that the class has is meant.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "alpha": ("rho", "lr"),
+    "b1": ("beta1", "betas"),
+    "b2": ("beta2", "betas"),
+    "beta1": ("betas", "momentum"),
+    "beta2": ("betas", "rho"),
+    "betas": ("beta1", "momentum"),
+    "clipnorm": ("clip_norm",),
+    "clipvalue": ("clip_value",),
+    "decay": ("weight_decay", "rho"),
+    "epsilon": ("eps",),
+    "foreach": ("engine",),
+    "fused": ("engine",),
+    "global_clipnorm": ("clip_norm",),
+    "learning_rate": ("lr",),
+    "max_grad_norm": ("clip_norm",),
+    "momentum": ("beta1", "betas"),
+    "step_size": ("lr",),
+    "wd": ("weight_decay",),
+}
+
+
+def suggest(what: str, unknown: str, allowed: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> UnknownHyperparameterError:
+    """The error for a keyword that nobody knows, with the nearest one that exists.
+
+    Args:
+        what: Who was given it.
+        unknown: The keyword.
+        allowed: Those that exist.
+        elsewhere: What to write instead of some that others have.
+    """
     allowed = sorted(allowed)
-    known_elsewhere = {
-        "betas": "beta1=…, beta2=…",
-        "alpha": "rho=…",
-        "learning_rate": "lr=…",
-        "b1": "beta1=…",
-        "b2": "beta2=…",
-        "nesterov": "form='nesterov'",
-        "amsgrad": "openadam.AMSGrad(…)",
-        "momentum": "openadam.Momentum(…)",
-    }
-    near = [] if unknown in known_elsewhere else difflib.get_close_matches(unknown, allowed, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"write {known_elsewhere[unknown]}." if unknown in known_elsewhere else ""
-    return UnknownHyperparameterError(
-        f"{what} has no hyperparameter or option {unknown!r}; {hint} It takes {', '.join(allowed)}.".replace(";  It", ". It")
-    )
+    meant = [name for name in SYNONYMS.get(unknown, ()) if name in allowed]
+    near = meant or ([] if unknown in elsewhere else difflib.get_close_matches(unknown, allowed, 1))
+    if unknown == "betas" and meant == ["beta1"]:
+        hint = "; write beta1=…, beta2=…." if "beta2" in allowed else "; write beta1=…."
+    elif meant:
+        hint = f"; write {meant[0]}=…."
+    elif unknown in elsewhere:
+        hint = f"; use {elsewhere[unknown]}."
+    else:
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+    return UnknownHyperparameterError(f"{what} has no hyperparameter or option {unknown!r}{hint} It takes {', '.join(allowed)}.")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Piece", "first_shared", "meet"]
+__all__ = ["Piece", "first_meeting", "first_shared"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -94,13 +94,31 @@ def _within(pieces: Sequence[Piece], cluster: Sequence[int]) -> tuple[int, int] 
     return a, b
 
 
-def meet(a: Piece, b: Piece) -> bool:
-    """Whether two pieces share a byte; either may overlap itself."""
-    (a_low, a_high), (b_low, b_high) = a.extent(), b.extent()
-    if a_high <= b_low or b_high <= a_low or 0 in a.shape or 0 in b.shape:
-        return False
-    starts, length = a.runs()
-    others, other_length = b.runs()
-    starts = np.unique(starts)
-    before = np.searchsorted(starts, others + other_length) - 1  # the last run of a that starts before each of b ends
-    return bool(((before >= 0) & (starts[before] + length > others)).any())
+def first_meeting(pieces: Sequence[Piece], others: Sequence[Piece]) -> tuple[int, int] | None:
+    """The place of the first piece that shares a byte with one of the others, and the place of that one; None if there is none.
+
+    The others share nothing among themselves; the pieces may.
+    """
+    extents = [piece.extent() for piece in pieces]
+    lows = np.sort(np.array([low for low, _ in extents], np.int64))
+    highs = np.sort(np.array([high for _, high in extents], np.int64))
+    near = []  # others that a piece may reach: more have begun before their end than have ended before their beginning
+    for k, other in enumerate(others):
+        low, high = other.extent()
+        if 0 not in other.shape and np.searchsorted(lows, high) > np.searchsorted(highs, low, "right"):
+            near.append(k)
+    if not near:
+        return None
+    found = [others[k].runs() for k in near]
+    starts = np.concatenate([starts for starts, _ in found])
+    ends = np.concatenate([starts + length for starts, length in found])
+    owners = np.repeat(np.array(near), [starts.size for starts, _ in found])
+    order = np.argsort(starts, kind="stable")
+    starts, ends, owners = starts[order], ends[order], owners[order]
+    for i, piece in enumerate(pieces):
+        own, length = piece.runs()
+        last = np.searchsorted(starts, own + length) - 1  # the last of the others' runs that starts before each of these ends
+        hit = (last >= 0) & (ends[last] > own)
+        if hit.any():
+            return i, int(owners[last[hit][0]])
+    return None

@@ -146,7 +146,12 @@ def adamax(g: Expression, s: Namespace, h: Namespace, *, epsilon: str) -> Step:
     return Step(m_hat / (u_max if epsilon == "within" else u_max + h.eps), m=m, u_max=u_max, m_hat=m_hat)
 
 
-@rule(initial={"mu_product": 1.0}, nonnegative=("v", "mu_product"), options={"form": ("dozat", "optax"), "epsilon": EPSILON})
+@rule(
+    initial={"mu_product": 1.0},
+    nonnegative=("v", "mu_product"),
+    at_most={"mu_product": 1.0},
+    options={"form": ("dozat", "optax"), "epsilon": EPSILON},
+)
 def nadam(g: Expression, s: Namespace, h: Namespace, *, form: str, epsilon: str) -> Step:
     """Adam with Nesterov momentum. Dozat, 2016.
 

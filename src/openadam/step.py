@@ -124,8 +124,14 @@ class Stepper:
         """The gradients' sum of squares, and the largest of one row."""
         return self.table.measure(threads)  # type: ignore[no-any-return]
 
-    def prepare(self, factor: float) -> None:
-        """Whatever of the step can still fail; the last chance to refuse it."""
+    def prepare(self, factor: float, measures: list[int]) -> NonFiniteStateError | None:
+        """Whatever of the step can still fail; the last chance to refuse it. Returns what would not be finite, if that was looked at."""
+        return None
+
+    @property
+    def grows(self) -> bool:
+        """Whether bounded gradients can make a state grow without bound."""
+        return False
 
     def update(self, factor: float, measures: list[int], threads: int) -> tuple[float, float]:
         """The step itself; returns what `measure` does if the norm is among the measures."""
@@ -192,14 +198,21 @@ class Stepper:
                 return StepReport(self.steps, 0.0, 1.0, False)
             if self.clip_norm is not None:
                 clip = rules.clip_factor(norm * scale, self.clip_norm)
-        if checks and largest > SUSPICIOUS_SQUARES:
-            bad = self.agreed(self._try_out(clip * scale))
-            if bad is not None:
-                raise bad
-        self.prepare(clip * scale)
+        wanted = ALL_MEASURES if measure else [] if looks else NORM
+        unbounded: Exception | None = None
+        if checks and (largest > SUSPICIOUS_SQUARES or self.grows):
+            unbounded = self.agreed(self._try_out(clip * scale))
+            if unbounded is not None and not self.grows:
+                raise unbounded
+        unbounded = unbounded or self.prepare(clip * scale, wanted)
+        if checks and unbounded is not None:
+            if self.nonfinite == "raise":
+                raise unbounded
+            self.table.skipped += 1
+            return StepReport(self.steps, norm * scale, clip, True, {} if measure else None)
         if before_commit is not None:
             before_commit()
-        total, _ = self.update(clip * scale, ALL_MEASURES if measure else [] if looks else NORM, threads)
+        total, _ = self.update(clip * scale, wanted, threads)
         if not looks:
             norm = self.norm(total)
         return StepReport(self.steps, norm * scale, clip, False, self._measured(scale) if measure else None)
@@ -236,21 +249,34 @@ class Stepper:
     def _try_out(self, factor: float) -> NonFiniteStateError | None:
         """The error that names a gradient so large that a state would not be finite, if there is one."""
         squares = self.tallies()[:, 0]
-        for i in np.flatnonzero(squares > SUSPICIOUS_SQUARES).tolist():
-            if math.sqrt(squares[i]) <= SUSPICIOUS.get(self.dtype(i), 0.0):
-                continue
-            gradient, outcomes = self.preview(i, factor)
-            for what, before, after in outcomes:
-                bad = np.flatnonzero(~np.isfinite(after) & np.isfinite(before))
-                if bad.size:
-                    element = int(bad[0])
-                    named = "it" if what == "p" else f"its state {what!r}"
-                    size = f"{float(gradient[element]):g} at element {element}"
-                    return NonFiniteStateError(
-                        f"the gradient of parameter {self.name(i)!r} is so large ({size}) that {named} would not be finite in {self.dtype(i)} "
-                        f"at step {self.steps + 1}; nothing was changed (clipping bounds gradients)"
-                    )
+        for i in range(self.count) if self.grows else np.flatnonzero(squares > SUSPICIOUS_SQUARES).tolist():
+            if self.is_active(i) and (self.grows or math.sqrt(squares[i]) > SUSPICIOUS.get(self.dtype(i), 0.0)):
+                gradient, outcomes = self.preview(i, factor)
+                for what, before, after in outcomes:
+                    bad = self.unbounded(i, gradient, what, before, after)
+                    if bad is not None:
+                        return bad
         return None
+
+    def unbounded(self, i: int, gradient: Array, what: str, before: Array, after: Array) -> NonFiniteStateError | None:
+        """The error that names an element of a state, or of the parameter (``p``), that was finite and would not be."""
+        bad = np.flatnonzero(~np.isfinite(after) & np.isfinite(before))
+        if not bad.size:
+            return None
+        element = int(bad[0])
+        name, dtype = self.name(i), self.dtype(i)
+        if element < gradient.size and abs(gradient[element]) > SUSPICIOUS.get(dtype, math.inf):
+            named, size = "it" if what == "p" else f"its state {what!r}", f"{float(gradient[element]):g} at element {element}"
+            return NonFiniteStateError(
+                f"the gradient of parameter {name!r} is so large ({size}) that {named} would not be finite in {dtype} at step {self.steps + 1}; "
+                "nothing was changed (clipping bounds gradients)"
+            )
+        named = f"parameter {self.name(i)!r}" if what == "p" else f"the state {what!r} of parameter {self.name(i)!r}"
+        size = f" from the gradient {float(gradient[element]):g}" if element < gradient.size else ""
+        return NonFiniteStateError(
+            f"{named} would not be finite, {after[element]:g} at flat index {element} in {self.dtype(i)}{size}, at step {self.steps + 1}; "
+            "nothing was changed (of a large gradient, clipping bounds it; of a rule of one's own, look at what it divides by and takes roots of)"
+        )
 
 
 def check_dtype(index: int, values: Mapping[str, Any], single: str | None) -> None:

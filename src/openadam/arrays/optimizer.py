@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import operator
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +22,26 @@ from ..errors import (
     HyperparameterWarning,
     ParameterError,
 )
-from ..hyperparameters import checked, checked_or_schedule, suggest
+from ..hyperparameters import checked, checked_or_schedule, limit, suggest
 from ..language.expression import Rule
 from ..step import StepReport, alone, check_dtype
 from . import states
-from .parameters import describe, flatten, read_group, read_structure, structured
+from .parameters import Group, describe, flatten, read_group, read_structure, structured
 from .rows import Row, allocate, read_rows, refuse_shared
 from .table import ArrayStepper
 
 __all__ = ["Optimizer", "StepReport"]
 
 Array = npt.NDArray[Any]
+
+
+ELSEWHERE = {
+    "amsgrad": "openadam.AMSGrad(…)",
+    "decoupled_weight_decay": "coupling='decoupled', or the class whose name ends in W",
+    "momentum": "openadam.Momentum(…)",
+    "nesterov": "openadam.Momentum(…, form='nesterov')",
+}
+"""What some keywords of others are here."""
 
 
 class Optimizer:
@@ -104,7 +114,7 @@ class Optimizer:
         self._coupling = coupling or type(self).coupling
         self._maximize = bool(maximize)
         self._nonfinite = nonfinite
-        self._no_decay = no_decay
+        self._no_decay = _read_once(no_decay)
         self._threads = engines.resolve_threads(threads)
         merged = {**chosen.defaults, **type(self).defaults, **hyperparameters}
         options = {name: merged.pop(name) for name in list(merged) if name in chosen.options}
@@ -121,8 +131,8 @@ class Optimizer:
             self._engine,
             self._rows,
             type(self).state_names,
-            clip_norm=None if clip_norm is None else checked("clip_norm", clip_norm),
-            clip_value=None if clip_value is None else checked("clip_value", clip_value),
+            clip_norm=limit("clip_norm", clip_norm),
+            clip_value=limit("clip_value", clip_value),
             nonfinite=nonfinite,
         )
 
@@ -133,7 +143,7 @@ class Optimizer:
             if name not in self._names:
                 if name not in hyperparameters:
                     continue  # a default that this variant of the rule has no use for
-                raise suggest(type(self).__name__, name, [*self._names, *chosen.options])
+                raise suggest(type(self).__name__, name, [*self._names, *chosen.options, *OWN_KEYWORDS], ELSEWHERE)
             self._base[name] = checked_or_schedule(name, value)
         missing = [name for name in self._names if name not in self._base]
         if missing:
@@ -150,6 +160,7 @@ class Optimizer:
         self._grouped = structure == "groups"
         self._structures: list[str] = []  # of each group: single, sequence or mapping
         self._add(groups)
+        self._attributes = frozenset((*self.__dict__, "_attributes"))  # ours; what else an object has belongs to its subclass
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -170,18 +181,18 @@ class Optimizer:
         self._add([read_group(group, len(self._rows))])
         self._grouped = True
 
-    def _add(self, groups: list[tuple[list[tuple[str, Any]], dict[str, Any]]]) -> None:
+    def _add(self, groups: list[Group]) -> None:
         """Check the groups whole, then take them in."""
         added: list[Row] = []
         settings_of: list[dict[str, Any]] = []
-        for named, settings in groups:
+        for named, settings, _ in groups:
             index = len(self.groups) + len(settings_of)
             values = dict(self._base)
             for name, value in settings.items():
-                if name in ("params", "structure", "maximize"):
+                if name == "maximize":
                     continue
                 if name not in self._names:
-                    raise suggest(f"group {index}", name, [*self._names, "maximize"])
+                    raise suggest(f"group {index}", str(name), [*self._names, "maximize"])
                 values[name] = checked_or_schedule(name, value, where=f" in group {index}")
             values["maximize"] = settings.get("maximize", self._maximize)
             rows = read_rows(named, index)
@@ -191,9 +202,11 @@ class Optimizer:
         if not existing:
             raise ParameterError("there is nothing to optimize: empty parameter list")
         refuse_shared(existing)
-        for row, excluded in zip(added, _excluded(self._no_decay, added), strict=True):
+        for row, excluded in zip(added, _excluded(self._no_decay, added, existing), strict=True):
             row.decayed = not excluded
-        self._check_groups([*self.groups, *settings_of], existing)
+        names_of = [[row.name for row in existing if row.group == index] for index in range(len(self.groups) + len(settings_of))]
+        singles = _first_singles(existing)
+        self._check_groups([*self.groups, *settings_of], names_of, singles)
 
         def first(row: Row, names: Iterable[str]) -> list[float]:
             return [self._initial(name, settings_of[row.group - len(self.groups)]) for name in names]
@@ -203,10 +216,9 @@ class Optimizer:
         for row, own in zip(added, numbers, strict=True):
             row.numbers = own
         self.groups += settings_of
-        self._structures += [settings["structure"] for _, settings in groups]
+        self._structures += [group.structure for group in groups]
         self._rows[:] = existing
-        self._names_of = [[row.name for row in existing if row.group == index] for index in range(len(self.groups))]
-        self._singles = _first_singles(existing)
+        self._names_of, self._singles = names_of, singles
         self._stepper.rebuild(self._traced, self._coupling, len(self.groups))
         self._settings = []
 
@@ -242,7 +254,11 @@ class Optimizer:
         ...
         openadam.errors.NonFiniteGradientError: the gradient of parameter 'w' is not finite at step 2: nan at flat index 1, ...
         """
-        gradients = self._flatten(grads)
+        try:
+            gradients = self._flatten(grads)
+        except GradientError:
+            self._check_places(self.groups, self._names_of)  # groups that were moved would be blamed on the gradients
+            raise
         stepper = self._stepper
         try:
             self._tell_settings()
@@ -268,9 +284,9 @@ class Optimizer:
 
     # --- hyperparameters -------------------------------------------------------------------------------------------
 
-    def _check_groups(self, groups: Sequence[dict[str, Any]], rows: Sequence[Row]) -> None:
+    def _check_groups(self, groups: Sequence[dict[str, Any]], names_of: Sequence[list[str]], singles: Mapping[int, str]) -> None:
         """Refuse settings that are out of range, or that the parameters' dtype cannot hold; keep numbers as Python floats."""
-        singles = _first_singles(rows)
+        self._check_places(groups, names_of)
         for index, group in enumerate(groups):
             for name in (*self._names, "maximize"):
                 if name not in group:
@@ -283,25 +299,41 @@ class Optimizer:
                 raise HyperparameterError(f"maximize={group['maximize']!r} in group {index} is neither True nor False")
             check_dtype(index, numbers, singles.get(index))
             lr, decay = numbers["lr"], numbers["weight_decay"]
-            if self._coupling == "decoupled" and not callable(lr) and not callable(decay) and lr * decay > 1:
-                warnings.warn(f"lr * weight_decay = {lr * decay:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=4)
+            if not callable(lr) and not callable(decay):
+                self._warn_of_overshoot(index, lr, decay)
             group.update(numbers)
+
+    @staticmethod
+    def _check_places(groups: Sequence[dict[str, Any]], names_of: Sequence[list[str]]) -> None:
+        """Refuse groups that were added, taken away or reordered by hand."""
+        if len(groups) != len(names_of):
+            raise ParameterError(f"there are {len(groups)} groups where {len(names_of)} were added; add one with add_group(…), and take none away")
+        for index, (group, names) in enumerate(zip(groups, names_of, strict=True)):
+            if list(group.get("params", ())) != names:
+                why = "groups keep their order and their parameters; change only their settings"
+                raise ParameterError(f"group {index} now lists the parameters {group.get('params')!r:.200}, but has {names!r:.200}: {why}")
+
+    def _warn_of_overshoot(self, index: int, lr: float, decay: float) -> None:
+        if self._coupling == "decoupled" and lr * decay > 1:
+            warnings.warn(f"lr * weight_decay = {lr * decay:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=5)
 
     def _tell_settings(self) -> None:
         """Tell the stepper the hyperparameters of the coming step, checked; schedules are asked for step `self.steps` + 1."""
         now = self._settings_now()
         if len(now) == len(self._settings) and all(map(operator.is_, now, self._settings)):
             return
-        self._check_groups(self.groups, self._rows)
+        self._check_groups(self.groups, self._names_of, self._singles)
         t = self.steps + 1
         for index, group in enumerate(self.groups):
             numbers = {name: _at(name, group[name], t) for name in self._names}
             check_dtype(index, numbers, self._singles.get(index))
+            if callable(group["lr"]) or callable(group["weight_decay"]):
+                self._warn_of_overshoot(index, numbers["lr"], numbers["weight_decay"])
             self._stepper.tell(index, numbers | {"maximize": bool(group["maximize"])})
         self._settings = [] if any(map(callable, now)) else self._settings_now()
 
     def _settings_now(self) -> list[Any]:
-        names = (*self._names, "maximize")
+        names = (*self._names, "maximize", "params")
         return [group.get(name) for group in self.groups for name in names] + [len(group) for group in self.groups]
 
     # --- state -----------------------------------------------------------------------------------------------------
@@ -325,8 +357,10 @@ class Optimizer:
         return {row.name: row.array for row in self._rows}
 
     @property
-    def state(self) -> dict[str, dict[str, Any]]:
+    def state(self) -> Mapping[str, Mapping[str, Any]]:
         """The state of each parameter by name: ``step`` and read-only views of what the rule remembers.
+
+        It is to look at; what an optimizer remembers is changed with `load_state_dict`.
 
         >>> import numpy as np, openadam
         >>> opt = openadam.Adam({"w": np.zeros(2)}, beta1=0.9)
@@ -341,12 +375,14 @@ class Optimizer:
                 if isinstance(value, np.ndarray):
                     state[name] = value.view()
                     state[name].flags.writeable = False
-        return result
+        return _ReadOnly({name: _ReadOnly(state) for name, state in result.items()})
 
     def _contents(self) -> states.Contents:
         return states.Contents(
             rule=self._rule, traced=self._traced, coupling=self._coupling, public=self._public, rows=self._rows, groups=self.groups,
-            counts=(self.steps, self.skipped), finite=self._nonfinite != "propagate", check=lambda groups: self._check_groups(groups, self._rows),
+            counts=(self.steps, self.skipped), finite=self._nonfinite != "propagate",
+
+            check=lambda groups: self._check_groups(groups, self._names_of, self._singles),
         )  # fmt: skip
 
     @alone
@@ -385,11 +421,13 @@ class Optimizer:
         Needs the ``files`` extra. An existing file is replaced only once the new one is complete and on disk.
 
         Raises:
+            CheckpointCorruptError: `load` would refuse the state: it holds values that are not finite. An existing file is untouched.
             OSError: The file cannot be written; an existing one is untouched.
         """
         from .. import checkpoint
 
         state, tensors = self._copies(parameters)
+        states.read(self._contents(), state)  # what could not be read again replaces nothing
         checkpoint.save(path, state, tensors)
 
     def load(self, path: Any) -> None:
@@ -411,6 +449,8 @@ class Optimizer:
     def _take_over_all(self, state: Mapping[str, Any], parameters: Mapping[str, Array]) -> None:
         read = states.read(self._contents(), state)
         own = self.params
+        for row in self._rows if parameters else ():
+            row.refuse_read_only()
         if parameters and set(parameters) != set(own):
             raise CheckpointMismatchError(f"the file holds the parameters {sorted(parameters)}, this optimizer has {sorted(own)}")
         for name, value in parameters.items():
@@ -433,7 +473,8 @@ class Optimizer:
             "clip_norm": stepper.clip_norm, "clip_value": stepper.clip_value, "nonfinite": self._nonfinite,
             "maximize": self._maximize, "threads": self._threads, **self._chosen, **self._base, **self._options,
         }  # fmt: skip
-        return _rebuild, (type(self), parts, self._grouped, whole, self.state_dict())
+        more = {name: value for name, value in self.__dict__.items() if name not in self._attributes}
+        return _rebuild, (type(self), parts, self._grouped, whole, self.state_dict()), more or None
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ({self._traced.name}, {self._coupling} decay, {self._engine.name} {self._engine.isa}), {self.steps} steps"]
@@ -448,6 +489,9 @@ class Optimizer:
             f"  nonfinite={self._nonfinite!r}, clip_norm={self._stepper.clip_norm}, clip_value={self._stepper.clip_value}, threads={self._threads}"
         )
         return "\n".join(lines)
+
+
+OWN_KEYWORDS = tuple(p.name for p in inspect.signature(Optimizer.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY)
 
 
 class _Elsewhere:
@@ -465,6 +509,8 @@ class _Elsewhere:
 
 for _name in ("lr", "beta1", "beta2", "eps", "momentum", "dampening", "rho", "lr_decay", "momentum_decay", "weight_decay", "maximize"):
     setattr(Optimizer, _name, _Elsewhere(_name, f"it is a setting of each group, opt.groups[0][{_name!r}]"))
+setattr(Optimizer, "param_groups", _Elsewhere("param_groups", "its groups are opt.groups, the parameters by name opt.params"))  # noqa: B010
+setattr(Optimizer, "zero_grad", _Elsewhere("zero_grad", "over arrays there is nothing to clear, gradients are given to step(grads)"))  # noqa: B010
 for _name in ("clip_norm", "clip_value", "nonfinite", "no_decay", "threads", "engine", "isa"):
     setattr(Optimizer, _name, _Elsewhere(_name, "it is chosen when the optimizer is made; make another and give it this one's state_dict()"))
 
@@ -474,16 +520,51 @@ def _at(name: str, value: Any, t: int) -> float:
     return checked(name, value(t), where=f" (from its schedule at t={t})") if callable(value) else float(value)
 
 
-def _excluded(no_decay: Any, rows: Sequence[Row]) -> list[bool]:
-    """For each parameter whether weight decay leaves it alone."""
+def _read_once(no_decay: Any) -> Any:
+    """What weight decay leaves alone, as it was when the optimizer was made: a function, or a list."""
     if callable(no_decay):
-        return [bool(no_decay(row.name, row.array)) for row in rows]
+        return no_decay
+    if isinstance(no_decay, str) or hasattr(no_decay, "dtype"):
+        return [no_decay]
     if not isinstance(no_decay, Iterable):
         raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor arrays, nor a function of (name, array)")
-    items = [no_decay] if isinstance(no_decay, str) or hasattr(no_decay, "dtype") else list(no_decay)
-    names = {item for item in items if isinstance(item, str)}
-    arrays = {id(item) for item in items if not isinstance(item, str)}
-    return [row.name in names or id(row.array) in arrays for row in rows]
+    return list(no_decay)
+
+
+def _excluded(no_decay: Any, added: Sequence[Row], every: Sequence[Row]) -> list[bool]:
+    """For each parameter that is added whether weight decay leaves it alone; refuses what names none of all parameters."""
+    if callable(no_decay):
+        return [bool(no_decay(row.name, row.array)) for row in added]
+    known = {row.name for row in every}
+    arrays = {id(row.array): row for row in every}
+    for item in no_decay:
+        if isinstance(item, str):
+            if item not in known:
+                near = difflib.get_close_matches(item, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"they are called {', '.join(map(repr, sorted(known)[:8]))}"
+                raise HyperparameterError(f"no_decay names {item!r}, and no parameter is called so; {hint}")
+        elif not isinstance(item, np.ndarray):
+            raise HyperparameterError(f"no_decay holds {item!r:.80}, which is neither a name nor a parameter's array")
+        elif id(item) not in arrays:
+            raise HyperparameterError(f"no_decay holds an array of shape {item.shape} that is none of the parameters (a copy or a view?); give names")
+    names = {item for item in no_decay if isinstance(item, str)}
+    objects = {id(item) for item in no_decay if not isinstance(item, str)}
+    return [row.name in names or id(row.array) in objects for row in added]
+
+
+class _ReadOnly(dict[str, Any]):
+    """A dict to look at, made anew each time it is asked for: what is written into it would be lost, so it is refused. Copies are plain dicts."""
+
+    def __missing__(self, name: object) -> Any:
+        raise KeyError(f"there is no {name!r} among {', '.join(self)} (states have torch's names)")
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("an optimizer's state is to look at; to change it, edit opt.state_dict() and give it to opt.load_state_dict(…)")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
 def _first_singles(rows: Sequence[Row]) -> dict[int, str]:
@@ -496,9 +577,8 @@ def _first_singles(rows: Sequence[Row]) -> dict[int, str]:
 
 
 def _rebuild(cls: type[Optimizer], parts: list[dict[str, Any]], grouped: bool, whole: dict[str, Any], state: dict[str, Any]) -> Optimizer:
-    if cls.rule is not None:
-        whole = {name: value for name, value in whole.items() if name != "rule"}
-    optimizer = cls(parts, **whole)
+    optimizer = cls.__new__(cls)
+    Optimizer.__init__(optimizer, parts, **whole)  # a subclass's own may want other arguments
     optimizer._grouped = grouped
     optimizer.load_state_dict(state)
     return optimizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..errors import GradientDtypeError, GradientError, GradientShapeError, SparseGradientError
 from .rows import Row
 
-__all__ = ["as_gradient", "describe", "flatten", "read_group", "read_structure", "structured"]
+__all__ = ["Group", "as_gradient", "describe", "flatten", "read_group", "read_structure", "structured"]
 
 Array = npt.NDArray[Any]
 
@@ -30,8 +30,16 @@ def describe(value: Any) -> str:
 Named = list[tuple[str, Any]]
 
 
-def read_structure(params: Any) -> tuple[str, list[tuple[Named, dict[str, Any]]]]:
-    """Whether params is single, sequence, mapping or groups; and per group its named parameters and its settings."""
+class Group(NamedTuple):
+    """A group as it was given."""
+
+    named: Named
+    settings: dict[str, Any]
+    structure: str  # single, sequence or mapping
+
+
+def read_structure(params: Any) -> tuple[str, list[Group]]:
+    """Whether params is single, sequence, mapping or groups; and the groups."""
     if isinstance(params, Mapping) and "params" in params and not hasattr(params["params"], "dtype"):
         params = [params]
     if not isinstance(params, Mapping) and not hasattr(params, "dtype"):
@@ -43,18 +51,18 @@ def read_structure(params: Any) -> tuple[str, list[tuple[Named, dict[str, Any]]]
                 if not isinstance(part, Mapping):
                     raise TypeError("give either arrays or groups, not both")
                 groups.append(read_group(part, count))
-                count += len(groups[-1][0])
+                count += len(groups[-1].named)
             return "groups", groups
     structure, named = _name_all(params, 0)
-    return structure, [(named, {"structure": structure})]
+    return structure, [Group(named, {}, structure)]
 
 
-def read_group(group: Mapping[str, Any], first: int) -> tuple[Named, dict[str, Any]]:
-    """The named parameters of a group and its settings; unnamed ones are numbered from ``first``."""
+def read_group(group: Mapping[str, Any], first: int) -> Group:
+    """A group with names for its parameters; those without are numbered from ``first``."""
     if not isinstance(group, Mapping) or "params" not in group:
         raise TypeError("a group is a mapping with the key 'params'")
     structure, named = _name_all(group["params"], first)
-    return named, {**group, "structure": structure}
+    return Group(named, {name: value for name, value in group.items() if name != "params"}, structure)
 
 
 def _sequence(params: Any) -> list[Any]:
@@ -114,6 +122,8 @@ def as_gradient(row: Row, value: Any) -> Array:
             raise SparseGradientError(f"the gradient of parameter {name!r} is sparse ({type(value).__name__}); give a dense array")
         if not hasattr(value, "__array__") and not (type(value) is float and row.shape == ()):
             raise GradientDtypeError(f"the gradient of parameter {name!r} is {value!r:.80} ({type(value).__name__}), not an array of {own}")
+    if hasattr(value, "unit") and hasattr(value, "to_value"):
+        raise GradientError(f"the gradient of parameter {name!r} has a unit ({value.unit}), which a step would drop; give its numbers (.value)")
     array = np.asarray(value)
     if array.shape != row.shape:
         raise GradientShapeError(

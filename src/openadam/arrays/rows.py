@@ -76,6 +76,8 @@ def read_rows(named: Sequence[tuple[str, Any]], group: int) -> list[Row]:
 
 
 def _row(name: str, value: Any, group: int) -> Row:
+    if any((kind.__module__, kind.__name__) == ("torch", "Tensor") for kind in type(value).__mro__):
+        raise ParameterDtypeError(f"parameter {name!r} is a tensor of torch; use the class of this name in openadam.torch, given model.parameters()")
     if not isinstance(value, np.ndarray):
         raise ParameterDtypeError(f"parameter {name!r} is {value!r:.80} ({type(value).__name__}), not a NumPy array that a step can change in place")
     if isinstance(value, np.ma.MaskedArray):

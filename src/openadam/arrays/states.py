@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..engine import compiled
 from ..errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointVersionError, HyperparameterError
 from ..hyperparameters import checked
 from ..language.expression import Rule, Traced
+from ..rules import FAMILY
 from ..step import MAX_STEP
 from .parameters import describe
 from .rows import Row
@@ -35,6 +37,11 @@ class Contents:
     counts: tuple[int, int]  # steps taken, steps skipped
     finite: bool  # whether states that are not finite are refused
     check: Callable[[list[dict[str, Any]]], None]  # refuses groups whose values are out of range
+
+    @property
+    def program(self) -> str:
+        """What tells a rule from another of the same name: what it computes; of a member of the family, which may be improved, that it is one."""
+        return "openadam" if self.rule in FAMILY else compiled(self.traced)[0].digest
 
     def state(self, row: Row) -> dict[str, Any]:
         """The state of a parameter by public name: ``step``, then views of what the rule remembers."""
@@ -64,6 +71,7 @@ def write(contents: Contents) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "rule": contents.traced.name,
+        "program": contents.program,
         "coupling": contents.coupling,
         "steps": steps,
         "skipped": skipped,
@@ -100,6 +108,9 @@ def read(contents: Contents, given: Mapping[str, Any]) -> Loaded:
         names = [name for name in contents.traced.states if name in contents.traced.element_states]
         arrays.append([_array(contents, row, name, state, own) for name, own in zip(names, row.states, strict=True)])
     counts = np.array([_counter(given["steps"], "steps"), _counter(given.get("skipped", 0), "skipped")], np.int64)
+    latest = max((int(each[0]) for each in numbers), default=0)
+    if latest > counts[0]:
+        raise CheckpointCorruptError(f"the optimizer has taken {counts[0]} steps, and one of its parameters {latest}")
     settings = [_settings(contents, index, group) for index, group in enumerate(groups)]
     try:
         contents.check(settings)
@@ -122,6 +133,8 @@ def _check_header(contents: Contents, given: Mapping[str, Any]) -> None:
     for key, own in (("rule", contents.traced.name), ("coupling", contents.coupling)):
         if not isinstance(given[key], str) or given[key] != own:
             raise CheckpointMismatchError(f"the state is of {key} {given[key]!r}, this optimizer's is {own!r}")
+    if given.get("program", contents.program) != contents.program:  # files of the first versions do not say
+        raise CheckpointMismatchError(f"the state is of another rule that is called {given['rule']!r}, too: it computes something else")
 
 
 def _array(contents: Contents, row: Row, name: str, state: Mapping[str, Any], own: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -142,8 +155,10 @@ def _scalar(contents: Contents, row: Row, name: str, state: Mapping[str, Any]) -
     public = contents.public(name)
     value = state[public]
     lowest = 0.0 if name in contents.rule.nonnegative else -sys.float_info.max
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= sys.float_info.max:
+    largest = contents.rule.at_most.get(name, sys.float_info.max)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= largest:
         kind = "number that is not negative" if lowest == 0 else "finite number"
+        kind += f" of at most {largest:g}" if name in contents.rule.at_most else ""
         raise CheckpointCorruptError(f"{public!r} of parameter {row.name!r} is {value!r:.80}, not a {kind}")
     return float(value)
 
@@ -165,9 +180,9 @@ def _settings(contents: Contents, index: int, group: Any) -> dict[str, Any]:
             if not callable(own[name]):
                 raise CheckpointMismatchError(f"{name} in group {index} followed the schedule {value['schedule']}; give this optimizer one too")
         elif name == "maximize":
-            if not isinstance(value, bool):
+            if not isinstance(value, (bool, np.bool_)):
                 raise CheckpointCorruptError(f"maximize={value!r} in group {index} is neither True nor False")
-            result[name] = value
+            result[name] = bool(value)
         else:
             try:
                 result[name] = checked(name, value, where=f" in group {index}")

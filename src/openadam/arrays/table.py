@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import engine as engines
-from ..errors import AliasError, HyperparameterError
+from ..errors import AliasError, HyperparameterError, NonFiniteStateError
 from ..language.expression import Traced
-from ..memory import Piece, meet
+from ..memory import Piece, first_meeting
 from ..step import MAX_STEP, Stepper
 from .parameters import as_gradient
 from .rows import Row, refuse_shared
@@ -95,22 +95,24 @@ class ArrayStepper(Stepper):
 
     def _refuse_alias(self, suspects: Iterable[int]) -> None:
         refuse_shared(self._rows)
-        for i in suspects:
-            name, gradient = self._rows[i].name, Piece.of_array(self._canonical(i))
-            for row in self._rows:
-                for other, what in [(row.view, "parameter"), *((state, "state of parameter") for state in row.states)]:
-                    if meet(gradient, Piece.of_array(other)):
-                        raise AliasError(
-                            f"the gradient of parameter {name!r} shares memory with the {what} {row.name!r}, which the step writes; pass a copy"
-                        )
+        suspects = list(suspects)
+        written = [
+            (row.name, what, array)
+            for row in self._rows
+            for what, array in (("parameter", row.view), *(("state of parameter", x) for x in row.states))
+        ]
+        pieces = [Piece.of_array(array) for _, _, array in written]
+        found = first_meeting([Piece.of_array(self._canonical(i)) for i in suspects], pieces)
+        if found is not None:
+            name, (other, what, _) = self._rows[suspects[found[0]]].name, written[found[1]]
+            raise AliasError(f"the gradient of parameter {name!r} shares memory with the {what} {other!r}, which the step writes; pass a copy")
 
     def forget(self) -> None:
         """Gradients are the caller's; keep none alive."""
         self._gradients = []
         for i in self._looked_at:
             self._rows[i].gradient = None
-        if self._engine.name == "native":
-            self.table.forget()
+        self.table.forget()
 
     def _canonical(self, i: int) -> Array:
         row = self._rows[i]
@@ -130,6 +132,19 @@ class ArrayStepper(Stepper):
 
     def dtype(self, i: int) -> np.dtype[Any]:
         return self._rows[i].view.dtype
+
+    @property
+    def grows(self) -> bool:
+        return self._engine.name == "native" and any(update.values["momentum"] >= 1 for update in self.updates if "momentum" in update.values)
+
+    def prepare(self, factor: float, measures: list[int]) -> NonFiniteStateError | None:
+        """On the reference, which runs rules of one's own, what is computed is looked at before it is written."""
+        bad = None
+        if self._engine.name != "native":
+            for i, name, before, after in self.table.compute(factor, measures):
+                if bad is None and self.nonfinite != "propagate":
+                    bad = self.unbounded(i, self._canonical(i).reshape(-1), self._state_names.get(name, name), before, after)
+        return bad
 
     def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
         row, g = self._rows[i], self._canonical(i).reshape(-1)

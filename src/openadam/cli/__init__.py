@@ -72,9 +72,14 @@ def _run(arguments: Sequence[str]) -> int:
         given = parser.parse_args(normalized(arguments))
         if "run" not in given:
             parser.error(f"a command is missing; there are {', '.join(COMMANDS)}")
-        code = int(given.run(given))
     except SystemExit as done:  # after --help or --version
         code = int(done.code or 0)
+    else:
+        try:
+            code = int(given.run(given))
+        except SystemExit as left:  # of a module that was imported for a rule
+            complain(f"error: a module that was imported ended the program: sys.exit({left.code!r})")
+            code = 1
     if sys.stdout is not None:
         sys.stdout.flush()
     return code

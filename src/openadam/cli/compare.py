@@ -14,6 +14,7 @@ from .output import complain, print_json, printable
 __all__ = ["add_arguments", "run"]
 
 DEFAULT_PICTURE = "openadam-digits.png"
+DRAWN_BY = b"openadam compare"  # what our pictures say of themselves
 
 
 def add_arguments(parser: Parser) -> None:
@@ -25,7 +26,8 @@ def add_arguments(parser: Parser) -> None:
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument("--lr", metavar="X", type=hyperparameter("lr"), help="one learning rate for all; not a fair comparison")
     rates.add_argument("--sweep", action="store_true", help="choose each optimizer's learning rate anew first")
-    parser.add_argument("--output", metavar="FILE", default=DEFAULT_PICTURE, help="the picture of the curves: .png, .pdf or .svg (%(default)s)")
+    picture = f"the picture of the curves: .png, .pdf or .svg ({DEFAULT_PICTURE}; with --json, none)"
+    parser.add_argument("--picture", "--output", dest="picture", metavar="FILE", help=picture)
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
@@ -35,12 +37,13 @@ def run(given: argparse.Namespace) -> int:
 
     for module in ("rich", "sklearn", "matplotlib"):
         demo_module(module)
-    output = Path(given.output)
-    try:
-        view.check_picture_format(output.suffix)
-    except ValueError as error:
-        raise UsageError(f"--output {given.output}: {error}") from error
-    _check_output(output)
+    picture = Path(given.picture or DEFAULT_PICTURE) if given.picture is not None or not given.json else None
+    if picture is not None:
+        try:
+            view.check_picture_format(picture.suffix)
+        except ValueError as error:
+            raise UsageError(f"--picture {given.picture}: {error}") from error
+        _check_output(picture, asked=given.picture is not None)
     comparison = digits.Comparison(
         given.optimizers or digits.OPTIMIZERS, given.seeds or digits.SEEDS, given.epochs or digits.EPOCHS, given.lr, given.sweep
     )
@@ -60,24 +63,30 @@ def run(given: argparse.Namespace) -> int:
     if comparison.runs and not given.json:
         view.print_table(comparison, interrupted=interrupted)
         sys.stdout.flush()
-    failure: OSError | None = None
-    if comparison.runs:
+    failure: Exception | None = None
+    written = None
+    if comparison.runs and picture is not None:
         try:
-            output.write_bytes(view.picture(comparison, output.suffix))
-        except OSError as error:  # the results are worth printing all the same
+            picture.write_bytes(view.picture(comparison, picture.suffix))
+            written = str(picture)
+        except Exception as error:  # of matplotlib, its settings, the disk: the results are worth printing all the same
             failure = error
     if given.json:
-        written = str(output) if comparison.runs and failure is None else None
         print_json(view.as_json(comparison, written, interrupted=interrupted), indent=None)
-    elif comparison.runs and failure is None:
-        print(f"\nCurves: {printable(output)}")
-    if failure is not None:
+    elif written is not None:
+        print(f"\nCurves: {printable(picture)}")
+    if isinstance(failure, OSError):
         raise failure
+    if failure is not None:
+        complain(f"error: the picture could not be drawn ({type(failure).__name__}: {' '.join(str(failure).split())[:200]})")
+        return 1
     return 130 if interrupted else 0
 
 
-def _check_output(path: Path) -> None:
-    """Refuse now what could not be written after the runs."""
+def _check_output(path: Path, *, asked: bool) -> None:
+    """Refuse now what could not be written after the runs, and a file of somebody else's that nobody asked to replace."""
+    if not asked and path.is_file() and DRAWN_BY not in path.read_bytes()[:4096]:
+        raise UsageError(f"{path} is there already and was not drawn by this command; name another with --picture")
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory, not a picture", str(path))
     if not path.parent.is_dir():

@@ -29,7 +29,7 @@ def run(given: argparse.Namespace) -> int:
         ("rule", f"{found['rule']}, {found['coupling']} weight decay"),
         ("steps", f"{found['steps']}, and {found['skipped']} skipped"),
     ]
-    for index, group in enumerate(found["groups"]):
+    for index, group in enumerate(found["groups"] or ()):
         settings = {name: value for name, value in group.items() if name != "params"}
         rows.append((f"group {index}", f"{len(group['params'])} parameters, {assignments(settings)}"))
     print_columns(rows)

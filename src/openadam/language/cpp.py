@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .graph import postorder
@@ -14,6 +15,17 @@ TEMPLATES = {
     "absolute": "absolute({})", "sqrt": "root({})", "less": "{} < {}", "less_equal": "{} <= {}", "equal": "{} == {}",
     "where": "{} ? {} : {}",
 }  # fmt: skip
+WORDS = frozenset(
+    """
+    T i n tensors scalars alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast
+    consteval constexpr constinit continue co_await co_return co_yield decltype default delete do double dynamic_cast else enum explicit export
+    extern false float for friend goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected
+    public register reinterpret_cast requires return short signed sizeof static static_assert static_cast struct switch template this
+    thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq root absolute
+    smallest_normal std RESTRICT
+    """.split()  # noqa: SIM905 - easier to read than sixty strings
+)
+"""What a tensor cannot be called in a printed kernel."""
 CONDITIONS = ("less", "less_equal", "equal")
 SCALARS = {
     "add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "power": "pow({}, {})", "negative": "-{}",
@@ -23,11 +35,16 @@ SCALARS = {
 }  # fmt: skip
 
 
+def _safe(name: str) -> str:
+    """A tensor's name as C++ can have it, apart from the words of the language and from what is printed here."""
+    return f"{name}__" if name in WORDS or re.fullmatch(r"[cx]\d+|.*_", name) or not name.isascii() else name
+
+
 def _argument(pair: tuple[str, Any], condition: bool = False) -> str:
     kind, which = pair
     if kind == "constant":
         return "smallest_normal<T>" if which == "smallest_normal" else f"T({which!r})"
-    printed = {"value": f"x{which}", "input": str(which), "scalar": f"c{which}"}[kind]
+    printed = {"value": f"x{which}", "input": _safe(str(which)), "scalar": f"c{which}"}[kind]
     return f"{printed} != T(0)" if condition and kind == "scalar" else printed
 
 
@@ -55,12 +72,12 @@ def update(program: Program) -> str:
     ]
     for name in dict.fromkeys([*program.inputs, *program.outputs]):
         constness = "" if name in program.outputs else "const "
-        lines.append(f"  {constness}T* RESTRICT {name}_ = static_cast<{constness}T*>(tensors[{places[name]}]);")
+        lines.append(f"  {constness}T* RESTRICT {_safe(name)}_ = static_cast<{constness}T*>(tensors[{places[name]}]);")
     lines += [f"  const T c{i} = static_cast<T>(scalars[{i}]);" for i in range(len(program.scalars))]
     lines.append("  for (std::int64_t i = 0; i < n; ++i) {")
-    lines += [f"    const T {name} = {name}_[i];" for name in program.inputs]
+    lines += [f"    const T {_safe(name)} = {_safe(name)}_[i];" for name in program.inputs]
     lines += [f"    {line}" for line in _statements(program)]
-    lines += [f"    {name}_[i] = {_argument(pair)};" for name, pair in program.outputs.items()]
+    lines += [f"    {_safe(name)}_[i] = {_argument(pair)};" for name, pair in program.outputs.items()]
     lines += ["  }", "}"]
     return "\n".join(lines)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import itertools
 import linecache
 import math
+import numbers
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,19 +42,29 @@ ARITIES = {
     "exp": 1, "expm1": 1, "log": 1, "sign": 1, "maximum": 2, "minimum": 2,
     "less": 2, "less_equal": 2, "equal": 2, "where": 3,
 }  # fmt: skip
-TAKEN_STATES = frozenset({"g", "p", "step"})
+TAKEN_NAMES = frozenset({"g", "p", "step", "t"})  # of whatever a rule returns
 TAKEN_HYPERPARAMETERS = frozenset({
     "gradient_scale", "clip_value", "clip_norm", "coupled_decay", "decoupled_decay", "maximize",
     "params", "rule", "coupling", "no_decay", "nonfinite", "threads", "engine", "isa",
 })  # fmt: skip
+ALWAYS_THERE = ("lr", "weight_decay")  # hyperparameters of every optimizer, whatever its rule reads
 CONDITIONS = frozenset({"less", "less_equal", "equal"})
+UFUNCS = {"add": "add", "subtract": "subtract", "multiply": "multiply", "divide": "divide", "true_divide": "divide", "power": "power"}
+"""NumPy's names of operators, by which its own numbers calculate with symbols."""
 
 
 class Expression(Node):
     """A node that one calculates with: operators make nodes, and what the language lacks is refused by name."""
 
     __slots__ = ()
-    __array_ufunc__ = None  # np.sqrt(m) and array * m must reach our operators, which refuse them by name
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **_: Any) -> Expression:
+        if method != "__call__" or ufunc.__name__ not in UFUNCS:
+            _refuse_function(ufunc.__name__)
+        return node(UFUNCS[ufunc.__name__], *inputs)
+
+    def __array_function__(self, function: Any, *_: Any) -> NoReturn:
+        _refuse_function(function.__name__)
 
     @property
     def is_condition(self) -> bool:
@@ -91,6 +104,9 @@ class Expression(Node):
     def __rpow__(self, other: Any) -> Expression:
         return node("power", other, self)
 
+    def __pos__(self) -> Expression:
+        return self
+
     def __neg__(self) -> Expression:
         return node("negative", self)
 
@@ -120,6 +136,14 @@ class Expression(Node):
     def __bool__(self) -> NoReturn:
         raise RuleError("a rule cannot branch on a value (`if`, `and`, `or`, `not`, `min`, `max`); use where, maximum, minimum")
 
+    def __and__(self, other: object) -> NoReturn:
+        raise RuleError("comparisons cannot be joined (`&`, `|`, `~`); nest them: where(a < b, where(b < c, x, y), y)")
+
+    __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __and__
+
+    def __invert__(self) -> NoReturn:
+        self.__and__(self)
+
     def __float__(self) -> NoReturn:
         raise RuleError("a rule cannot turn a symbol into a number (`float`, `math.…`); use openadam.sqrt, openadam.exp, openadam.log")
 
@@ -148,11 +172,25 @@ class Expression(Node):
 def as_expression(value: Any) -> Expression:
     if isinstance(value, Expression):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
+    number: Any = value if not isinstance(value, bool) and isinstance(value, numbers.Real) else None  # NumPy's numbers among them
+    if number is not None:
+        try:
+            constant = float(number)
+        except OverflowError:
+            raise RuleError("a constant of the rule is too large for a float") from None
+        if not math.isfinite(constant):
             raise RuleError(f"the constant {value!r} is not finite")
-        return Expression("constant", (), float(value))
+        return Expression("constant", (), constant)
     raise RuleError(f"{value!r} ({type(value).__name__}) cannot stand in a rule; use symbols and plain numbers")
+
+
+def _refuse_function(name: str) -> NoReturn:
+    """Refuse a function of NumPy, with what there is in its place."""
+    instead = {"absolute": "abs(x)", "square": "x**2"}.get(name, f"openadam.{name}(…)" if name in FUNCTIONS else "")
+    raise RuleError(f"np.{name} is not in the language; " + (f"write {instead}" if instead else f"it has operators and {', '.join(FUNCTIONS)}"))
+
+
+FUNCTIONS = ("sqrt", "exp", "log", "sign", "maximum", "minimum", "where", "abs")
 
 
 def symbol(space: str, name: str) -> Expression:
@@ -275,7 +313,12 @@ class Namespace:
     def __getattr__(self, name: str) -> Expression:
         if name.startswith("_"):
             raise AttributeError(name)
+        if self._space == "state" and name == "p":
+            raise RuleError("a rule does not see the parameter: weight decay is around a rule, `weight_decay=…` of the optimizer")
         return self._symbols.setdefault(name, symbol(self._space, name))
+
+    def __getitem__(self, name: object) -> NoReturn:
+        raise RuleError(f"names are read with a dot: write {'s' if self._space == 'state' else 'h'}.{name}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_"):
@@ -338,23 +381,72 @@ class Rule:
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     initial: Mapping[str, float | str] = field(default_factory=dict)
     nonnegative: tuple[str, ...] = ()
+    at_most: Mapping[str, float] = field(default_factory=dict)
     defaults: Mapping[str, float] = field(default_factory=dict)
     _traces: dict[tuple[str, ...], Traced] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.function.__doc__)
+        try:
+            _check_options(self.function, self.options)
+        except RuleError as error:
+            raise _located(error, self.function) from None
+        object.__setattr__(self, "options", {option: tuple(choices) for option, choices in self.options.items()})
         traces = [self.trace(**choice) for choice in self.variants()]  # so that a fault shows at definition, in every variant
-        for name in self.initial:
-            if not any(name in traced.states for traced in traces):
-                raise _located(RuleError(f"`initial` names the state {name!r}, which the rule does not read"), self.function)
+        try:
+            self._check_declarations(traces)
+        except RuleError as error:
+            raise _located(error, self.function) from None
+        object.__setattr__(self, "nonnegative", tuple(self.nonnegative))
+
+    def _check_declarations(self, traces: Sequence[Traced]) -> None:
+        """Refuse what the decorator says of names that the rule does not have, and values that cannot be."""
+        states = list(dict.fromkeys(name for traced in traces for name in traced.states))
+        known = list(dict.fromkeys([*ALWAYS_THERE, *(name for traced in traces for name in traced.hyperparameters)]))
+        given: Any = self.nonnegative
+        if isinstance(given, str):
+            raise RuleError(f"nonnegative={self.nonnegative!r} is one string; write nonnegative=({self.nonnegative!r},)")
+        for what, names in (("`initial`", self.initial), ("`nonnegative`", self.nonnegative), ("`at_most`", self.at_most)):
+            for name in names:
+                if name not in states:
+                    raise RuleError(f"{what} names the state {name!r}, which the rule does not read; {_nearest(name, states, 'states')}")
+        initial: Mapping[str, Any] = self.initial
+        for name, start in initial.items():
+            if isinstance(start, str):
+                if start in TAKEN_HYPERPARAMETERS or start in states:
+                    raise RuleError(f"`initial` lets {name!r} start at the hyperparameter {start!r}: that name is taken")
+                known.append(start)
+            elif isinstance(start, bool) or not isinstance(start, numbers.Real) or not math.isfinite(start):
+                raise RuleError(f"`initial` lets {name!r} start at {start!r:.80}; give a finite number, or the name of a hyperparameter")
+        for name, value in self.defaults.items():
+            if name not in known:
+                raise RuleError(
+                    f"the default {name}={value!r} is of no hyperparameter that the rule reads; {_nearest(name, known, 'hyperparameters')}"
+                )
 
     @property
     def name(self) -> str:
         return self.function.__name__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A decorated rule is found again under its own name, as a function is.
-        return _find_rule, (self.function.__module__, self.function.__qualname__)
+        # A decorated rule is found again under its own name, as a function is; one that is not there can only be carried by value.
+        place = (self.function.__module__, self.function.__qualname__)
+        try:
+            if _find_rule(*place) is self:
+                return _find_rule, place
+        except (ImportError, AttributeError):
+            pass
+        if not any(name.rpartition(".")[2] == "cloudpickle" for name in tuple(sys.modules)):
+            advice = "define it at the top of a module and do not define it anew, or pickle with cloudpickle"
+            raise pickle.PicklingError(f"rule {self.name!r} is not what its module {place[0]!r} has under {place[1]!r}; {advice}")
+        return Rule, (
+            self.function,
+            self.options,
+            self.initial,
+            self.nonnegative,
+            self.at_most,
+            self.defaults,
+        )  # a function is carried by cloudpickle only
 
     def __deepcopy__(self, memo: object) -> Rule:
         return self
@@ -366,8 +458,13 @@ class Rule:
 
     def variant_name(self, **choice: str) -> str:
         """The rule's name and the options that are not the default: ``amsgrad_corrected``."""
-        parts = [choice.get(option, choices[0]) for option, choices in self.options.items()]
-        return "_".join([self.name, *(part for part, choices in zip(parts, self.options.values(), strict=True) if part != choices[0])])
+        parts = [self.name]
+        every = [value for choices in self.options.values() for value in choices]
+        for option, choices in self.options.items():
+            value = choice.get(option, choices[0])
+            if value != choices[0]:
+                parts.append(value if every.count(value) == 1 else f"{option}_{value}")
+        return "_".join(parts)
 
     def trace(self, **choice: str) -> Traced:
         """The graph of the rule with these options; raises RuleError or, for a wrong option, ValueError."""
@@ -388,6 +485,10 @@ class Rule:
             if not isinstance(step, Step):
                 raise RuleError("a rule must return Step(direction, state=…)")
             read = states._symbols
+            taken = {*TAKEN_HYPERPARAMETERS, *ALWAYS_THERE, *hyper._symbols}
+            for name in (*read, *step.named):
+                if name in TAKEN_NAMES or (name in read and name in taken):
+                    raise RuleError(f"nothing that a rule returns can be named `{name}`: that name is taken")
             for name in read:
                 if name not in step.named:
                     raise RuleError(f"the rule reads the state `{name}` but does not return it; add {name}=… to Step")
@@ -397,9 +498,6 @@ class Rule:
                 if grown == element_states:
                     break
                 element_states = grown
-            for name in read:
-                if name in TAKEN_STATES:
-                    raise RuleError(f"a state cannot be named `{name}`: that name is taken")
             for name in hyper._symbols:
                 if name in TAKEN_HYPERPARAMETERS:
                     raise RuleError(f"a hyperparameter cannot be named `{name}`: that name is taken by what surrounds a rule")
@@ -453,6 +551,29 @@ def _located(error: Exception, function: Callable[..., Any]) -> RuleError:
     return RuleError(f"rule {function.__name__!r}, {file}:{line}: `{source}`: {reason}")
 
 
+def _nearest(name: str, known: Sequence[str], what: str) -> str:
+    """What someone may have meant."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"it has the {what} {', '.join(known) or 'none'}"
+
+
+def _check_options(function: Callable[..., Any], options: Any) -> None:
+    """Refuse options that are not choices among names, and a function that does not take them."""
+    if not isinstance(options, Mapping):
+        raise RuleError(f"options={options!r:.80} is not a mapping; write options={{'form': ('classical', 'nesterov')}}")
+    for option, choices in options.items():
+        if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices) or not choices or len(set(choices)) < len(choices):
+            raise RuleError(f"the option {option!r} has the choices {choices!r:.80}; give a tuple of different strings, the default first")
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+    keywords = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}
+    if len(positional) != 3 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        raise RuleError(f"a rule is a function of (g, s, h): the gradient, the states, the hyperparameters; this one takes ({', '.join(positional)})")
+    for option in sorted(keywords ^ set(options)) if not any(p.kind == p.VAR_KEYWORD for p in parameters) else ():
+        where = "is among `options` and no keyword-only parameter of the function" if option in options else "is not among `options`"
+        raise RuleError(f"{option!r} {where}; write def rule(g, s, h, *, {option}) and options={{{option!r}: (…)}}")
+
+
 def _find_rule(module: str, qualified_name: str) -> Any:
     import functools
     import importlib
@@ -469,6 +590,7 @@ def rule(
     *,
     initial: Mapping[str, float | str] | None = None,
     nonnegative: tuple[str, ...] = (),
+    at_most: Mapping[str, float] | None = None,
     options: Mapping[str, tuple[str, ...]] | None = None,
     **defaults: float,
 ) -> Callable[[Callable[..., Step]], Rule]: ...
@@ -480,6 +602,7 @@ def rule(
     *,
     initial: Mapping[str, float | str] | None = None,
     nonnegative: tuple[str, ...] = (),
+    at_most: Mapping[str, float] | None = None,
     options: Mapping[str, tuple[str, ...]] | None = None,
     **defaults: float,
 ) -> Any:
@@ -490,6 +613,7 @@ def rule(
             hyperparameter, ``h.t`` the number of the step, from 1.
         initial: First values of states that do not start at 0: a number, or the name of a hyperparameter.
         nonnegative: States that are never below 0; a checkpoint in which one is, is refused.
+        at_most: Scalar states that are never above a number; a checkpoint in which one is, is refused.
         options: Keyword-only parameters of the function and the choices each has, the default first.
         **defaults: Defaults of the hyperparameters; one without a default must be given to the optimizer.
 
@@ -510,6 +634,6 @@ def rule(
     def decorate(function: Callable[..., Step]) -> Rule:
         if not inspect.isfunction(function):
             raise TypeError(f"@rule decorates a function, not {function!r}")
-        return Rule(function, dict(options or {}), dict(initial or {}), tuple(nonnegative), dict(defaults))
+        return Rule(function, options if options is not None else {}, dict(initial or {}), nonnegative, dict(at_most or {}), dict(defaults))
 
     return decorate if function is None else decorate(function)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import engine as engines
 from ..errors import HyperparameterError
-from ..hyperparameters import checked, suggest
+from ..hyperparameters import limit, suggest
 from .members import Member, as_pair
 from .memory import arithmetic_of
 
@@ -34,6 +34,12 @@ __all__ = [
     "torch_class",
 ]
 
+ELSEWHERE = {
+    "amsgrad": "openadam.torch.Adam or AdamW, which have it",
+    "momentum": "openadam.torch.SGD or RMSprop, which have it",
+    "nesterov": "openadam.torch.SGD(…, momentum=…, nesterov=True), or NAdam",
+}
+"""Which class has what this one lacks."""
 T = TypeVar("T")
 Engine: TypeAlias = Literal["native", "graph", "compiled"]
 NonFinite: TypeAlias = Literal["raise", "skip", "propagate"]
@@ -53,8 +59,8 @@ def read_options(*, clip_norm: Any, clip_value: Any, nonfinite: Any, no_decay: A
             raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor tensors, nor a function of (name, tensor)")
         no_decay = [no_decay] if isinstance(no_decay, (str, Tensor)) else list(no_decay)
     return {
-        "clip_norm": None if clip_norm is None else checked("clip_norm", clip_norm),
-        "clip_value": None if clip_value is None else checked("clip_value", clip_value),
+        "clip_norm": limit("clip_norm", clip_norm),
+        "clip_value": limit("clip_value", clip_value),
         "nonfinite": nonfinite,
         "no_decay": no_decay,
         "threads": None if threads is None else engines.resolve_threads(threads),
@@ -78,7 +84,7 @@ def refuse_unknown(cls: type, settings: Iterable[str], own: Sequence[str]) -> No
     known = accepted(cls)
     for name in settings:
         if name not in known:
-            raise suggest(cls.__name__, name, [*known, *own])
+            raise suggest(cls.__name__, name, [*known, *own], ELSEWHERE)
 
 
 def check_kinds(cls: type, arguments: tuple[Any, ...], settings: dict[str, Any]) -> tuple[Any, ...]:

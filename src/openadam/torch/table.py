@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import engine as engines
-from ..errors import AliasError, GradientError, NonFiniteGradientError, OpenAdamError, ParameterError
-from ..memory import Piece, first_shared, meet
+from ..errors import AliasError, GradientError, NonFiniteGradientError, NonFiniteStateError, OpenAdamError, ParameterError
+from ..memory import Piece, first_meeting, first_shared
 from ..step import Stepper
 from . import graph
 from .members import Member
@@ -227,16 +227,13 @@ class TensorStepper(Stepper):
             shared = first_shared([where for _, _, where in written])
             if shared is not None:
                 raise self._shared(*(written[k] for k in shared))
-            extents = sorted((*where.extent(), k) for k, (_, _, where) in enumerate(written))
-            starts, ends = np.array([low for low, _, _ in extents]), np.maximum.accumulate([high for _, high, _ in extents])
-            for i, _, where in (each for each in here if each[1] == "g"):
-                low, high = where.extent()
-                for at in range(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(starts, high))):
-                    j, what, other = written[extents[at][2]]
-                    if meet(where, other):
-                        kind = "parameter" if what == "p" else "state of parameter"
-                        both = f"the gradient of parameter {self.name(i)!r} shares memory with the {kind} {self.name(j)!r}"
-                        raise AliasError(f"{both}, which the step writes; give it memory of its own")
+            gradients = [each for each in here if each[1] == "g"]
+            found = first_meeting([where for _, _, where in gradients], [where for _, _, where in written])
+            if found is not None:
+                i, (j, what, _) = gradients[found[0]][0], written[found[1]]
+                kind = "parameter" if what == "p" else "state of parameter"
+                both = f"the gradient of parameter {self.name(i)!r} shares memory with the {kind} {self.name(j)!r}"
+                raise AliasError(f"{both}, which the step writes; give it memory of its own")
         if self._native is not None:
             self.table.trust()
         self._seen = numbers
@@ -298,12 +295,17 @@ class TensorStepper(Stepper):
         total = super().measure(threads)
         return self._merged([0]) if self._given else total
 
-    def prepare(self, factor: float) -> None:
+    def prepare(self, factor: float, measures: list[int]) -> NonFiniteStateError | None:
         """Compute what subclasses make of their rows: their operations are their own, and may fail, when nothing has been written yet."""
         for i, reached in self._given.items():
             if not all(map(is_memory, (*reached.targets, reached.gradient))):
                 with operations(), self._asking(i):
                     self._computed[i] = graph.stepped(reached, factor, self._bound, compile=self._compile)
+        return None
+
+    @property
+    def grows(self) -> bool:
+        return any(update.values.get("momentum", 0.0) >= 1 for update in self.updates)
 
     def update(self, factor: float, measures: list[int], threads: int) -> tuple[float, float]:
         if not self._given:

@@ -83,7 +83,10 @@ class Progress:
     """What is being done and how long it may still take, on stderr: a bar on a terminal, elsewhere a line whenever a stage is done."""
 
     def __init__(self, comparison: Comparison) -> None:
-        progress, console = demo_module("rich.progress"), demo_module("rich.console").Console(stderr=True)
+        progress, console = (
+            demo_module("rich.progress"),
+            demo_module("rich.console").Console(stderr=True, **({"file": io.StringIO()} if sys.stderr is None else {})),
+        )  # closed: not into the results
         self.comparison, self.live = comparison, console.is_interactive
         self.started, self.begun, self.stage = time.monotonic(), 0, ""
         columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TaskProgressColumn()]
@@ -273,13 +276,17 @@ def _finite(value: Any) -> Any:
 
 def check_picture_format(suffix: str) -> None:
     """Raise ValueError if no picture can be written to a file with this ending."""
-    formats = demo_module("matplotlib.backend_bases").FigureCanvasBase.get_supported_filetypes()
-    if suffix.lower().removeprefix(".") not in formats:
+    if suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"a picture's file name ends in .png, .pdf or .svg, not in {suffix!r}")
 
 
 def picture(comparison: Comparison, suffix: str) -> bytes:
     """Training loss and validation accuracy over the steps: the mean of the seeds as a line, their middle half as a band."""
+    with demo_module("matplotlib").rc_context({"text.usetex": False}):  # whatever is set for other pictures
+        return _drawn(comparison, suffix.lower().removeprefix("."))
+
+
+def _drawn(comparison: Comparison, kind: str) -> bytes:
     figure = demo_module("matplotlib.figure").Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     lowest, (first, *_, last) = 0.8, comparison.runs[0].steps[1:]
@@ -305,5 +312,6 @@ def picture(comparison: Comparison, suffix: str) -> bytes:
     figure.suptitle(f"{_title(comparison)}; {rates}", fontsize="medium")
     figure.supxlabel("Lines are means over the seeds, bands their middle half.", fontsize="small", color="#555555")
     file = io.BytesIO()
-    figure.savefig(file, format=suffix.lower().removeprefix("."))
+    title = "Title" if kind == "svg" else "Software" if kind == "png" else "Creator"
+    figure.savefig(file, format=kind, metadata={title: "openadam compare"})
     return file.getvalue()

@@ -165,9 +165,11 @@ def trace(
         p = np.full(gradients[0].size, p[0])
     if p.size != gradients[0].size:
         raise ValueError(f"params has {p.size} coordinates, the gradients have {gradients[0].size}")
+    watching = "raise" if chosen in rules.FAMILY else "propagate"  # of a rule under work one wants to see where it divides by zero
     optimizer = cls(
-        {"p": p}, rule=chosen, coupling=coupling, maximize=maximize, clip_norm=clip_norm, clip_value=clip_value, engine="reference", **hyperparameters
-    )
+        {"p": p}, rule=chosen, coupling=coupling, maximize=maximize, clip_norm=clip_norm, clip_value=clip_value, nonfinite=watching,
+        engine="reference", **hyperparameters,
+    )  # fmt: skip
     start = _plain(p)
     steps = tuple(_watch(optimizer, p, gradient) for gradient in gradients)
     name = next((name for name, member in MEMBERS.items() if member is cls), chosen.name)

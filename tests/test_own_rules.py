@@ -1,0 +1,225 @@
+"""Rules of one's own: what a definition may say, names that are taken, numbers that are not finite, copies, and files."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import openadam
+from openadam import Step
+from openadam.errors import CheckpointMismatchError, NonFiniteStateError, RuleError
+
+
+@openadam.rule
+def adam(g: Any, s: Any, h: Any) -> Step:
+    """Not the family's, though it is called so."""
+    m = h.beta1 * s.m + (1 - h.beta1) * g
+    return Step(m, m=m)
+
+
+def plain(g: Any, s: Any, h: Any) -> Step:
+    return Step(h.beta1 * s.m + g, m=h.beta1 * s.m + g)
+
+
+def with_form(g: Any, s: Any, h: Any, *, form: str) -> Step:
+    return Step(g if form == "a" else -g)
+
+
+@pytest.mark.parametrize("name", ["t", "lr", "beta1", "weight_decay", "gradient_scale", "decoupled_decay", "clip_value", "step", "g"])
+def test_a_state_cannot_take_the_place_of_something_else(name: str) -> None:
+    def takes(g: Any, s: Any, h: Any) -> Step:
+        return Step(g * h.t * h.beta1, **{name: getattr(s, name) + 10})
+
+    with pytest.raises(RuleError, match=f"named `{name}`: that name is taken"):
+        openadam.rule(lr=1.0)(takes)
+
+
+@pytest.mark.parametrize("name", ["g", "p", "t"])
+def test_an_intermediate_cannot_be_called_as_a_tensor_is(name: str) -> None:
+    with pytest.raises(RuleError, match="that name is taken"):
+        openadam.rule(lambda g, s, h: Step(g, **{name: 2 * g}))
+
+
+DEFINITIONS: dict[str, tuple[Callable[[], Any], str]] = {
+    "options as a string": (lambda: openadam.rule(options={"form": "ab"})(with_form), "tuple of different strings"),
+    "no choices": (lambda: openadam.rule(options={"form": ()})(with_form), "tuple of different strings"),
+    "choices that are not strings": (lambda: openadam.rule(options={"form": (True, False)})(with_form), "tuple of different strings"),  # type: ignore[dict-item]
+    "an option that is no parameter": (lambda: openadam.rule(options={"from": ("a", "b")})(plain), "no keyword-only parameter"),
+    "a parameter that is no option": (lambda: openadam.rule(with_form), "not among `options`"),
+    "four arguments": (lambda: openadam.rule(lambda g, s, h, p: Step(g)), r"function of \(g, s, h\)"),
+    "nonnegative as a string": (lambda: openadam.rule(nonnegative="vmax")(plain), r"write nonnegative=\('vmax',\)"),  # type: ignore[arg-type]
+    "nonnegative of no state": (lambda: openadam.rule(nonnegative=("v",))(plain), "`nonnegative` names the state 'v'"),
+    "initial of no state": (lambda: openadam.rule(initial={"mm": 1.0})(plain), "did you mean 'm'"),
+    "initial None": (lambda: openadam.rule(initial={"m": None})(plain), "start at None"),  # type: ignore[dict-item]
+    "initial NaN": (lambda: openadam.rule(initial={"m": float("nan")})(plain), "start at nan"),
+    "initial array": (lambda: openadam.rule(initial={"m": np.ones(3)})(plain), "give a finite number"),  # type: ignore[dict-item]
+    "an unused default": (lambda: openadam.rule(bata1=0.9)(plain), "did you mean 'beta1'"),
+    "the parameter": (lambda: openadam.rule(lambda g, s, h: Step(g + s.p)), "does not see the parameter"),
+    "np.sqrt": (lambda: openadam.rule(lambda g, s, h: Step(np.sqrt(g))), r"write openadam\.sqrt"),
+    "np.tanh": (lambda: openadam.rule(lambda g, s, h: Step(np.tanh(g))), "it has operators and sqrt"),
+    "np.square": (lambda: openadam.rule(lambda g, s, h: Step(np.square(g))), r"write x\*\*2"),
+    "&": (lambda: openadam.rule(lambda g, s, h: Step(openadam.where((g < 1) & (g > 0), g, 0))), "nest them"),
+    "an index": (lambda: openadam.rule(lambda g, s, h: Step(g + s["m"])), r"write s\.m"),
+    "an array": (lambda: openadam.rule(lambda g, s, h: Step(np.ones(3) * g)), "cannot stand in a rule"),
+}
+
+
+@pytest.mark.parametrize("which", DEFINITIONS)
+def test_nonsense_is_refused_where_it_is_defined(which: str) -> None:
+    define, says = DEFINITIONS[which]
+    with pytest.raises(RuleError, match=says):
+        define()
+
+
+def test_numbers_of_numpy_and_a_plus_sign_are_plain_arithmetic() -> None:
+    made = openadam.rule(lambda g, s, h: Step(np.float64(0.5) * +g / np.int64(2)))
+    w = np.zeros(1)
+    openadam.Optimizer(w, rule=made, lr=1.0).step(np.ones(1))
+    assert w == [-0.25]
+
+
+def test_any_number_of_states() -> None:
+    @openadam.rule(lr=0.1)
+    def six(g: Any, s: Any, h: Any) -> Step:
+        return Step(s.f, a=g, b=s.a, c=s.b, d=s.c, e=s.d, f=s.e)
+
+    w = np.zeros(2)
+    optimizer = openadam.Optimizer(w, rule=six)
+    for k in range(7):
+        optimizer.step(np.full(2, float(k == 0)))
+        assert w.tolist() == ([0.0] * 2 if k < 6 else [-0.1] * 2)
+
+
+def late(g: Any, s: Any, h: Any) -> Step:
+    m = h.beta1 * s.m + g
+    return Step(m / (1 - h.beta1 ** (h.t - 1)), m=m)
+
+
+NOT_FINITE: dict[str, Callable[..., Step]] = {
+    "a scalar divided by 0": late,
+    "the root of a negative number": lambda g, s, h: Step(openadam.sqrt(-abs(g) - h.beta1)),
+    "a state": lambda g, s, h: Step(g, m=s.m + openadam.sqrt(-abs(g) - h.beta1)),
+    "a scalar state": lambda g, s, h: Step(g, c=s.c + h.beta1 / (h.t - 1)),
+    "a number beyond float32": lambda g, s, h: Step(1e300 * g + h.beta1),
+}
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip", "propagate"])
+@pytest.mark.parametrize("which", NOT_FINITE)
+def test_what_finite_gradients_make_infinite_is_treated_as_gradients_are(which: str, nonfinite: str) -> None:
+    first, second = np.zeros(2, np.float32), np.ones(3, np.float32)
+    made = openadam.rule(lr=0.1, beta1=0.9)(NOT_FINITE[which])
+    optimizer = openadam.Optimizer({"a": first, "b": second}, rule=made, nonfinite=nonfinite)
+    before = optimizer.state_dict()
+    gradients = {"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)}
+    if nonfinite == "propagate":
+        optimizer.step(gradients)
+        assert optimizer.steps == 1
+        return
+    if nonfinite == "raise":
+        with pytest.raises(NonFiniteStateError, match="parameter 'a' would not be finite"):
+            optimizer.step(gradients)
+    else:
+        assert optimizer.step(gradients).skipped
+        assert optimizer.skipped == 1
+    assert first.tolist() == [0.0] * 2
+    assert second.tolist() == [1.0] * 3
+    assert optimizer.steps == 0
+    for name, state in before["state"].items():
+        for key, value in state.items():
+            assert np.array_equal(optimizer.state[name][key], value)
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_a_velocity_that_grows_without_bound_is_noticed(engine: str) -> None:
+    if engine == "native" and not openadam.engine.native_isas():
+        pytest.skip("there is no native code here")
+    w = np.ones(1, np.float32)
+    optimizer = openadam.Momentum({"w": w}, momentum=1.9, engine=engine)
+
+    def run() -> None:
+        for _ in range(200):
+            optimizer.step({"w": np.ones(1, np.float32)})
+
+    with pytest.raises(NonFiniteStateError, match="parameter 'w' would not be finite"):
+        run()
+    assert np.isfinite(w).all()
+    assert np.isfinite(optimizer.state["w"]["momentum_buffer"]).all()
+
+
+def test_what_could_not_be_loaded_replaces_no_file(tmp_path: Path) -> None:
+    w = np.ones(1, np.float32)
+    optimizer = openadam.Momentum({"w": w}, momentum=1.9)
+    path = tmp_path / "run.safetensors"
+    optimizer.save(path)
+    good = path.read_bytes()
+    optimizer._rows[0].states[0][...] = np.inf
+    with pytest.raises(openadam.errors.CheckpointError, match="'momentum_buffer' of parameter 'w'"):
+        optimizer.save(path)
+    assert path.read_bytes() == good
+
+
+def test_a_copy_goes_on_with_its_own_rule() -> None:
+    w = np.array([1.0, 2.0])
+    one = openadam.Adam([w], rule=adam, lr=0.1)
+    for two in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        v = two.params["0"]
+        assert two._rule is adam
+        two.step([np.array([1.0, 3.0])])
+        assert v.tolist() == pytest.approx([0.99, 1.97])
+    family = openadam.Adam([np.array([1.0, 2.0])], lr=0.1)
+    mine = openadam.Optimizer([np.array([1.0, 2.0])], rule=openadam.rule(beta1=0.5)(two_moments), lr=0.1)
+    mine_state = {**mine.state_dict(), "rule": "adam"}
+    with pytest.raises(CheckpointMismatchError, match="another rule that is called 'adam'"):
+        family.load_state_dict(mine_state)
+    old = family.state_dict()
+    del old["program"]  # as the first versions wrote it
+    family.load_state_dict(old)
+
+
+def two_moments(g: Any, s: Any, h: Any) -> Step:
+    m, v = h.beta1 * s.m + g, h.beta1 * s.v + g * g
+    return Step(m, m=m, v=v)
+
+
+def test_options_with_the_same_choices_are_different_variants() -> None:
+    @openadam.rule(options={"clip": ("off", "on"), "bias": ("off", "on")}, lr=0.1)
+    def r(g: Any, s: Any, h: Any, *, clip: str, bias: str) -> Step:
+        return Step(g if clip == "off" else 2 * g, m=s.m + g)
+
+    a, b = openadam.Optimizer([np.zeros(1)], rule=r, clip="on"), openadam.Optimizer([np.zeros(1)], rule=r, bias="on")
+    with pytest.raises(CheckpointMismatchError):
+        b.load_state_dict(a.state_dict())
+
+
+def test_a_rule_that_cannot_be_found_again_is_not_pickled() -> None:
+    local = openadam.rule(lambda g, s, h: Step(g))
+    optimizer = openadam.Optimizer(np.zeros(1), rule=local, lr=0.1)
+    with pytest.raises((pickle.PicklingError, AttributeError), match=r"<lambda>|local object"):
+        pickle.dumps(optimizer)
+    assert copy.deepcopy(optimizer)._rule is local
+
+
+class Named(openadam.Adam):
+    """A subclass with a constructor and attributes of its own."""
+
+    def __init__(self, params: Any, rate: float) -> None:
+        super().__init__(params, lr=rate)
+        self.note = ["mine"]
+
+
+def test_a_subclass_is_copied_whole() -> None:
+    one = Named(np.zeros(1), 0.1)
+    one.step(np.ones(1))
+    for two in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert type(two) is Named
+        assert two.note == ["mine"]
+        assert two.groups[0]["lr"] == 0.1
+        assert two.steps == 1
+    assert copy.deepcopy(one).note is not one.note
