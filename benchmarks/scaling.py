@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import openadam.torch
-from openadam.language.expression import Traced
+from openadam.language.rule import Traced
 
 MEMBERS: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {}),

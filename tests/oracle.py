@@ -29,7 +29,8 @@ from mpmath import mp
 
 from openadam import Optimizer, rules
 from openadam.language.arrays import evaluate
-from openadam.language.expression import Namespace, Traced, symbol
+from openadam.language.expression import Namespace, symbol
+from openadam.language.rule import Traced
 
 Array = npt.NDArray[Any]
 

@@ -5,7 +5,8 @@ from .arrays.optimizer import Optimizer, StepReport
 from .errors import *  # noqa: F403
 from .errors import __all__ as _errors
 from .family import MEMBERS, SGD, Adagrad, Adam, AdaMax, AdamW, AMSGrad, Momentum, NAdam, NAdamW, RAdam, RAdamW, RMSProp
-from .language.expression import Step, exp, log, maximum, minimum, rule, sign, sqrt, where
+from .language.expression import exp, log, maximum, minimum, sign, sqrt, where
+from .language.rule import Step, rule
 from .schedules import Cosine, Linear, WarmUp
 from .views.show import show
 from .views.trace import trace

@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from .errors import HyperparameterError, NativeMissingWarning
 from .language.arrays import compile_scalars, run
-from .language.expression import Traced
 from .language.program import Program
+from .language.rule import Traced
 from .measures import MEASURES
 from .rules import PREPARE, update_program
 

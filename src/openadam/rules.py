@@ -19,8 +19,9 @@ and an option selects it where it is a real choice.
 
 from __future__ import annotations
 
-from .language.expression import Expression, Namespace, Rule, Step, Traced, maximum, minimum, rule, sqrt, substitute, symbol, where
+from .language.expression import Expression, Namespace, maximum, minimum, sqrt, substitute, symbol, where
 from .language.program import Program, lower
+from .language.rule import Rule, Step, Traced, rule
 
 EPSILON = ("outside", "inside", "hat")
 """Where eps stands: sqrt(v_hat) + eps, sqrt(v_hat + eps), or Kingma's eps-hat, (sqrt(v) + eps) / sqrt(correction)."""

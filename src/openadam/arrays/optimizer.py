@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import operator
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +22,10 @@ from ..errors import (
     ParameterError,
 )
 from ..hyperparameters import checked, checked_or_schedule, limit, suggest
-from ..language.expression import Rule
+from ..language.rule import Rule
 from ..step import StepReport, alone, check_dtype
 from . import states
-from .parameters import Group, describe, flatten, read_group, read_structure, structured
+from .parameters import Group, describe, excluded, first_singles, flatten, read_group, read_no_decay, read_structure, structured
 from .rows import Row, allocate, read_rows, refuse_shared
 from .table import ArrayStepper
 
@@ -114,7 +113,7 @@ class Optimizer:
         self._coupling = coupling or type(self).coupling
         self._maximize = bool(maximize)
         self._nonfinite = nonfinite
-        self._no_decay = _read_once(no_decay)
+        self._no_decay = read_no_decay(no_decay)
         self._threads = engines.resolve_threads(threads)
         merged = {**chosen.defaults, **type(self).defaults, **hyperparameters}
         options = {name: merged.pop(name) for name in list(merged) if name in chosen.options}
@@ -202,10 +201,10 @@ class Optimizer:
         if not existing:
             raise ParameterError("there is nothing to optimize: empty parameter list")
         refuse_shared(existing)
-        for row, excluded in zip(added, _excluded(self._no_decay, added, existing), strict=True):
-            row.decayed = not excluded
+        for row, spared in zip(added, excluded(self._no_decay, added, existing), strict=True):
+            row.decayed = not spared
         names_of = [[row.name for row in existing if row.group == index] for index in range(len(self.groups) + len(settings_of))]
-        singles = _first_singles(existing)
+        singles = first_singles(existing)
         self._check_groups([*self.groups, *settings_of], names_of, singles)
 
         def first(row: Row, names: Iterable[str]) -> list[float]:
@@ -375,7 +374,7 @@ class Optimizer:
                 if isinstance(value, np.ndarray):
                     state[name] = value.view()
                     state[name].flags.writeable = False
-        return _ReadOnly({name: _ReadOnly(state) for name, state in result.items()})
+        return states.ReadOnly({name: states.ReadOnly(state) for name, state in result.items()})
 
     def _contents(self) -> states.Contents:
         return states.Contents(
@@ -518,62 +517,6 @@ for _name in ("clip_norm", "clip_value", "nonfinite", "no_decay", "threads", "en
 def _at(name: str, value: Any, t: int) -> float:
     """The value at step t: a number as it is, a schedule asked and checked."""
     return checked(name, value(t), where=f" (from its schedule at t={t})") if callable(value) else float(value)
-
-
-def _read_once(no_decay: Any) -> Any:
-    """What weight decay leaves alone, as it was when the optimizer was made: a function, or a list."""
-    if callable(no_decay):
-        return no_decay
-    if isinstance(no_decay, str) or hasattr(no_decay, "dtype"):
-        return [no_decay]
-    if not isinstance(no_decay, Iterable):
-        raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor arrays, nor a function of (name, array)")
-    return list(no_decay)
-
-
-def _excluded(no_decay: Any, added: Sequence[Row], every: Sequence[Row]) -> list[bool]:
-    """For each parameter that is added whether weight decay leaves it alone; refuses what names none of all parameters."""
-    if callable(no_decay):
-        return [bool(no_decay(row.name, row.array)) for row in added]
-    known = {row.name for row in every}
-    arrays = {id(row.array): row for row in every}
-    for item in no_decay:
-        if isinstance(item, str):
-            if item not in known:
-                near = difflib.get_close_matches(item, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"they are called {', '.join(map(repr, sorted(known)[:8]))}"
-                raise HyperparameterError(f"no_decay names {item!r}, and no parameter is called so; {hint}")
-        elif not isinstance(item, np.ndarray):
-            raise HyperparameterError(f"no_decay holds {item!r:.80}, which is neither a name nor a parameter's array")
-        elif id(item) not in arrays:
-            raise HyperparameterError(f"no_decay holds an array of shape {item.shape} that is none of the parameters (a copy or a view?); give names")
-    names = {item for item in no_decay if isinstance(item, str)}
-    objects = {id(item) for item in no_decay if not isinstance(item, str)}
-    return [row.name in names or id(row.array) in objects for row in added]
-
-
-class _ReadOnly(dict[str, Any]):
-    """A dict to look at, made anew each time it is asked for: what is written into it would be lost, so it is refused. Copies are plain dicts."""
-
-    def __missing__(self, name: object) -> Any:
-        raise KeyError(f"there is no {name!r} among {', '.join(self)} (states have torch's names)")
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError("an optimizer's state is to look at; to change it, edit opt.state_dict() and give it to opt.load_state_dict(…)")
-
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-
-def _first_singles(rows: Sequence[Row]) -> dict[int, str]:
-    """Of each group that has one, the name of its first float32 parameter."""
-    singles: dict[int, str] = {}
-    for row in rows:
-        if row.view.dtype == np.float32:
-            singles.setdefault(row.group, row.name)
-    return singles
 
 
 def _rebuild(cls: type[Optimizer], parts: list[dict[str, Any]], grouped: bool, whole: dict[str, Any], state: dict[str, Any]) -> Optimizer:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import GradientDtypeError, GradientError, GradientShapeError, SparseGradientError
+from ..errors import GradientDtypeError, GradientError, GradientShapeError, HyperparameterError, SparseGradientError
 from .rows import Row
 
-__all__ = ["Group", "as_gradient", "describe", "flatten", "read_group", "read_structure", "structured"]
+__all__ = ["Group", "as_gradient", "describe", "excluded", "first_singles", "flatten", "read_group", "read_no_decay", "read_structure", "structured"]
 
 Array = npt.NDArray[Any]
 
@@ -136,3 +137,47 @@ def as_gradient(row: Row, value: Any) -> Array:
             )
         array = array.astype(own)
     return row.canonical(array)
+
+
+# --- what weight decay leaves alone -------------------------------------------------------------------------------------
+
+
+def read_no_decay(no_decay: Any) -> Any:
+    """What weight decay leaves alone, as it was when the optimizer was made: a function, or a list."""
+    if callable(no_decay):
+        return no_decay
+    if isinstance(no_decay, str) or hasattr(no_decay, "dtype"):
+        return [no_decay]
+    if not isinstance(no_decay, Iterable):
+        raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor arrays, nor a function of (name, array)")
+    return list(no_decay)
+
+
+def excluded(no_decay: Any, added: Sequence[Row], every: Sequence[Row]) -> list[bool]:
+    """For each parameter that is added whether weight decay leaves it alone; refuses what names none of all parameters."""
+    if callable(no_decay):
+        return [bool(no_decay(row.name, row.array)) for row in added]
+    known = {row.name for row in every}
+    arrays = {id(row.array): row for row in every}
+    for item in no_decay:
+        if isinstance(item, str):
+            if item not in known:
+                near = difflib.get_close_matches(item, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"they are called {', '.join(map(repr, sorted(known)[:8]))}"
+                raise HyperparameterError(f"no_decay names {item!r}, and no parameter is called so; {hint}")
+        elif not isinstance(item, np.ndarray):
+            raise HyperparameterError(f"no_decay holds {item!r:.80}, which is neither a name nor a parameter's array")
+        elif id(item) not in arrays:
+            raise HyperparameterError(f"no_decay holds an array of shape {item.shape} that is none of the parameters (a copy or a view?); give names")
+    names = {item for item in no_decay if isinstance(item, str)}
+    objects = {id(item) for item in no_decay if not isinstance(item, str)}
+    return [row.name in names or id(row.array) in objects for row in added]
+
+
+def first_singles(rows: Sequence[Row]) -> dict[int, str]:
+    """Of each group that has one, the name of its first float32 parameter."""
+    singles: dict[int, str] = {}
+    for row in rows:
+        if row.view.dtype == np.float32:
+            singles.setdefault(row.group, row.name)
+    return singles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,13 @@ import numpy.typing as npt
 from ..engine import compiled
 from ..errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointVersionError, HyperparameterError
 from ..hyperparameters import checked
-from ..language.expression import Rule, Traced
+from ..language.rule import Rule, Traced
 from ..rules import FAMILY
 from ..step import MAX_STEP
 from .parameters import describe
 from .rows import Row
 
-__all__ = ["FORMAT", "Contents", "Loaded", "read", "write"]
+__all__ = ["FORMAT", "Contents", "Loaded", "ReadOnly", "read", "write"]
 
 FORMAT = 1
 
@@ -197,3 +197,18 @@ def _counter(value: Any, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= MAX_STEP:
         raise CheckpointCorruptError(f"{what} is {value!r}, not a whole number from 0 to {MAX_STEP}")
     return int(value)
+
+
+class ReadOnly(dict[str, Any]):
+    """A dict to look at, made anew each time it is asked for: what is written into it would be lost, so it is refused. Copies are plain dicts."""
+
+    def __missing__(self, name: object) -> Any:
+        raise KeyError(f"there is no {name!r} among {', '.join(self)} (states have torch's names)")
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("an optimizer's state is to look at; to change it, edit opt.state_dict() and give it to opt.load_state_dict(…)")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .. import engine as engines
 from ..errors import AliasError, HyperparameterError, NonFiniteStateError
-from ..language.expression import Traced
+from ..language.rule import Traced
 from ..memory import Piece, first_meeting
 from ..step import MAX_STEP, Stepper
 from .parameters import as_gradient

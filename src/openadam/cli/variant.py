@@ -14,7 +14,7 @@ from ..arrays.optimizer import Optimizer
 from ..errors import OpenAdamError, UnknownHyperparameterError
 from ..family import MEMBERS
 from ..hyperparameters import HYPERPARAMETERS
-from ..language.expression import Rule
+from ..language.rule import Rule
 from .arguments import UsageError, near, one_of, setting
 
 __all__ = ["add_variant_arguments", "as_usage", "chosen_options", "find_rule"]

@@ -13,7 +13,7 @@ import torch
 from .. import family, rules
 from ..errors import HyperparameterError
 from ..hyperparameters import checked
-from ..language.expression import Rule, Traced
+from ..language.rule import Rule, Traced
 
 __all__ = ["ADAGRAD", "ADAM", "ADAMAX", "MEMBERS", "NADAM", "RADAM", "RMSPROP", "SGD", "Member", "as_pair"]
 

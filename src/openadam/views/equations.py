@@ -22,10 +22,11 @@ from dataclasses import dataclass
 
 from .. import rules
 from ..language.arrays import evaluate
-from ..language.expression import Expression, Namespace, Traced, symbol
+from ..language.expression import Expression, Namespace, symbol
 from ..language.graph import postorder
 from ..language.notation import rounded
 from ..language.program import Rewriter
+from ..language.rule import Traced
 
 __all__ = ["Decision", "Equation", "equations", "surroundings"]
 

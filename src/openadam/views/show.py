@@ -10,8 +10,8 @@ from typing import Any
 
 from ..arrays.optimizer import Optimizer
 from ..language import cpp
-from ..language.expression import Rule, Traced
 from ..language.notation import LATEX
+from ..language.rule import Rule, Traced
 from ..rules import update_program
 from .equations import equations, surroundings
 from .trace import find_member

@@ -18,10 +18,11 @@ from ..arrays.optimizer import Optimizer
 from ..errors import UnknownHyperparameterError
 from ..family import MEMBERS
 from ..language.arrays import compile_scalars, evaluate, run
-from ..language.expression import Expression, Namespace, Rule
+from ..language.expression import Expression, Namespace
 from ..language.graph import Node, postorder
 from ..language.notation import LATEX, TEXT, Notation, Piece
 from ..language.program import Program, lower
+from ..language.rule import Rule
 from .equations import Equation, equations, surroundings
 from .rendering import render
 from .worked import Line, Trace, TracedStep, Value, Written
