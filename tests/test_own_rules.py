@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,18 @@ def test_a_subclass_is_copied_whole() -> None:
         assert two.groups[0]["lr"] == 0.1
         assert two.steps == 1
     assert copy.deepcopy(one).note is not one.note
+
+
+def test_states_may_be_called_as_words_of_cpp_are() -> None:
+    """Every name that a printed kernel declares is its own, and none is a word of the language."""
+
+    @openadam.rule(lr=0.1)
+    def words(g: Any, s: Any, h: Any) -> Step:
+        new, i, n, x0, T = s.new + g, s.i + g, s.n * h.a, s.x0 + s.c0, s.T + g
+        return Step(new + i + n + x0 + T, new=new, i=i, n=n + g, x0=x0 + g, c0=s.c0 + g, T=T)
+
+    printed = openadam.show(words, as_="c++")
+    declared = re.findall(r"(?:const T|bool|T\* RESTRICT|std::int64_t) (\w+)(?: =|;)", printed)
+    assert len(set(declared)) == len(declared) > 12
+    assert not {"new", "i", "n", "T"} & set(declared) - {"i"}
+    assert declared.count("i") == 1  # the loop's own

@@ -68,7 +68,7 @@ def update(program: Program) -> str:
     lines = [
         f"// {program.name}",
         "template <class T>",
-        f"void {program.name}(void* const* tensors, [[maybe_unused]] const double* scalars, std::int64_t n) {{",
+        f"void {_safe(program.name)}(void* const* tensors, [[maybe_unused]] const double* scalars, std::int64_t n) {{",
     ]
     for name in dict.fromkeys([*program.inputs, *program.outputs]):
         constness = "" if name in program.outputs else "const "
