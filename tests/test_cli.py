@@ -585,5 +585,5 @@ def test_a_module_that_ends_the_program_is_said_to(run, tmp_path, monkeypatch):
     (tmp_path / "leaving.py").write_text("import sys\nsys.exit('done')\n")
     monkeypatch.syspath_prepend(tmp_path)
     code, _, err = run("trace", "--rule", "leaving:x", "--grads", "1")
-    assert code == 1
-    assert err == "openadam: error: a module that was imported ended the program: sys.exit('done')\n"
+    assert code == 2
+    assert err == "openadam: error: leaving:x: the module ended the program, sys.exit('done')\n"

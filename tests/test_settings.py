@@ -184,3 +184,47 @@ def test_gradients_that_interleave_with_parameters() -> None:
     with pytest.raises(AliasError, match="gradient of parameter '7' shares memory with the parameter '4'"):
         optimizer.step(gradients)
     assert issubclass(AliasError, OpenAdamError)
+
+
+@pytest.mark.parametrize("engine", [None, "reference"])
+def test_a_parameter_that_was_resized_is_refused(engine: str | None) -> None:
+    for size in (2, 4, 2_000_000):
+        w = np.ones(1_000_000)
+        optimizer = openadam.AdamW({"w": w}, engine=engine)
+        w.resize((size,), refcheck=False)
+        for length in (size, 1_000_000):
+            with pytest.raises(ParameterError, match="'w' was resized"):
+                optimizer.step({"w": np.ones(length)})
+        assert (w[: min(size, 1_000_000)] == 1).all()
+
+
+@pytest.mark.parametrize("engine", [None, "reference"])
+def test_groups_that_were_emptied_are_missed(engine: str | None) -> None:
+    w = np.ones(2)
+    optimizer = openadam.AdamW(w, engine=engine)
+    optimizer.groups.clear()
+    with pytest.raises(ParameterError, match="0 groups where 1"):
+        optimizer.step(np.ones(2))
+    assert w.tolist() == [1.0, 1.0]
+
+
+def test_states_have_names_of_their_own() -> None:
+    class Same(openadam.AdamW):
+        state_names = {"m": "a", "v": "a"}
+
+    class Taken(openadam.AdamW):
+        state_names = {"m": "step"}
+
+    for cls in (Same, Taken):
+        with pytest.raises(TypeError, match="state_names"):
+            cls(np.ones(1))
+
+
+def test_tensors_that_are_no_parameters_are_refused_over_torch() -> None:
+    torch = pytest.importorskip("torch")
+    module = pytest.importorskip("openadam.torch")
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(HyperparameterError, match="none of the parameters"):
+        module.AdamW([p], no_decay=[p.detach()])
+    with pytest.raises(HyperparameterError, match=r"is not a number; give an int or float$"):
+        module.AdamW([p], clip_norm=True)

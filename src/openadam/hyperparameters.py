@@ -88,7 +88,10 @@ def limit(name: str, value: Any) -> float | None:
         return None
     if callable(value):
         raise HyperparameterError(f"{name} is one number for the whole run, not a function of the step, as lr can be")
-    bound = checked(name, value)
+    try:
+        bound = checked(name, value)
+    except HyperparameterError as error:
+        raise HyperparameterError(str(error).replace(", or a function of the step number t", "")) from None
     if bound == 0:
         raise HyperparameterError(f"{name}=0 would make every gradient zero: leave it out (or give None) for no limit; to stand still, use lr=0")
     return bound

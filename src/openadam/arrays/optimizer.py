@@ -100,6 +100,9 @@ class Optimizer:
         isa: str | None = None,
         **hyperparameters: Any,
     ) -> None:
+        public = [*type(self).state_names.values()]
+        if len(set(public)) < len(public) or "step" in public:
+            raise TypeError(f"{type(self).__name__}.state_names gives two states one name, or one the name 'step': {dict(type(self).state_names)}")
         chosen = rule if rule is not None else type(self).rule
         if not isinstance(chosen, Rule):
             raise TypeError("Optimizer needs rule=…: one of openadam.rules, or a function decorated with @openadam.rule")
@@ -319,7 +322,7 @@ class Optimizer:
     def _tell_settings(self) -> None:
         """Tell the stepper the hyperparameters of the coming step, checked; schedules are asked for step `self.steps` + 1."""
         now = self._settings_now()
-        if len(now) == len(self._settings) and all(map(operator.is_, now, self._settings)):
+        if self._settings and len(now) == len(self._settings) and all(map(operator.is_, now, self._settings)):
             return
         self._check_groups(self.groups, self._names_of, self._singles)
         t = self.steps + 1
@@ -449,7 +452,7 @@ class Optimizer:
         read = states.read(self._contents(), state)
         own = self.params
         for row in self._rows if parameters else ():
-            row.refuse_read_only()
+            row.refuse_unusable()
         if parameters and set(parameters) != set(own):
             raise CheckpointMismatchError(f"the file holds the parameters {sorted(parameters)}, this optimizer has {sorted(own)}")
         for name, value in parameters.items():

@@ -64,8 +64,11 @@ class Row:
         view = self.view
         return [view.ndim, int(not self.is_dense), int(not dense), *view.shape, *view.strides, *gradient.strides]
 
-    def refuse_read_only(self) -> None:
-        """Refuse a parameter that may not be written, or no longer."""
+    def refuse_unusable(self) -> None:
+        """Refuse a parameter that may not be written, or no longer, or whose memory is another one than it was made for."""
+        if self.array.size != self.view.size or (self.view.size and self.array.__array_interface__["data"][0] != self.address):
+            was, now = f"{self.view.size} elements", f"{self.array.size} elements"
+            raise ParameterError(f"parameter {self.name!r} was resized ({was}, now {now}) or moved; make a new optimizer for it")
         if not self.array.flags.writeable:
             raise ParameterError(f"parameter {self.name!r} is not writeable (a read-only array, a broadcast or a memory map opened for reading)")
 
@@ -93,7 +96,7 @@ def _row(name: str, value: Any, group: int) -> Row:
         if view.transpose(order).flags.c_contiguous:
             axes, view = order, view.transpose(order)
     row = Row(name, value, group, value.shape, view, axes)
-    row.refuse_read_only()
+    row.refuse_unusable()
     return row
 
 

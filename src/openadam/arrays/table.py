@@ -78,7 +78,7 @@ class ArrayStepper(Stepper):
         active = self._looked_at = [i for i in others if gradients[i] is not None]
         for i in active:
             row = self._rows[i]
-            row.refuse_read_only()
+            row.refuse_unusable()
             if row.steps >= MAX_STEP:
                 raise HyperparameterError(f"parameter {row.name!r} has taken {MAX_STEP} steps, more than can be counted exactly")
             row.gradient = as_gradient(row, gradients[i])

@@ -41,6 +41,8 @@ def find_rule(name: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
+    except SystemExit as left:
+        raise UsageError(f"{name}: the module ended the program, sys.exit({left.code!r})") from left
     except Exception as error:  # whatever the module's own code raises
         raise UsageError(f"{name}: {error if isinstance(error, (OpenAdamError, ImportError)) else f'{type(error).__name__}: {error}'}") from error
     if not isinstance(found, Rule) and not (isinstance(found, type) and issubclass(found, Optimizer)):

@@ -155,6 +155,11 @@ def check_names(no_decay: Any, groups: Sequence[Mapping[str, Any]]) -> None:
         )
     if any(not isinstance(item, (str, Tensor)) for item in no_decay):
         raise HyperparameterError(f"no_decay={no_decay!r} holds what is neither a name nor a tensor")
+    own = {id(p) for group in groups for p in group["params"]}
+    for item in no_decay:
+        if isinstance(item, Tensor) and id(item) not in own:
+            what = f"a tensor of shape {tuple(item.shape)} that is none of the parameters (a copy, a view, detached?)"
+            raise HyperparameterError(f"no_decay holds {what}; give the parameters themselves, or names")
 
 
 class Chosen(Generic[T]):
