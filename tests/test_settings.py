@@ -228,3 +228,18 @@ def test_tensors_that_are_no_parameters_are_refused_over_torch() -> None:
         module.AdamW([p], no_decay=[p.detach()])
     with pytest.raises(HyperparameterError, match=r"is not a number; give an int or float$"):
         module.AdamW([p], clip_norm=True)
+
+
+@pytest.mark.parametrize("entry", [None, 3, [], "x"])
+def test_a_loaded_state_that_is_no_dict_is_refused_over_torch(entry: Any) -> None:
+    torch = pytest.importorskip("torch")
+    module = pytest.importorskip("openadam.torch")
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = module.AdamW([p])
+    optimizer.step()
+    given = optimizer.state_dict()
+    given["state"][0] = entry
+    with pytest.raises(CheckpointCorruptError, match="not a dict"):
+        optimizer.load_state_dict(given)
+    assert float(optimizer.state[p]["step"]) == 1

@@ -59,6 +59,9 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
     for key in given["state"]:
         if not isinstance(key, str) and key not in known:
             raise CheckpointMismatchError(f"the state holds an entry for parameter {key!r}, which is in none of its groups")
+    for key, found in given["state"].items():
+        if not isinstance(key, str) and not isinstance(found, Mapping):
+            raise CheckpointCorruptError(f"the state of parameter {key!r} is {type(found).__name__}, not a dict")
     for mine, group in zip(own, groups, strict=True):
         kept = {key: value for key, value in group.items() if key != "params"}
         if member.counts and any("step" not in given["state"].get(i, {"step": 0}) for i in group["params"]):
