@@ -97,24 +97,10 @@ class Framework {
   }
 
   // Fills in the tensor behind an object that is plain memory; false where it is not.
-  bool view(PyObject* object, Viewed* tensor) const {
-    if (!is_known(object)) return false;
-    if (!anatomy_) return ask(object, tensor) && !negated(object);
-    Parts parts;
-    if (!take_apart(object, &parts) || !ask(object, tensor)) return false;
-    tensor->room = parts.end - address_of(*tensor);
-    return true;
-  }
+  bool view(PyObject* object, Viewed* tensor) const { return view(object, tensor, nullptr); }
 
   // The same, of an object that a trace holds; keeps what was found, and where that led.
-  bool view(Traces::Tensor* known, Viewed* tensor) const {
-    if (!view(known->object, tensor)) return false;
-    if (!anatomy_) return true;
-    Parts parts;
-    if (!take_apart(known->object, &parts)) return false;
-    learn(known, *tensor, parts);
-    return true;
-  }
+  bool view(Traces::Tensor* known, Viewed* tensor) const { return view(known->object, tensor, known); }
 
   // The same where nothing need be asked, because the description is byte for byte as it was. Reads memory only, so that several threads
   // can do it while one holds the interpreter's lock.
@@ -161,6 +147,16 @@ class Framework {
     if (!parts->storage || word<std::int64_t>(parts->storage + anatomy_->shared) == anatomy_->shared_mark) return false;
     parts->memory = word<std::int64_t>(parts->storage + anatomy_->memory);
     parts->end = parts->memory + word<std::int64_t>(parts->storage + anatomy_->size);
+    return true;
+  }
+
+  bool view(PyObject* object, Viewed* tensor, Traces::Tensor* known) const {
+    if (!is_known(object)) return false;
+    if (!anatomy_) return ask(object, tensor) && !negated(object);
+    Parts parts;
+    if (!take_apart(object, &parts) || !ask(object, tensor)) return false;
+    tensor->room = parts.end - address_of(*tensor);
+    if (known) learn(known, *tensor, parts);
     return true;
   }
 

@@ -100,6 +100,7 @@ class Traces {
     for (int k = 0; k < used_; ++k) send_ahead(reinterpret_cast<const char*>(tensors_[k].object));
     send_ahead(tensors_[0].gradient);
     for (int k = 0; k < 2; ++k) send_to_lines(tensors_[k].description, length_of_description);
+    if (!dict) return;
     send_ahead(dict);
     send_ahead(keys);
     send_ahead(keys + kLine);
@@ -109,6 +110,7 @@ class Traces {
     for (int k = 0; k < used_; ++k) {
       send_ahead(reinterpret_cast<const char*>(tensors_[k].object));
       send_to_lines(tensors_[k].description, length_of_description);
+      if (!tensors_[k].storage) continue;
       send_ahead(tensors_[k].storage);
       send_ahead(tensors_[k].storage + kLine - 8);
     }
@@ -124,6 +126,7 @@ class Traces {
 
  private:
   static void send_to_lines(const char* begin, std::int64_t length) {
+    if (!begin) return;
     for (std::int64_t at = 0; at < length; at += kLine) send_ahead(begin + at);
     send_ahead(begin + length - 1);
   }

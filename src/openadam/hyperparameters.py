@@ -47,29 +47,30 @@ HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "clip_norm": Hyperparameter("largest global norm of the gradients; they are scaled down to it"),
     "clip_value": Hyperparameter("largest magnitude of a gradient's element; applied after clip_norm"),
 }
+ADVICE = "give an int or float, or a function of the step number t"
 _ANY = Hyperparameter("of a rule of your own", low=-math.inf)
 
 
-def number(name: str, value: Any) -> float:
+def number(name: str, value: Any, advice: str = ADVICE) -> float:
     """The value as a Python float; refuses what is not one real number."""
     if hasattr(value, "item") and getattr(value, "size", 0) == 1:
         value = value.item()  # a NumPy scalar, or an array of one element
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         shown = f"{value!r} ({type(value).__name__})"
-        raise HyperparameterError(f"{name}={shown} is not a number; give an int or float, or a function of the step number t")
+        raise HyperparameterError(f"{name}={shown} is not a number; {advice}")
     try:
         return float(value)
     except OverflowError:
         raise HyperparameterError(f"{name}={value!r} is too large for a float") from None
 
 
-def checked(name: str, value: Any, *, where: str = "") -> float:
+def checked(name: str, value: Any, *, where: str = "", advice: str = ADVICE) -> float:
     """The value as a float within its range; -0.0 is 0.0.
 
     Raises:
         HyperparameterError: It is not one real number, not finite, or out of range; ``where`` is added to the message.
     """
-    result = number(name, value)
+    result = number(name, value, advice)
     known = HYPERPARAMETERS.get(name, _ANY)
     within = known.low <= result < known.high or (known.high_allowed and result == known.high)
     if not within or not math.isfinite(result):
@@ -88,10 +89,7 @@ def limit(name: str, value: Any) -> float | None:
         return None
     if callable(value):
         raise HyperparameterError(f"{name} is one number for the whole run, not a function of the step, as lr can be")
-    try:
-        bound = checked(name, value)
-    except HyperparameterError as error:
-        raise HyperparameterError(str(error).replace(", or a function of the step number t", "")) from None
+    bound = checked(name, value, advice="give an int or float")
     if bound == 0:
         raise HyperparameterError(f"{name}=0 would make every gradient zero: leave it out (or give None) for no limit; to stand still, use lr=0")
     return bound
