@@ -882,10 +882,8 @@ def grouped() -> openadam.Optimizer:
 def test_s14_copies_of_optimizers_go_on_alike_and_apart(make: Callable[[], openadam.Optimizer], way: str, tmp_path: Path) -> None:
     def advance(optimizer: openadam.Optimizer) -> None:
         grads = {name: np.full(p.shape, 0.3 * optimizer.steps - 0.5, p.dtype) for name, p in optimizer.params.items()}
-        parts: list[Any] = []
-        for group, structure in zip(optimizer.groups, optimizer._structures, strict=True):
-            own = {name: grads[name] for name in group["params"]}
-            parts.append(own if structure == "mapping" else [*own.values()] if structure == "sequence" else next(iter(own.values())))
+        own = iter(grads.values())
+        parts = [structure.build(own) for structure in optimizer._groups.structures]
         optimizer.step(parts if optimizer._grouped else parts[0])
 
     original = make()

@@ -761,7 +761,7 @@ print(digest.hexdigest(), optimizer._stepper.engine_name)
 
 def test_names_that_no_parameter_has() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
-    with pytest.raises(HyperparameterError, match=r"no parameter is named 'bias'.*did you mean '\d.bias'"):
+    with pytest.raises(HyperparameterError, match=r"no_decay names 'bias', and no parameter is called so; did you mean '\d.bias'"):
         AdamW(model.named_parameters(), no_decay=["0.bias", "bias"])
     with pytest.raises(HyperparameterError, match="named_parameters"):
         AdamW(model.parameters(), no_decay=["0.bias"])

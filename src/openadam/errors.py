@@ -22,6 +22,7 @@ __all__ = [
     "ParameterError",
     "RuleError",
     "SparseGradientError",
+    "TooManySkipsError",
     "UnknownHyperparameterError",
 ]
 
@@ -99,6 +100,23 @@ class NonFiniteGradientError(GradientError):
 
 class NonFiniteStateError(GradientError):
     """A finite gradient is so large that the optimizer's state would not be finite."""
+
+
+class TooManySkipsError(GradientError):
+    """One step after another was skipped because of gradients that are not finite, more than ``max_skips`` in a row.
+
+    Attributes:
+        step: The step that could not be taken all the while, from 1.
+        count: How many were skipped in a row before this one.
+        reason: What is wrong this time.
+    """
+
+    def __init__(self, step: int, count: int, reason: str) -> None:
+        super().__init__(step, count, reason)
+        self.step, self.count, self.reason = step, count, reason
+
+    def __str__(self) -> str:
+        return f"step {self.step} has been skipped {self.count} times in a row, which is max_skips, and would be again: {self.reason}"
 
 
 class ConcurrentStepError(OpenAdamError, RuntimeError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,7 +13,17 @@ from typing import Any
 
 from .errors import HyperparameterError, UnknownHyperparameterError
 
-__all__ = ["HYPERPARAMETERS", "Hyperparameter", "checked", "limit", "suggest"]
+__all__ = [
+    "HYPERPARAMETERS",
+    "Hyperparameter",
+    "checked",
+    "checked_or_schedule",
+    "limit",
+    "limit_of_skips",
+    "number",
+    "refuse_no_schedule",
+    "suggest",
+]
 
 
 @dataclass(frozen=True)
@@ -51,17 +63,17 @@ ADVICE = "give an int or float, or a function of the step number t"
 _ANY = Hyperparameter("of a rule of your own", low=-math.inf)
 
 
-def number(name: str, value: Any, advice: str = ADVICE) -> float:
+def number(name: str, value: Any, *, where: str = "", advice: str = ADVICE) -> float:
     """The value as a Python float; refuses what is not one real number."""
     if hasattr(value, "item") and getattr(value, "size", 0) == 1:
         value = value.item()  # a NumPy scalar, or an array of one element
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         shown = f"{value!r} ({type(value).__name__})"
-        raise HyperparameterError(f"{name}={shown} is not a number; {advice}")
+        raise HyperparameterError(f"{name}={shown}{where} is not a number; {advice}")
     try:
         return float(value)
     except OverflowError:
-        raise HyperparameterError(f"{name}={value!r} is too large for a float") from None
+        raise HyperparameterError(f"{name}={value!r}{where} is too large for a float") from None
 
 
 def checked(name: str, value: Any, *, where: str = "", advice: str = ADVICE) -> float:
@@ -70,7 +82,7 @@ def checked(name: str, value: Any, *, where: str = "", advice: str = ADVICE) -> 
     Raises:
         HyperparameterError: It is not one real number, not finite, or out of range; ``where`` is added to the message.
     """
-    result = number(name, value, advice)
+    result = number(name, value, where=where, advice=advice)
     known = HYPERPARAMETERS.get(name, _ANY)
     within = known.low <= result < known.high or (known.high_allowed and result == known.high)
     if not within or not math.isfinite(result):
@@ -80,7 +92,23 @@ def checked(name: str, value: Any, *, where: str = "", advice: str = ADVICE) -> 
 
 def checked_or_schedule(name: str, value: Any, *, where: str = "") -> float | Callable[[int], float]:
     """As `checked`, but a function of t is let through: its values are checked at every step."""
-    return value if callable(value) else checked(name, value, where=where)
+    if not callable(value):
+        return checked(name, value, where=where)
+    refuse_no_schedule(name, value, where=where)
+    return value  # type: ignore[no-any-return]
+
+
+def refuse_no_schedule(name: str, value: Callable[..., Any], *, where: str = "") -> None:
+    """Refuse what can be called, but not with the number of the step: a class instead of a schedule, a function of nothing."""
+    if isinstance(value, type):
+        raise HyperparameterError(f"{name}={value.__name__}{where} is the class; give an instance, as {value.__name__}(…)")
+    try:
+        inspect.signature(value).bind(1)
+    except ValueError:  # some functions in C do not tell theirs
+        return
+    except TypeError as error:
+        what = getattr(value, "__qualname__", repr(value))
+        raise HyperparameterError(f"{name}={what}{where} cannot be called with the step number t alone ({error}); {ADVICE}") from None
 
 
 def limit(name: str, value: Any) -> float | None:
@@ -95,9 +123,25 @@ def limit(name: str, value: Any) -> float | None:
     return bound
 
 
+def limit_of_skips(value: Any) -> int | None:
+    """How many steps in a row may be skipped, or None for any number."""
+    if value is None:
+        return None
+    try:
+        count = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = -1
+    if count < 1:
+        raise HyperparameterError(
+            f"max_skips={value!r} is not a whole number of at least 1; give None for no limit, nonfinite='raise' to skip nothing"
+        )
+    return count
+
+
 # What others call it, and what it may be called here: the first that the class has is meant.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "alpha": ("rho", "lr"),
+    "clip": ("clip_norm",),
     "b1": ("beta1", "betas"),
     "b2": ("beta2", "betas"),
     "beta1": ("betas", "momentum"),
@@ -113,6 +157,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "max_grad_norm": ("clip_norm",),
     "momentum": ("beta1", "betas"),
+    "rho": ("alpha", "beta2", "betas"),
+    "max_norm": ("clip_norm",),
     "step_size": ("lr",),
     "wd": ("weight_decay",),
 }
@@ -133,7 +179,7 @@ def suggest(what: str, unknown: str, allowed: Iterable[str], elsewhere: Mapping[
     if unknown == "betas" and meant == ["beta1"]:
         hint = "; write beta1=…, beta2=…." if "beta2" in allowed else "; write beta1=…."
     elif meant:
-        hint = f"; write {meant[0]}=…."
+        hint = f"; write {meant[0]}=(…, …)." if meant == ["betas"] else f"; write {meant[0]}=…."
     elif unknown in elsewhere:
         hint = f"; use {elsewhere[unknown]}."
     else:

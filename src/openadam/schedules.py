@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from .errors import HyperparameterError
+from .hyperparameters import number, refuse_no_schedule
 
 __all__ = ["Cosine", "Linear", "WarmUp"]
 
 
-def _check_steps(steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+class _Schedule:
+    """Its fields are checked, and kept as Python's own numbers."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            object.__setattr__(self, field.name, _whole(value) if field.name == "steps" else self._level(field.name, value))
+
+    def _level(self, name: str, value: Any) -> Any:
+        where = f" of {type(self).__name__}"
+        level = number(name, value, where=where, advice="give an int or float")
+        if not math.isfinite(level):
+            raise HyperparameterError(f"{name}={value!r}{where} is not finite")
+        return level
+
+
+def _whole(steps: Any) -> int:
+    try:
+        whole = 0 if isinstance(steps, bool) else operator.index(steps)
+    except TypeError:
+        whole = 0
+    if whole < 1:
         raise HyperparameterError(f"steps={steps!r}: a schedule needs a whole number of steps, at least 1")
+    return whole
 
 
 @dataclass(frozen=True)
-class _Ramp:
+class _Ramp(_Schedule):
     """From ``start`` (before the first step) to ``end``, reached at step ``steps`` and kept."""
 
     start: float
     end: float
     steps: int
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
 
     def _done(self, t: int) -> float:
         return min(t / self.steps, 1.0)
@@ -56,7 +77,7 @@ class Cosine(_Ramp):
 
 
 @dataclass(frozen=True)
-class WarmUp:
+class WarmUp(_Schedule):
     """Linear warm-up over ``steps`` to ``then``: a number, or a schedule that starts counting where the warm-up ends.
 
     >>> [WarmUp(Linear(1.0, 0.0, steps=2), steps=2)(t) for t in range(1, 6)]
@@ -66,8 +87,11 @@ class WarmUp:
     then: float | Callable[[int], float]
     steps: int
 
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
+    def _level(self, name: str, value: Any) -> Any:
+        if not callable(value):
+            return super()._level(name, value)
+        refuse_no_schedule(name, value, where=" of WarmUp")
+        return value
 
     def __call__(self, t: int) -> float:
         after = self.then(max(t - self.steps, 0)) if callable(self.then) else self.then

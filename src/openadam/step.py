@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import rules
-from .errors import ConcurrentStepError, HyperparameterError, NonFiniteGradientError, NonFiniteStateError
+from .engine import assign_all
+from .errors import ConcurrentStepError, HyperparameterError, NonFiniteGradientError, NonFiniteStateError, TooManySkipsError
 from .measures import GRAD_SUM_SQUARES, MEASURES
 
 __all__ = ["MAX_STEP", "StepReport", "Stepper", "alone", "check_dtype"]
@@ -81,9 +82,10 @@ def alone(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any,
 class Stepper:
     """Takes steps over the rows of a table."""
 
-    def __init__(self, *, clip_norm: float | None, clip_value: float | None, nonfinite: str) -> None:
-        self.clip_norm, self.clip_value, self.nonfinite = clip_norm, clip_value, nonfinite
+    def __init__(self, *, clip_norm: float | None, clip_value: float | None, nonfinite: str, max_skips: int | None) -> None:
+        self.clip_norm, self.clip_value, self.nonfinite, self.max_skips = clip_norm, clip_value, nonfinite, max_skips
         self.table: Any = None
+        self.latest_skips = [0, 0]  # steps taken before the latest skips, and how many these were in a row
 
     # --- what a host tells -----------------------------------------------------------------------------------------
 
@@ -161,6 +163,25 @@ class Stepper:
         """Steps skipped because of gradients that are not finite."""
         return self.table.skipped  # type: ignore[no-any-return]
 
+    @property
+    def skips_in_a_row(self) -> int:
+        """Steps skipped since the last one that was taken."""
+        after, count = self.latest_skips
+        return count if after == self.steps else 0
+
+    def skip(self, norm: float, clip: float = 1.0, measures: dict[str, dict[str, float]] | None = None, why: Exception | None = None) -> StepReport:
+        """Skip this step and count it.
+
+        Raises:
+            TooManySkipsError: As many in a row as allowed have been skipped; counting them starts anew.
+        """
+        taken, skipped, count = self.steps, self.skipped, self.skips_in_a_row
+        if self.max_skips is not None and count >= self.max_skips:
+            self.latest_skips = [taken, 0]
+            raise TooManySkipsError(taken + 1, count, str(why) if why is not None else "a scaler found gradients that are not finite") from why
+        assign_all([self.table.counts, self.latest_skips], [np.array([taken, skipped + 1]), [taken, count + 1]])
+        return StepReport(taken, norm, clip, True, measures)
+
     def take(
         self,
         threads: int,
@@ -190,8 +211,7 @@ class Stepper:
                 if bad is not None and self.nonfinite == "raise":
                     raise bad
                 if bad is not None:
-                    self.table.skipped += 1
-                    return StepReport(self.steps, norm * scale, 1.0, True, {} if measure else None)
+                    return self.skip(norm * scale, 1.0, {} if measure else None, bad)
             if only_makes_states is not None and norm == 0 and only_makes_states():
                 if before_commit is not None:
                     before_commit()
@@ -208,8 +228,7 @@ class Stepper:
         if checks and unbounded is not None:
             if self.nonfinite == "raise":
                 raise unbounded
-            self.table.skipped += 1
-            return StepReport(self.steps, norm * scale, clip, True, {} if measure else None)
+            return self.skip(norm * scale, clip, {} if measure else None, unbounded)
         if before_commit is not None:
             before_commit()
         total, _ = self.update(clip * scale, wanted, threads)

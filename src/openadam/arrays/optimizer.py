@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import threading
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -14,18 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import engine as engines
-from ..errors import (
-    CheckpointMismatchError,
-    GradientError,
-    HyperparameterError,
-    HyperparameterWarning,
-    ParameterError,
-)
-from ..hyperparameters import checked, checked_or_schedule, limit, suggest
+from ..errors import CheckpointMismatchError, GradientError, HyperparameterError, ParameterError
+from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, suggest
 from ..language.rule import Rule
-from ..step import StepReport, alone, check_dtype
+from ..no_decay import read_no_decay, refuse_strangers, spared
+from ..step import StepReport, alone
 from . import states
-from .parameters import Group, describe, excluded, first_singles, flatten, read_group, read_no_decay, read_structure, structured
+from .groups import Groups, at
+from .parameters import Group, describe, read_group, read_structure
 from .rows import Row, allocate, read_rows, refuse_shared
 from .table import ArrayStepper
 
@@ -36,6 +30,7 @@ Array = npt.NDArray[Any]
 
 ELSEWHERE = {
     "amsgrad": "openadam.AMSGrad(…)",
+    "centered": "openadam.RMSProp(…, variance='centered')",
     "decoupled_weight_decay": "coupling='decoupled', or the class whose name ends in W",
     "momentum": "openadam.Momentum(…)",
     "nesterov": "openadam.Momentum(…, form='nesterov')",
@@ -47,9 +42,9 @@ class Optimizer:
     """An optimizer of the family over NumPy arrays, updated in place.
 
     Args:
-        params: What to optimize: one array, a sequence of arrays, a mapping of names to arrays, or a sequence of groups
-            (mappings with ``params`` and their own hyperparameters). Arrays are writeable float32 or float64 of any
-            shape and strides.
+        params: What to optimize: one array; a sequence of arrays or a mapping of names to arrays, nested as deep as you like
+            (names are then joined by dots: ``layers.0.weight``); or a sequence of groups (mappings with ``params`` and their
+            own hyperparameters). Arrays are writeable float32 or float64 of any shape and strides.
         rule: The update rule; members of the family bring their own.
         coupling: ``coupled`` weight decay joins the gradient (L2), ``decoupled`` shrinks the parameter by
             ``lr * weight_decay``; members bring their own.
@@ -58,6 +53,7 @@ class Optimizer:
         clip_value: Largest magnitude of each element, after ``clip_norm``; None for no limit.
         nonfinite: What a NaN or infinite gradient does: ``raise`` (default) refuses the step, ``skip`` skips and counts it,
             ``propagate`` lets it through as torch does.
+        max_skips: With ``nonfinite="skip"``: the most steps in a row that are skipped; the next is refused. None for no limit.
         maximize: Ascend instead of descend.
         threads: Most threads of a step; default ``OPENADAM_NUM_THREADS``, else the processors this process may use.
         engine: ``native`` or ``reference``; default ``OPENADAM_ENGINE``, else native where there is a kernel.
@@ -94,6 +90,7 @@ class Optimizer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         nonfinite: str = "raise",
+        max_skips: int | None = None,
         maximize: bool = False,
         threads: int | None = None,
         engine: str | None = None,
@@ -112,10 +109,11 @@ class Optimizer:
             raise HyperparameterError(f"nonfinite={nonfinite!r} is none of 'raise', 'skip', 'propagate'")
         if not isinstance(maximize, (bool, np.bool_)):
             raise HyperparameterError(f"maximize={maximize!r} is neither True nor False")
+        if max_skips is not None and nonfinite != "skip":
+            raise HyperparameterError(f"max_skips={max_skips!r} is a limit on what nonfinite='skip' skips, and nonfinite is {nonfinite!r}")
         self._rule = chosen
         self._coupling = coupling or type(self).coupling
         self._maximize = bool(maximize)
-        self._nonfinite = nonfinite
         self._no_decay = read_no_decay(no_decay)
         self._threads = engines.resolve_threads(threads)
         merged = {**chosen.defaults, **type(self).defaults, **hyperparameters}
@@ -136,11 +134,12 @@ class Optimizer:
             clip_norm=limit("clip_norm", clip_norm),
             clip_value=limit("clip_value", clip_value),
             nonfinite=nonfinite,
+            max_skips=limit_of_skips(max_skips),
         )
 
         initial = [value for value in self._traced.initial.values() if isinstance(value, str)]
         self._names = tuple(dict.fromkeys(["lr", *self._traced.hyperparameters, *initial, "weight_decay"]))
-        self._base: dict[str, Any] = {"weight_decay": 0.0}
+        self._base: dict[str, Any] = {"weight_decay": 0.0, "maximize": self._maximize}
         for name, value in merged.items():
             if name not in self._names:
                 if name not in hyperparameters:
@@ -151,16 +150,10 @@ class Optimizer:
         if missing:
             raise HyperparameterError(f"{type(self).__name__} needs {', '.join(f'{name}=…' for name in missing)}: the rule has no default for it")
 
-        self.groups: list[dict[str, Any]] = []
-        """The groups: the names of their parameters and their hyperparameters, which may be changed between steps."""
-        self._names_of: list[list[str]] = []  # of each group
-        self._singles: dict[int, str] = {}  # of each group that has one, the first float32 parameter
-        self._settings: list[Any] = []  # the groups' settings when they were last told to the stepper; empty: never, or a schedule changes them
+        self._groups = Groups(self._names, self._coupling, [*chosen.options, *OWN_KEYWORDS])
         self._guard = threading.Lock()
         self._in_use = False
-        structure, groups = read_structure(params)
-        self._grouped = structure == "groups"
-        self._structures: list[str] = []  # of each group: single, sequence or mapping
+        self._grouped, groups = read_structure(params)
         self._add(groups)
         self._attributes = frozenset((*self.__dict__, "_attributes"))  # ours; what else an object has belongs to its subclass
 
@@ -173,6 +166,11 @@ class Optimizer:
         cls.__signature__ = inspect.Signature([*first, *own, *rest])  # type: ignore[attr-defined]
 
     # --- parameters and groups -------------------------------------------------------------------------------------
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups: the names of their parameters and their hyperparameters, which may be changed between steps."""
+        return self._groups.settings
 
     @alone
     def add_group(self, group: Mapping[str, Any]) -> None:
@@ -187,46 +185,34 @@ class Optimizer:
         """Check the groups whole, then take them in."""
         added: list[Row] = []
         settings_of: list[dict[str, Any]] = []
-        for named, settings, _ in groups:
-            index = len(self.groups) + len(settings_of)
-            values = dict(self._base)
-            for name, value in settings.items():
-                if name == "maximize":
-                    continue
-                if name not in self._names:
-                    raise suggest(f"group {index}", str(name), [*self._names, "maximize"])
-                values[name] = checked_or_schedule(name, value, where=f" in group {index}")
-            values["maximize"] = settings.get("maximize", self._maximize)
+        for index, (named, given, _) in enumerate(groups, len(self.groups)):
+            settings = self._groups.read(index, given, self._base)
             rows = read_rows(named, index)
-            settings_of.append({"params": [row.name for row in rows], **values})
+            settings_of.append({"params": [row.name for row in rows], **settings})
             added += rows
         existing = [*self._rows, *added]
         if not existing:
             raise ParameterError("there is nothing to optimize: empty parameter list")
         refuse_shared(existing)
-        for row, spared in zip(added, excluded(self._no_decay, added, existing), strict=True):
-            row.decayed = not spared
-        names_of = [[row.name for row in existing if row.group == index] for index in range(len(self.groups) + len(settings_of))]
-        singles = first_singles(existing)
-        self._check_groups([*self.groups, *settings_of], names_of, singles)
+        refuse_strangers(self._no_decay, {row.name: row.array for row in existing}, "an array")
+        for row in added:
+            row.decayed = not spared(self._no_decay, row.name, row.array)
 
         def first(row: Row, names: Iterable[str]) -> list[float]:
             return [self._initial(name, settings_of[row.group - len(self.groups)]) for name in names]
 
-        allocate(added, [first(row, self._program.states) for row in added])
+        starts = [first(row, self._program.states) for row in added]
         numbers = np.array([[0.0, *first(row, self._traced.scalar_states)] for row in added])  # side by side: all are visited in every step
+        self._groups.add(settings_of, [group.structure for group in groups], existing)
+        allocate(added, starts)
         for row, own in zip(added, numbers, strict=True):
             row.numbers = own
-        self.groups += settings_of
-        self._structures += [group.structure for group in groups]
         self._rows[:] = existing
-        self._names_of, self._singles = names_of, singles
         self._stepper.rebuild(self._traced, self._coupling, len(self.groups))
-        self._settings = []
 
     def _initial(self, state: str, values: Mapping[str, Any]) -> float:
         start = self._traced.initial[state]
-        return _at(start, values[start], 1) if isinstance(start, str) else float(start)
+        return at(start, values[start], 1) if isinstance(start, str) else float(start)
 
     # --- the step --------------------------------------------------------------------------------------------------
 
@@ -259,11 +245,11 @@ class Optimizer:
         try:
             gradients = self._flatten(grads)
         except GradientError:
-            self._check_places(self.groups, self._names_of)  # groups that were moved would be blamed on the gradients
+            self._groups.check_places()  # groups that were moved would be blamed on the gradients
             raise
         stepper = self._stepper
         try:
-            self._tell_settings()
+            self._groups.tell(stepper, self.steps + 1)
             stepper.read(gradients)
             if not stepper.table.active_count:
                 return StepReport(self.steps, 0.0, 1.0, False, {} if measure else None)
@@ -273,70 +259,13 @@ class Optimizer:
 
     def _flatten(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters; refuses another structure."""
-        parts = [grads]
-        if self._grouped:
-            count = len(self.groups)
-            if not isinstance(grads, (list, tuple)) or len(grads) != count:
-                raise GradientError(f"the parameters were given in {count} groups: give a list with the gradients of each, not {describe(grads)}")
-            parts = list(grads)
-        gradients: list[Any] = []
-        for structure, names, part in zip(self._structures, self._names_of, parts, strict=True):
-            gradients += flatten(structure, names, part)
-        return gradients
-
-    # --- hyperparameters -------------------------------------------------------------------------------------------
-
-    def _check_groups(self, groups: Sequence[dict[str, Any]], names_of: Sequence[list[str]], singles: Mapping[int, str]) -> None:
-        """Refuse settings that are out of range, or that the parameters' dtype cannot hold; keep numbers as Python floats."""
-        self._check_places(groups, names_of)
-        for index, group in enumerate(groups):
-            for name in (*self._names, "maximize"):
-                if name not in group:
-                    raise HyperparameterError(f"group {index} has lost its {name!r}")
-            for name in group:
-                if name not in self._names and name not in ("params", "maximize"):
-                    raise suggest(f"group {index}", str(name), [*self._names, "maximize"])
-            numbers = {name: checked_or_schedule(name, group[name], where=f" in group {index}") for name in self._names}
-            if not isinstance(group["maximize"], (bool, np.bool_)):
-                raise HyperparameterError(f"maximize={group['maximize']!r} in group {index} is neither True nor False")
-            check_dtype(index, numbers, singles.get(index))
-            lr, decay = numbers["lr"], numbers["weight_decay"]
-            if not callable(lr) and not callable(decay):
-                self._warn_of_overshoot(index, lr, decay)
-            group.update(numbers)
-
-    @staticmethod
-    def _check_places(groups: Sequence[dict[str, Any]], names_of: Sequence[list[str]]) -> None:
-        """Refuse groups that were added, taken away or reordered by hand."""
-        if len(groups) != len(names_of):
-            raise ParameterError(f"there are {len(groups)} groups where {len(names_of)} were added; add one with add_group(…), and take none away")
-        for index, (group, names) in enumerate(zip(groups, names_of, strict=True)):
-            if list(group.get("params", ())) != names:
-                why = "groups keep their order and their parameters; change only their settings"
-                raise ParameterError(f"group {index} now lists the parameters {group.get('params')!r:.200}, but has {names!r:.200}: {why}")
-
-    def _warn_of_overshoot(self, index: int, lr: float, decay: float) -> None:
-        if self._coupling == "decoupled" and lr * decay > 1:
-            warnings.warn(f"lr * weight_decay = {lr * decay:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=5)
-
-    def _tell_settings(self) -> None:
-        """Tell the stepper the hyperparameters of the coming step, checked; schedules are asked for step `self.steps` + 1."""
-        now = self._settings_now()
-        if self._settings and len(now) == len(self._settings) and all(map(operator.is_, now, self._settings)):
-            return
-        self._check_groups(self.groups, self._names_of, self._singles)
-        t = self.steps + 1
-        for index, group in enumerate(self.groups):
-            numbers = {name: _at(name, group[name], t) for name in self._names}
-            check_dtype(index, numbers, self._singles.get(index))
-            if callable(group["lr"]) or callable(group["weight_decay"]):
-                self._warn_of_overshoot(index, numbers["lr"], numbers["weight_decay"])
-            self._stepper.tell(index, numbers | {"maximize": bool(group["maximize"])})
-        self._settings = [] if any(map(callable, now)) else self._settings_now()
-
-    def _settings_now(self) -> list[Any]:
-        names = (*self._names, "maximize", "params")
-        return [group.get(name) for group in self.groups for name in names] + [len(group) for group in self.groups]
+        structures = self._groups.structures
+        if not self._grouped:
+            return structures[0].flatten(grads)
+        if not isinstance(grads, (list, tuple)) or len(grads) != len(structures):
+            count = f"{len(structures)} group{'s' if len(structures) > 1 else ''}"
+            raise GradientError(f"the parameters were given in {count}: give a list with the gradients of each, not {describe(grads)}")
+        return [gradient for structure, part in zip(structures, grads, strict=True) for gradient in structure.flatten(part)]
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -382,9 +311,8 @@ class Optimizer:
     def _contents(self) -> states.Contents:
         return states.Contents(
             rule=self._rule, traced=self._traced, coupling=self._coupling, public=self._public, rows=self._rows, groups=self.groups,
-            counts=(self.steps, self.skipped), finite=self._nonfinite != "propagate",
-
-            check=lambda groups: self._check_groups(groups, self._names_of, self._singles),
+            counts=(self.steps, self.skipped, self._stepper.skips_in_a_row), finite=self._stepper.nonfinite != "propagate",
+            check=self._groups.check,
         )  # fmt: skip
 
     @alone
@@ -415,7 +343,10 @@ class Optimizer:
         for row, arrays, numbers in zip(self._rows, loaded.arrays, loaded.numbers, strict=True):
             targets += [*row.states, row.numbers]
             values += [*arrays, numbers]
-        engines.assign_all([*targets, self._stepper.table.counts, self.groups], [*values, loaded.counts, loaded.groups])
+        stepper = self._stepper
+        steps, skipped, in_a_row = loaded.counts
+        targets += [stepper.table.counts, stepper.latest_skips, self.groups]
+        engines.assign_all(targets, [*values, np.array([steps, skipped]), [steps, in_a_row], loaded.groups])
 
     def save(self, path: Any, *, parameters: bool = True) -> None:
         """Write the state, and the parameters unless told not to, to one safetensors file, atomically.
@@ -466,14 +397,14 @@ class Optimizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = []
-        for group, names, structure in zip(self.groups, self._names_of, self._structures, strict=True):
-            settings = {name: value for name, value in group.items() if name != "params"}
-            parts.append({"params": structured(structure, [(name, self.params[name]) for name in names]), **settings})
+        arrays = iter(self.params.values())
+        for group, structure in zip(self.groups, self._groups.structures, strict=True):
+            parts.append({**group, "params": structure.build(arrays)})
         stepper = self._stepper
         whole: dict[str, Any] = {
             "rule": self._rule, "coupling": self._coupling, "no_decay": self._no_decay,
-            "clip_norm": stepper.clip_norm, "clip_value": stepper.clip_value, "nonfinite": self._nonfinite,
-            "maximize": self._maximize, "threads": self._threads, **self._chosen, **self._base, **self._options,
+            "clip_norm": stepper.clip_norm, "clip_value": stepper.clip_value, "nonfinite": stepper.nonfinite,
+            "max_skips": stepper.max_skips, "threads": self._threads, **self._chosen, **self._base, **self._options,
         }  # fmt: skip
         more = {name: value for name, value in self.__dict__.items() if name not in self._attributes}
         return _rebuild, (type(self), parts, self._grouped, whole, self.state_dict()), more or None
@@ -487,8 +418,10 @@ class Optimizer:
             undecayed = [row.name for row in self._rows if row.group == index and not row.decayed]
             if undecayed:
                 lines.append(f"    without weight decay: {', '.join(undecayed)}")
+        stepper = self._stepper
+        most = f" (at most {stepper.max_skips} in a row)" if stepper.max_skips is not None else ""
         lines.append(
-            f"  nonfinite={self._nonfinite!r}, clip_norm={self._stepper.clip_norm}, clip_value={self._stepper.clip_value}, threads={self._threads}"
+            f"  nonfinite={stepper.nonfinite!r}{most}, clip_norm={stepper.clip_norm}, clip_value={stepper.clip_value}, threads={self._threads}"
         )
         return "\n".join(lines)
 
@@ -513,13 +446,8 @@ for _name in ("lr", "beta1", "beta2", "eps", "momentum", "dampening", "rho", "lr
     setattr(Optimizer, _name, _Elsewhere(_name, f"it is a setting of each group, opt.groups[0][{_name!r}]"))
 setattr(Optimizer, "param_groups", _Elsewhere("param_groups", "its groups are opt.groups, the parameters by name opt.params"))  # noqa: B010
 setattr(Optimizer, "zero_grad", _Elsewhere("zero_grad", "over arrays there is nothing to clear, gradients are given to step(grads)"))  # noqa: B010
-for _name in ("clip_norm", "clip_value", "nonfinite", "no_decay", "threads", "engine", "isa"):
+for _name in ("clip_norm", "clip_value", "nonfinite", "max_skips", "no_decay", "threads", "engine", "isa"):
     setattr(Optimizer, _name, _Elsewhere(_name, "it is chosen when the optimizer is made; make another and give it this one's state_dict()"))
-
-
-def _at(name: str, value: Any, t: int) -> float:
-    """The value at step t: a number as it is, a schedule asked and checked."""
-    return checked(name, value(t), where=f" (from its schedule at t={t})") if callable(value) else float(value)
 
 
 def _rebuild(cls: type[Optimizer], parts: list[dict[str, Any]], grouped: bool, whole: dict[str, Any], state: dict[str, Any]) -> Optimizer:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import GradientDtypeError, GradientError, GradientShapeError, HyperparameterError, SparseGradientError
+from ..errors import GradientDtypeError, GradientError, GradientShapeError, SparseGradientError
 from .rows import Row
 
-__all__ = ["Group", "as_gradient", "describe", "excluded", "first_singles", "flatten", "read_group", "read_no_decay", "read_structure", "structured"]
+__all__ = ["Group", "Structure", "as_gradient", "describe", "read_group", "read_structure"]
 
 Array = npt.NDArray[Any]
 
@@ -31,38 +32,84 @@ def describe(value: Any) -> str:
 Named = list[tuple[str, Any]]
 
 
+@dataclass(frozen=True)
+class Structure:
+    """How arrays were given: one (``single``), or a ``sequence`` or ``mapping`` of arrays and structures; gradients come in the same."""
+
+    kind: str
+    keys: tuple[str, ...] = ()  # of a mapping; of a sequence, the names that its places have
+    parts: tuple[Structure, ...] | None = None  # None: all are arrays
+
+    def flatten(self, grads: Any, at: str = "") -> list[Any]:
+        """The gradients in the order of the parameters; refuses another structure by the name of the place where it differs."""
+        if self.kind == "single":
+            return [grads]
+        given = f"the parameters {f'in {at!r} ' if at else ''}were given"
+        if self.kind == "mapping":
+            if not isinstance(grads, Mapping):
+                raise GradientError(f"{given} by name: give a mapping of the same names, not {describe(grads)}")
+            if len(grads) != len(self.keys) or any(name not in grads for name in self.keys):
+                missing, unexpected = [n for n in self.keys if n not in grads], [n for n in grads if n not in set(self.keys)]
+                where = f" in {at!r}" if at else ""
+                raise GradientError(
+                    f"the gradients' names{where} are not the parameters': missing {missing}, unexpected {unexpected} (None stands for no gradient)"
+                )
+            values = [grads[name] for name in self.keys]
+        else:
+            if hasattr(grads, "dtype") or isinstance(grads, (Mapping, set, frozenset, str, bytes)) or not isinstance(grads, Iterable):
+                raise GradientError(f"{given} as a sequence: give a list of {len(self.keys)} gradients, not {describe(grads)}")
+            values = list(grads)
+            if len(values) != len(self.keys):
+                where = f" in {at!r}" if at else ""
+                raise GradientError(f"{len(values)} gradients for {len(self.keys)} parameters{where} (None stands for no gradient)")
+        if self.parts is None:
+            return values
+        return [
+            gradient
+            for key, part, value in zip(self.keys, self.parts, values, strict=True)
+            for gradient in part.flatten(value, f"{at}.{key}" if at else key)
+        ]
+
+    def build(self, arrays: Iterator[Any]) -> Any:
+        """The parameters again as they were given, from all of them in their order."""
+        if self.kind == "single":
+            return next(arrays)
+        values = [part.build(arrays) for part in self.parts] if self.parts is not None else list(itertools.islice(arrays, len(self.keys)))
+        return dict(zip(self.keys, values, strict=True)) if self.kind == "mapping" else values
+
+
 class Group(NamedTuple):
     """A group as it was given."""
 
     named: Named
     settings: dict[str, Any]
-    structure: str  # single, sequence or mapping
+    structure: Structure
 
 
-def read_structure(params: Any) -> tuple[str, list[Group]]:
-    """Whether params is single, sequence, mapping or groups; and the groups."""
+def read_structure(params: Any) -> tuple[bool, list[Group]]:
+    """Whether params are groups; and the groups."""
     if isinstance(params, Mapping) and "params" in params and not hasattr(params["params"], "dtype"):
         params = [params]
     if not isinstance(params, Mapping) and not hasattr(params, "dtype"):
         params = _sequence(params)
-        if any(isinstance(part, Mapping) for part in params):
-            groups = []
-            count = 0
+        if any(isinstance(part, Mapping) and "params" in part for part in params):
+            groups: list[Group] = []
             for part in params:
                 if not isinstance(part, Mapping):
                     raise TypeError("give either arrays or groups, not both")
-                groups.append(read_group(part, count))
-                count += len(groups[-1].named)
-            return "groups", groups
-    structure, named = _name_all(params, 0)
-    return structure, [Group(named, {}, structure)]
+                groups.append(read_group(part, sum(len(group.named) for group in groups)))
+            return True, groups
+        if any(isinstance(part, Mapping) and any(isinstance(value, (int, float, str)) for value in part.values()) for part in params):
+            raise TypeError("a group is a mapping with the key 'params'")  # it has settings, so it was to be one
+    named, structure = _name_all(params, 0)
+    return False, [Group(named, {}, structure)]
 
 
 def read_group(group: Mapping[str, Any], first: int) -> Group:
     """A group with names for its parameters; those without are numbered from ``first``."""
     if not isinstance(group, Mapping) or "params" not in group:
         raise TypeError("a group is a mapping with the key 'params'")
-    structure, named = _name_all(group["params"], first)
+    named, structure = _name_all(group["params"], first)
     return Group(named, {name: value for name, value in group.items() if name != "params"}, structure)
 
 
@@ -74,43 +121,37 @@ def _sequence(params: Any) -> list[Any]:
     return list(params)
 
 
-def _name_all(params: Any, first: int) -> tuple[str, Named]:
+def _name_all(params: Any, first: int) -> tuple[Named, Structure]:
+    """The parameters by name, those of sequences by their place, counted from ``first`` in the outermost one."""
+    if hasattr(params, "dtype"):
+        return [(str(first), params)], Structure("single")
+    return _name_parts(params if isinstance(params, Mapping) else _sequence(params), first, "")
+
+
+def _holds_more(value: Any) -> bool:
+    """Whether a value is a structure again; a list of numbers was meant as an array, which will be said."""
+    return isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and not any(isinstance(item, (int, float)) for item in value))
+
+
+def _name_parts(params: Any, first: int, prefix: str) -> tuple[Named, Structure]:
     if isinstance(params, Mapping):
         for name in params:
             if not isinstance(name, str):
-                raise TypeError(f"the name of a parameter must be a string, not {name!r}")
-        return "mapping", list(params.items())
-    if hasattr(params, "dtype"):
-        return "single", [(str(first), params)]
-    return "sequence", [(str(first + i), array) for i, array in enumerate(_sequence(params))]
-
-
-def structured(structure: str, named: Named) -> Any:
-    """The parameters of one group in the shape in which they were given."""
-    if structure == "single":
-        return named[0][1]
-    return dict(named) if structure == "mapping" else [array for _, array in named]
-
-
-def flatten(structure: str, names: Sequence[str], grads: Any) -> list[Any]:
-    """The gradients of one group in the order of its parameters; refuses another structure."""
-    if structure == "single":
-        return [grads]
-    if structure == "mapping":
-        if not isinstance(grads, Mapping):
-            raise GradientError(f"the parameters were given by name: give a mapping of the same names, not {describe(grads)}")
-        if len(grads) != len(names) or any(name not in grads for name in names):
-            missing, unexpected = [n for n in names if n not in grads], [n for n in grads if n not in set(names)]
-            raise GradientError(
-                f"the gradients' names are not the parameters': missing {missing}, unexpected {unexpected} (None stands for no gradient)"
-            )
-        return [grads[name] for name in names]
-    if hasattr(grads, "dtype") or isinstance(grads, (Mapping, set, frozenset, str, bytes)) or not isinstance(grads, Iterable):
-        raise GradientError(f"the parameters were given as a sequence: give a list of {len(names)} gradients, not {describe(grads)}")
-    result = list(grads)
-    if len(result) != len(names):
-        raise GradientError(f"{len(result)} gradients for {len(names)} parameters (None stands for no gradient)")
-    return result
+                where = f" in {prefix[:-1]!r}" if prefix else ""
+                raise TypeError(f"the name of a parameter must be a string, not {name!r}{where}")
+        kind, keys, values = "mapping", tuple(params), list(params.values())
+    else:
+        kind, keys, values = "sequence", tuple(str(first + i) for i in range(len(params))), list(params)
+    nested = [_holds_more(value) for value in values]
+    if not any(nested):
+        return [(prefix + key, value) for key, value in zip(keys, values, strict=True)], Structure(kind, keys)
+    named: Named = []
+    parts = []
+    for key, value, deeper in zip(keys, values, nested, strict=True):
+        inner, part = _name_parts(value, 0, f"{prefix}{key}.") if deeper else ([(prefix + key, value)], Structure("single"))
+        named += inner
+        parts.append(part)
+    return named, Structure(kind, keys, tuple(parts))
 
 
 def as_gradient(row: Row, value: Any) -> Array:
@@ -137,47 +178,3 @@ def as_gradient(row: Row, value: Any) -> Array:
             )
         array = array.astype(own)
     return row.canonical(array)
-
-
-# --- what weight decay leaves alone -------------------------------------------------------------------------------------
-
-
-def read_no_decay(no_decay: Any) -> Any:
-    """What weight decay leaves alone, as it was when the optimizer was made: a function, or a list."""
-    if callable(no_decay):
-        return no_decay
-    if isinstance(no_decay, str) or hasattr(no_decay, "dtype"):
-        return [no_decay]
-    if not isinstance(no_decay, Iterable):
-        raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor arrays, nor a function of (name, array)")
-    return list(no_decay)
-
-
-def excluded(no_decay: Any, added: Sequence[Row], every: Sequence[Row]) -> list[bool]:
-    """For each parameter that is added whether weight decay leaves it alone; refuses what names none of all parameters."""
-    if callable(no_decay):
-        return [bool(no_decay(row.name, row.array)) for row in added]
-    known = {row.name for row in every}
-    arrays = {id(row.array): row for row in every}
-    for item in no_decay:
-        if isinstance(item, str):
-            if item not in known:
-                near = difflib.get_close_matches(item, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"they are called {', '.join(map(repr, sorted(known)[:8]))}"
-                raise HyperparameterError(f"no_decay names {item!r}, and no parameter is called so; {hint}")
-        elif not isinstance(item, np.ndarray):
-            raise HyperparameterError(f"no_decay holds {item!r:.80}, which is neither a name nor a parameter's array")
-        elif id(item) not in arrays:
-            raise HyperparameterError(f"no_decay holds an array of shape {item.shape} that is none of the parameters (a copy or a view?); give names")
-    names = {item for item in no_decay if isinstance(item, str)}
-    objects = {id(item) for item in no_decay if not isinstance(item, str)}
-    return [row.name in names or id(row.array) in objects for row in added]
-
-
-def first_singles(rows: Sequence[Row]) -> dict[int, str]:
-    """Of each group that has one, the name of its first float32 parameter."""
-    singles: dict[int, str] = {}
-    for row in rows:
-        if row.view.dtype == np.float32:
-            singles.setdefault(row.group, row.name)
-    return singles

@@ -110,7 +110,7 @@ def refuse_shared(rows: Sequence[Row]) -> None:
     names: set[str] = set()
     for row in rows:
         if row.name in names:
-            raise ParameterError(f"two parameters are named {row.name!r}; names must differ between groups")
+            raise ParameterError(f"two parameters are named {row.name!r}; names must differ, those of groups and of what is nested included")
         names.add(row.name)
     shared = first_shared([Piece.of_array(row.view) for row in rows])
     if shared is None:

@@ -34,7 +34,7 @@ class Contents:
     public: Callable[[str], str]  # the name under which a state of the rule is shown
     rows: Sequence[Row]
     groups: Sequence[dict[str, Any]]
-    counts: tuple[int, int]  # steps taken, steps skipped
+    counts: tuple[int, int, int]  # steps taken, steps skipped, of these in a row since the last that was taken
     finite: bool  # whether states that are not finite are refused
     check: Callable[[list[dict[str, Any]]], None]  # refuses groups whose values are out of range
 
@@ -57,7 +57,7 @@ class Loaded:
 
     arrays: list[list[npt.NDArray[Any]]]
     numbers: list[npt.NDArray[np.float64]]
-    counts: npt.NDArray[np.int64]
+    counts: tuple[int, int, int]
     groups: list[dict[str, Any]]
 
 
@@ -67,7 +67,7 @@ def write(contents: Contents) -> dict[str, Any]:
     def setting(value: Any) -> Any:
         return {"schedule": repr(value)} if callable(value) else list(value) if isinstance(value, list) else value
 
-    steps, skipped = contents.counts
+    steps, skipped, in_a_row = contents.counts
     return {
         "format": FORMAT,
         "rule": contents.traced.name,
@@ -75,6 +75,7 @@ def write(contents: Contents) -> dict[str, Any]:
         "coupling": contents.coupling,
         "steps": steps,
         "skipped": skipped,
+        "skips_in_a_row": in_a_row,
         "groups": [{name: setting(value) for name, value in group.items()} for group in contents.groups],
         "state": {
             row.name: {key: np.array(value) if isinstance(value, np.ndarray) else value for key, value in contents.state(row).items()}
@@ -107,7 +108,10 @@ def read(contents: Contents, given: Mapping[str, Any]) -> Loaded:
         numbers.append(np.array([steps, *(_scalar(contents, row, name, state) for name in contents.traced.scalar_states)], np.float64))
         names = [name for name in contents.traced.states if name in contents.traced.element_states]
         arrays.append([_array(contents, row, name, state, own) for name, own in zip(names, row.states, strict=True)])
-    counts = np.array([_counter(given["steps"], "steps"), _counter(given.get("skipped", 0), "skipped")], np.int64)
+    skipped = _counter(given.get("skipped", 0), "skipped")
+    counts = _counter(given["steps"], "steps"), skipped, _counter(given.get("skips_in_a_row", 0), "skips_in_a_row")
+    if counts[2] > skipped:
+        raise CheckpointCorruptError(f"skips_in_a_row is {counts[2]}, more than all that were skipped, {skipped}")
     latest = max((int(each[0]) for each in numbers), default=0)
     if latest > counts[0]:
         raise CheckpointCorruptError(f"the optimizer has taken {counts[0]} steps, and one of its parameters {latest}")
@@ -183,6 +187,9 @@ def _settings(contents: Contents, index: int, group: Any) -> dict[str, Any]:
             if not isinstance(value, (bool, np.bool_)):
                 raise CheckpointCorruptError(f"maximize={value!r} in group {index} is neither True nor False")
             result[name] = bool(value)
+        elif callable(own[name]):
+            here = f"{own[name]!r} here; load into an optimizer with a number for it, and then set opt.groups[{index}][{name!r}] to the schedule"
+            raise CheckpointMismatchError(f"{name} in group {index} is {value!r} in the state, and follows the schedule {here}")
         else:
             try:
                 result[name] = checked(name, value, where=f" in group {index}")

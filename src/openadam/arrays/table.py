@@ -34,8 +34,9 @@ class ArrayStepper(Stepper):
         clip_norm: float | None,
         clip_value: float | None,
         nonfinite: str,
+        max_skips: int | None,
     ) -> None:
-        super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite)
+        super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips)
         # Not the optimizer itself, which would then live until the garbage collector comes.
         self._engine, self._rows, self._state_names = engine, rows, state_names
         self.table = engine.table(math.inf if clip_value is None else clip_value)

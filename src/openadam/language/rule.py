@@ -20,7 +20,7 @@ from .graph import postorder
 
 __all__ = ["Rule", "Step", "Traced", "rule"]
 
-TAKEN_NAMES = frozenset({"g", "p", "step", "t"})  # of whatever a rule returns
+TAKEN_NAMES = frozenset({"g", "gradient", "p", "step", "t"})  # of whatever a rule returns
 TAKEN_HYPERPARAMETERS = frozenset({
     "gradient_scale", "clip_value", "clip_norm", "coupled_decay", "decoupled_decay", "maximize",
     "params", "rule", "coupling", "no_decay", "nonfinite", "threads", "engine", "isa",
@@ -105,6 +105,10 @@ class Rule:
         """Refuse what the decorator says of names that the rule does not have, and values that cannot be."""
         states = list(dict.fromkeys(name for traced in traces for name in traced.states))
         known = list(dict.fromkeys([*ALWAYS_THERE, *(name for traced in traces for name in traced.hyperparameters)]))
+        for name in self.options:
+            if name in known or name in TAKEN_HYPERPARAMETERS:
+                what = "a hyperparameter of this name" if name in known else "a setting of this name"
+                raise RuleError(f"an option cannot be named `{name}`: every optimizer of this rule has {what}; choose another")
         given: Any = self.nonnegative
         if isinstance(given, str):
             raise RuleError(f"nonnegative={self.nonnegative!r} is one string; write nonnegative=({self.nonnegative!r},)")
@@ -121,6 +125,8 @@ class Rule:
             elif isinstance(start, bool) or not isinstance(start, numbers.Real) or not math.isfinite(start):
                 raise RuleError(f"`initial` lets {name!r} start at {start!r:.80}; give a finite number, or the name of a hyperparameter")
         for name, value in self.defaults.items():
+            if name in self.options:
+                raise RuleError(f"{name}={value!r}: the default of an option is the first of its choices, {self.options[name]!r}; put it there")
             if name not in known:
                 raise RuleError(
                     f"the default {name}={value!r} is of no hyperparameter that the rule reads; {_nearest(name, known, 'hyperparameters')}"
@@ -187,9 +193,9 @@ class Rule:
             if not isinstance(step, Step):
                 raise RuleError("a rule must return Step(direction, state=…)")
             read = states._symbols
-            taken = {*TAKEN_HYPERPARAMETERS, *ALWAYS_THERE, *hyper._symbols}
+            taken = {*TAKEN_NAMES, *TAKEN_HYPERPARAMETERS, *ALWAYS_THERE, *hyper._symbols}
             for name in (*read, *step.named):
-                if name in TAKEN_NAMES or (name in read and name in taken):
+                if name in taken:
                     raise RuleError(f"nothing that a rule returns can be named `{name}`: that name is taken")
             for name in read:
                 if name not in step.named:
@@ -201,7 +207,7 @@ class Rule:
                     break
                 element_states = grown
             for name in hyper._symbols:
-                if name in TAKEN_HYPERPARAMETERS:
+                if name in TAKEN_HYPERPARAMETERS or name in TAKEN_NAMES - {"t"}:
                     raise RuleError(f"a hyperparameter cannot be named `{name}`: that name is taken by what surrounds a rule")
             check_elements(step, element_states)
         except Exception as error:
@@ -267,6 +273,11 @@ def _check_options(function: Callable[..., Any], options: Any) -> None:
         if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices) or not choices or len(set(choices)) < len(choices):
             raise RuleError(f"the option {option!r} has the choices {choices!r:.80}; give a tuple of different strings, the default first")
     parameters = inspect.signature(function).parameters.values()
+    for parameter in parameters:
+        choices = options.get(parameter.name, ())
+        if choices and parameter.default not in (parameter.empty, choices[0]):
+            default = f"the function's default {parameter.name}={parameter.default!r} is not the first of the choices {tuple(choices)!r}"
+            raise RuleError(f"{default}, which is the default; leave it out, or put it first")
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
     keywords = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}
     if len(positional) != 3 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):

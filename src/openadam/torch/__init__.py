@@ -9,7 +9,7 @@ from __future__ import annotations
 try:
     import torch
 except ImportError as error:
-    raise ImportError("openadam.torch needs PyTorch: install it with `pip install openadam[torch]`") from error
+    raise ImportError("openadam.torch needs PyTorch: install it with `pip install 'openadam[torch]'`") from error
 
 from . import members
 from .host import Host

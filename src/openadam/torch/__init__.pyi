@@ -19,6 +19,7 @@ class _Options(TypedDict, total=False):
     clip_norm: float | None
     clip_value: float | None
     nonfinite: NonFinite
+    max_skips: int | None
     no_decay: NoDecay
     threads: int | None
     sharded: bool

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
@@ -66,6 +66,8 @@ class Host(_Base):
         clip_value: Largest magnitude of each element of a gradient, after ``clip_norm``; None for no limit.
         nonfinite: What a NaN or infinite gradient does: ``raise`` (default) refuses the step, ``skip`` skips and counts it,
             ``propagate`` lets it through as torch does.
+        max_skips: The most steps in a row that are skipped, by ``nonfinite="skip"`` or because a scaler says so; the next raises
+            `TooManySkipsError`. None for no limit. How many they are is in the state dict.
         no_decay: What weight decay leaves alone: names (if ``named_parameters()`` were given), tensors, or a predicate of
             (name, tensor).
         threads: Most threads of a step; default ``OPENADAM_NUM_THREADS``, else ``torch.get_num_threads()``.
@@ -77,13 +79,14 @@ class Host(_Base):
 
     member: ClassVar[Member]
     _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to the step
-    _counted = (0, 0)  # steps taken and skipped before this object had a stepper: in a copy
+    _counted = (0, 0, 0)  # steps taken, skipped, and skipped in a row before this object had a stepper: in a copy
     last_step: StepReport | None = None
     """What the last step saw: number, gradient norm, clip factor, whether it was skipped, and the measures if they were asked for."""
 
     clip_norm: Chosen[float | None] = Chosen()
     clip_value: Chosen[float | None] = Chosen()
     nonfinite: Chosen[NonFinite] = Chosen()
+    max_skips: Chosen[int | None] = Chosen()
     no_decay: Chosen[list[str | Tensor] | Predicate] = Chosen()
     threads: Chosen[int | None] = Chosen()
     sharded: Chosen[bool] = Chosen()
@@ -96,6 +99,7 @@ class Host(_Base):
         clip_norm: float | None = None,
         clip_value: float | None = None,
         nonfinite: NonFinite = "raise",
+        max_skips: int | None = None,
         no_decay: NoDecay = (),
         threads: int | None = None,
         sharded: bool = False,
@@ -103,8 +107,9 @@ class Host(_Base):
         **settings: Any,
     ) -> None:
         options = read_options(
-            clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, no_decay=no_decay, threads=threads, sharded=sharded, engine=engine
-        )
+            clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips, no_decay=no_decay, threads=threads,
+            sharded=sharded, engine=engine,
+        )  # fmt: skip
         refuse_unknown(type(self), settings, OPTIONS)
         refuse_modes(type(self).__name__, settings)
         arguments = check_kinds(type(self), arguments, settings)
@@ -235,6 +240,8 @@ class Host(_Base):
     def _take(self, measure: bool) -> None:
         stepper = self._stepper
         try:
+            if not isinstance(self.param_groups, Sequence) or not self.param_groups:
+                raise ParameterError(f"the optimizer's param_groups are {self.param_groups!r}, and must be a list of at least one group")
             if stepper is None:
                 stepper = self._stepper = self._make_stepper()
             self._tell(stepper)
@@ -277,15 +284,14 @@ class Host(_Base):
             stepper.forget()
 
     def _skip(self, stepper: TensorStepper) -> None:
-        stepper.table.skipped += 1
-        self.last_step = StepReport(stepper.steps, float("nan"), 1.0, True)
+        self.last_step = stepper.skip(float("nan"))
 
     def _tell_others(self) -> None:
         """That this process refuses the step, before the first word about it: those who hold the rest would wait for ever."""
         if self._options["nonfinite"] == "propagate" and self._options["clip_norm"] is None and not self._still:
             return  # nobody asks
         try:
-            shards = Shards([p for group in self.param_groups for p in group["params"]], plain_too=self._options["sharded"])
+            shards = Shards([p for group in self.param_groups or () for p in group["params"]], plain_too=self._options["sharded"])
         except ParameterError:  # who the others are is what could not be found out
             return
         if shards:
@@ -297,7 +303,8 @@ class Host(_Base):
         native = engines.native_engine(0 if own_threads else _team_of_torch()) if options["engine"] in (None, "native") else None
         return TensorStepper(
             self.member, native, compile=options["engine"] == "compiled", no_decay=options["no_decay"], sharded=options["sharded"],
-            clip_norm=options["clip_norm"], clip_value=options["clip_value"], nonfinite=options["nonfinite"], counted=self._counted,
+            clip_norm=options["clip_norm"], clip_value=options["clip_value"], nonfinite=options["nonfinite"], max_skips=options["max_skips"],
+            counted=self._counted,
         )  # fmt: skip
 
     def _threads(self) -> int:
@@ -308,6 +315,14 @@ class Host(_Base):
         return min(torch.get_num_threads(), engines.MAX_THREADS)
 
     # --- state -----------------------------------------------------------------------------------------------------
+
+    @uncompiled
+    def state_dict(self) -> dict[str, Any]:
+        """Torch's state dict; with ``max_skips``, also ``skips_in_a_row``, which torch's classes leave aside."""
+        state = super().state_dict()
+        if self._options["max_skips"] is not None:
+            state["skips_in_a_row"] = self._stepper.skips_in_a_row if self._stepper is not None else self._counted[2]
+        return state
 
     @uncompiled
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -324,13 +339,17 @@ class Host(_Base):
             changed = pre_hook(self, given)
             if changed is not None:
                 given = changed
-        state, groups = loading.read(self.param_groups, self.defaults, self.member, given, finite=self._options["nonfinite"] != "propagate")
-        self.__setstate__({"state": state, "param_groups": groups, "_counted": (0, 0)})
+        in_a_row = loading.skips_in_a_row(given)
+        state, groups = loading.read(
+            self.param_groups, self.defaults, self.member, given, whose=type(self).__name__, finite=self._options["nonfinite"] != "propagate"
+        )
+        self.__setstate__({"state": state, "param_groups": groups, "_counted": (0, 0, in_a_row)})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        counted = (self._stepper.steps, self._stepper.skipped) if self._stepper is not None else self._counted
+        stepper = self._stepper
+        counted = (stepper.steps, stepper.skipped, stepper.skips_in_a_row) if stepper is not None else self._counted
         own = {"_options": self._options, "last_step": self.last_step, "_constructed": True, "_counted": counted}
         return {**super().__getstate__(), **own}
 

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointCorruptError, CheckpointMismatchError, HyperparameterError
+from ..step import MAX_STEP
 from .members import MEMBERS, Member
 from .memory import real, scalar_dtype
 from .rows import EXACT_FLOAT32, whole_step
 from .shards import is_distributed, local_part, with_layout_of
 
-__all__ = ["read"]
+__all__ = ["read", "skips_in_a_row"]
 
 EVERYWHERE = frozenset[str]().union(*(member.state_keys for member in MEMBERS))  # what states are called in any optimizer
 ALIASES = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # of bitsandbytes
 Groups = list[dict[str, Any]]
 
 
-def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *, finite: bool) -> tuple[Any, Groups]:
+def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *, whose: str, finite: bool) -> tuple[Any, Groups]:
     """The state and the groups that an optimizer is to take over, copied.
 
     Args:
@@ -32,6 +33,7 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
         defaults: What a group has where the given one, of an older version, says nothing.
         member: Whose states these are.
         given: A ``state_dict``.
+        whose: What the optimizer's class is called.
         finite: Refuse moments that are not finite.
     """
     if not isinstance(given, Mapping) or not isinstance(given.get("state"), Mapping) or not isinstance(given.get("param_groups"), (list, tuple)):
@@ -52,7 +54,7 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
     for index, group in enumerate(groups):
         lacking = sorted({"lr", "weight_decay", *(key for key, _ in member.numbers.values())}.difference(group))
         if lacking:
-            raise CheckpointMismatchError(f"group {index} of the loaded state dict has no {lacking}: it is not that of {member.name}")
+            raise CheckpointMismatchError(f"group {index} of the loaded state dict has no {lacking}: it is not that of {whose}")
     saved_of = _matched(own, groups)
     state: Any = defaultdict(dict)
     known = set(chain.from_iterable(group["params"] for group in groups))
@@ -90,6 +92,14 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
     except HyperparameterError as error:
         raise CheckpointCorruptError(str(error)) from error
     return state, groups
+
+
+def skips_in_a_row(given: Any) -> int:
+    """How many steps in a row had been skipped; 0 where the state dict does not say."""
+    count = given.get("skips_in_a_row", 0) if isinstance(given, Mapping) else 0
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_STEP:
+        raise CheckpointCorruptError(f"skips_in_a_row is {count!r}, not a whole number")
+    return count
 
 
 def _matched(own: Groups, groups: Groups) -> dict[int, Any]:

@@ -79,7 +79,8 @@ class Member:
                 continue
             found[name] = checked(name, value, where=f" ({key} of group {index})" if name != key else f" in group {index}")
         ascends = group.get("maximize", False)
-        if not isinstance(ascends, (int, float, torch.Tensor, np.bool_)):
+        one = isinstance(ascends, (int, float, np.bool_)) or (isinstance(ascends, torch.Tensor) and ascends.numel() == 1)
+        if not one or float(ascends) not in (0.0, 1.0):
             raise HyperparameterError(f"maximize={ascends!r} in group {index} is neither True nor False")
         return found | {"maximize": bool(group.get("maximize", False))}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from .. import engine as engines
 from ..errors import HyperparameterError
-from ..hyperparameters import limit, suggest
+from ..hyperparameters import limit, limit_of_skips, suggest
+from ..no_decay import read_no_decay, refuse_strangers, spared
 from .members import Member, as_pair
 from .memory import arithmetic_of
 
@@ -47,22 +47,21 @@ Predicate: TypeAlias = Callable[[str, Tensor], bool]
 NoDecay: TypeAlias = str | Tensor | Iterable[str | Tensor] | Predicate
 
 
-def read_options(*, clip_norm: Any, clip_value: Any, nonfinite: Any, no_decay: Any, threads: Any, sharded: Any, engine: Any) -> dict[str, Any]:
+def read_options(
+    *, clip_norm: Any, clip_value: Any, nonfinite: Any, max_skips: Any, no_decay: Any, threads: Any, sharded: Any, engine: Any
+) -> dict[str, Any]:
     """The keywords that come on top of torch's, checked."""
     for name, value, known in (("nonfinite", nonfinite, get_args(NonFinite)), ("engine", engine, (None, *get_args(Engine)))):
         if value not in known:
             raise HyperparameterError(f"{name}={value!r} is none of {', '.join(map(repr, known))}")
     if engine == "native" and engines.native_engine() is None:
         raise HyperparameterError("engine='native': there is no native code here; leave it out to run on torch operations")
-    if not callable(no_decay):
-        if not isinstance(no_decay, Iterable):
-            raise HyperparameterError(f"no_decay={no_decay!r} is neither names, nor tensors, nor a function of (name, tensor)")
-        no_decay = [no_decay] if isinstance(no_decay, (str, Tensor)) else list(no_decay)
     return {
         "clip_norm": limit("clip_norm", clip_norm),
         "clip_value": limit("clip_value", clip_value),
         "nonfinite": nonfinite,
-        "no_decay": no_decay,
+        "max_skips": limit_of_skips(max_skips),
+        "no_decay": read_no_decay(no_decay),
         "threads": None if threads is None else engines.resolve_threads(threads),
         "sharded": bool(sharded),
         "engine": engine,
@@ -138,28 +137,14 @@ def first_narrow(group: Mapping[str, Any]) -> str | None:
 
 
 def check_names(no_decay: Any, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse names in ``no_decay`` that no parameter has: what they were meant for would decay."""
+    """Refuse what ``no_decay`` names or holds and what is no parameter, and a function that does not answer for them."""
+    named = all("param_names" in group for group in groups)
+    every = [p for group in groups for p in group["params"]]
+    parameters = dict(zip((n for group in groups for n in group["param_names"]) if named else map(str, range(len(every))), every, strict=False))
     if callable(no_decay):
-        return
-    wanted = [item for item in no_decay if isinstance(item, str)]
-    names = [name for group in groups for name in group.get("param_names", ())]
-    unknown = [name for name in wanted if name not in set(names)]
-    if unknown and not names:
-        raise HyperparameterError(f"no_decay={wanted} are names, and the parameters have none: give model.named_parameters()")
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], names, 1) or [name for name in names if unknown[0] in name][:1]
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise HyperparameterError(
-            f"no parameter is named {unknown[0]!r}, as no_decay has it; {hint}Names are whole, as in 'layer.bias'; "
-            "a function says it for many: no_decay=lambda name, p: p.ndim < 2"
-        )
-    if any(not isinstance(item, (str, Tensor)) for item in no_decay):
-        raise HyperparameterError(f"no_decay={no_decay!r} holds what is neither a name nor a tensor")
-    own = {id(p) for group in groups for p in group["params"]}
-    for item in no_decay:
-        if isinstance(item, Tensor) and id(item) not in own:
-            what = f"a tensor of shape {tuple(item.shape)} that is none of the parameters (a copy, a view, detached?)"
-            raise HyperparameterError(f"no_decay holds {what}; give the parameters themselves, or names")
+        for name, p in parameters.items():
+            spared(no_decay, name, p)
+    refuse_strangers(no_decay, parameters, "a tensor", None if named else "give model.named_parameters()")
 
 
 class Chosen(Generic[T]):

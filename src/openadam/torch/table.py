@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import engine as engines
 from ..errors import AliasError, GradientError, NonFiniteGradientError, NonFiniteStateError, OpenAdamError, ParameterError
 from ..memory import Piece, first_meeting, first_shared
+from ..no_decay import spared
 from ..step import Stepper
 from . import graph
 from .members import Member
@@ -27,7 +28,7 @@ from .memory import FRAMEWORK, arithmetic_of, as_array, dtype_name, has_numbers,
 from .rows import Reached, Row
 from .shards import Shards, is_distributed, local_part
 
-__all__ = ["SkippedByScaler", "TensorStepper", "excluded"]
+__all__ = ["SkippedByScaler", "TensorStepper"]
 
 Array = npt.NDArray[Any]
 Groups = Sequence[MutableMapping[str, Any]]
@@ -42,16 +43,17 @@ class TensorStepper(Stepper):
 
     def __init__(
         self, member: Member, native: engines.NativeEngine | None, *, compile: bool, no_decay: Any, sharded: bool,
-        clip_norm: float | None, clip_value: float | None, nonfinite: str, counted: tuple[int, int],
+        clip_norm: float | None, clip_value: float | None, nonfinite: str, max_skips: int | None, counted: tuple[int, int, int],
     ) -> None:  # fmt: skip
-        super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite)
+        super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips)
         self.member = member
         self._native = native if FRAMEWORK is not None else None
         self._compile, self._no_decay, self._sharded = compile, no_decay, sharded
         self._bound = math.inf if clip_value is None else clip_value
         engine = self._native or engines.ReferenceEngine()
         self.table = engine.table(self._bound)
-        self.table.taken, self.table.skipped = counted
+        self.table.taken, self.table.skipped, in_a_row = counted
+        self.latest_skips = [self.table.taken, in_a_row]
         self.engine_name = "native" if self._native is not None else "graph"
         self.rows: list[Row] = []
         self.updates: list[engines.Update] = []  # of each class
@@ -126,7 +128,7 @@ class TensorStepper(Stepper):
 
     def _classify(self, row: Row, p: Any) -> None:
         """Whether weight decay leaves a row alone, and what moves it."""
-        row.excluded = excluded(self._no_decay, row.name(self.groups), p)
+        row.excluded = spared(self._no_decay, row.name(self.groups), p)
         row.update = self.updates[row.class_index]
 
     def parameter(self, i: int) -> Any:
@@ -392,10 +394,3 @@ class TensorStepper(Stepper):
         if isinstance(error, NonFiniteGradientError):
             error.process = torch.distributed.get_rank()
         return self.shards.first_error(error)
-
-
-def excluded(no_decay: Any, name: str, p: Tensor) -> bool:
-    """Whether weight decay leaves a parameter alone."""
-    if callable(no_decay):
-        return bool(no_decay(name, p))
-    return any(item is p or (isinstance(item, str) and item == name) for item in no_decay)

@@ -1,0 +1,80 @@
+"""What weight decay leaves alone: a function of (name, tensor), or a list of names and tensors; the same for every host."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from .errors import HyperparameterError
+
+__all__ = ["NoDecay", "read_no_decay", "refuse_strangers", "spared"]
+
+NoDecay: TypeAlias = "Callable[[str, Any], Any] | list[Any]"
+
+
+def read_no_decay(given: Any) -> NoDecay:
+    """As it is when the optimizer is made.
+
+    Raises:
+        HyperparameterError: It is none of what it may be, or a function that does not take two arguments.
+    """
+    if isinstance(given, str) or hasattr(given, "dtype"):
+        return [given]
+    if callable(given):
+        try:
+            inspect.signature(given).bind("name", None)
+        except ValueError:  # some functions in C do not tell
+            pass
+        except TypeError as error:
+            raise HyperparameterError(f"no_decay is a function that cannot be called with (name, parameter): {error}") from None
+        return given  # type: ignore[no-any-return]
+    if not isinstance(given, Iterable):
+        raise HyperparameterError(f"no_decay={given!r} is neither names, nor parameters, nor a function of (name, parameter)")
+    return list(given)
+
+
+def spared(no_decay: NoDecay, name: str, tensor: Any) -> bool:
+    """Whether weight decay leaves this parameter alone.
+
+    Raises:
+        HyperparameterError: The function returned what is neither true nor false.
+    """
+    if not callable(no_decay):
+        return any(item is tensor or (isinstance(item, str) and item == name) for item in no_decay)
+    result = no_decay(name, tensor)
+    try:
+        return bool(result)
+    except Exception as error:
+        raise HyperparameterError(f"no_decay returned {result!r:.80} for parameter {name!r}, which is neither true nor false ({error})") from error
+
+
+def refuse_strangers(no_decay: NoDecay, parameters: Mapping[str, Any], kind: str, unnamed: str | None = None) -> None:
+    """Refuse a list that names or holds what is no parameter: what it was meant for would decay.
+
+    Args:
+        no_decay: As read.
+        parameters: All there are, by name.
+        kind: What the host calls a tensor: "an array", "a tensor".
+        unnamed: Where the parameters were given without names: what to do about it.
+    """
+    if callable(no_decay):
+        return
+    own = {id(tensor) for tensor in parameters.values()}
+    for item in no_decay:
+        if isinstance(item, str):
+            if unnamed is not None:
+                raise HyperparameterError(f"no_decay names {item!r}, and the parameters have no names; {unnamed}")
+            if item not in parameters:
+                near = difflib.get_close_matches(item, parameters, 1) or [name for name in parameters if item in name][:1]
+                hint = f"did you mean {near[0]!r}?" if near else f"they are called {', '.join(map(repr, sorted(parameters)[:8]))}."
+                raise HyperparameterError(
+                    f"no_decay names {item!r}, and no parameter is called so; {hint} Names are whole, as in 'layer.bias'; "
+                    f"a function says it for many: no_decay=lambda name, p: p.ndim < 2"
+                )
+        elif not hasattr(item, "dtype"):
+            raise HyperparameterError(f"no_decay holds {item!r:.80}, which is neither a name nor {kind}")
+        elif id(item) not in own:
+            what = f"of shape {tuple(item.shape)} that is none of the parameters (a copy, a view, detached?)"
+            raise HyperparameterError(f"no_decay holds {kind} {what}; give the parameters themselves, or names")
