@@ -68,6 +68,25 @@ DEFINITIONS: dict[str, tuple[Callable[[], Any], str]] = {
     "&": (lambda: openadam.rule(lambda g, s, h: Step(openadam.where((g < 1) & (g > 0), g, 0))), "nest them"),
     "an index": (lambda: openadam.rule(lambda g, s, h: Step(g + s["m"])), r"write s\.m"),
     "an array": (lambda: openadam.rule(lambda g, s, h: Step(np.ones(3) * g)), "cannot stand in a rule"),
+    "an option called as a setting": (
+        lambda: openadam.rule(options={"clip_norm": ("a", "b")})(lambda g, s, h, *, clip_norm: Step(g)),
+        "an option cannot be named `clip_norm`: every optimizer of this rule has a setting",
+    ),
+    "an option called as a hyperparameter": (
+        lambda: openadam.rule(options={"beta1": ("a", "b")})(lambda g, s, h, *, beta1: Step(h.beta1 * g)),
+        "an option cannot be named `beta1`: every optimizer of this rule has a hyperparameter",
+    ),
+    "the learning rate as an option": (lambda: openadam.rule(options={"lr": ("a", "b")})(lambda g, s, h, *, lr: Step(g)), "named `lr`"),
+    "an option with a default": (
+        lambda: openadam.rule(options={"form": ("a", "b")}, form="b")(with_form),  # type: ignore[arg-type]
+        r"form='b': the default of an option is the first of its choices, \('a', 'b'\); put it there",
+    ),
+    "another default in the function": (
+        lambda: openadam.rule(options={"form": ("a", "b")})(lambda g, s, h, *, form="b": Step(g)),
+        r"default form='b' is not the first of the choices \('a', 'b'\)",
+    ),
+    "a hyperparameter called as the gradient": (lambda: openadam.rule(lambda g, s, h: Step(g * h.gradient)), "cannot be named `gradient`"),
+    "an intermediate called as a hyperparameter": (lambda: openadam.rule(lambda g, s, h: Step(g * h.beta, beta=2 * g)), "named `beta`"),
 }
 
 
@@ -234,7 +253,7 @@ def test_states_may_be_called_as_words_of_cpp_are() -> None:
         new, i, n, x0, T = s.new + g, s.i + g, s.n * h.a, s.x0 + s.c0, s.T + g
         return Step(new + i + n + x0 + T, new=new, i=i, n=n + g, x0=x0 + g, c0=s.c0 + g, T=T)
 
-    printed = openadam.show(words, as_="c++")
+    printed = openadam.show(words, as_="c++").split("\n\n")[0]
     declared = re.findall(r"(?:const T|bool|T\* RESTRICT|std::int64_t) (\w+)(?: =|;)", printed)
     assert len(set(declared)) == len(declared) > 12
     assert not {"new", "i", "n", "T"} & set(declared) - {"i"}

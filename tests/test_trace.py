@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 import openadam
+from openadam.language.expression import Namespace
+from openadam.language.notation import latex as latex_of
 from openadam.views import trace as tracing
 from openadam.views.trace import Line, Trace, parse_grads, render
 
@@ -439,6 +441,10 @@ def test_show_as_python_is_the_source_and_what_it_calls() -> None:
     for part in (openadam.rules.first_moment, openadam.rules.second_moment, openadam.rules.denominator, openadam.rules.adam.function):
         assert inspect.getsource(part).rstrip() in shown
     assert "def amsgrad" not in shown
+    for part in (openadam.rules.scale, openadam.rules.prepare, openadam.rules.apply):
+        assert inspect.getsource(part).rstrip() in shown
+    assert "weight decay is coupled here: `coupled_decay` is weight_decay, `decoupled_decay` is 0" in shown
+    assert "weight decay is decoupled here: `decoupled_decay` is weight_decay, `coupled_decay` is 0" in openadam.show("adamw")
     assert openadam.show(own).startswith("@openadam.rule(lr=0.5, keep=0.5")
 
 
@@ -457,12 +463,17 @@ def test_show_as_cpp_is_what_is_compiled() -> None:
     assert spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    compiled = generate.kernels()
+    kernels, scalars = generate.kernels(), generate.scalar_programs()
     for name, cls in MEMBERS.items():
         for options in cls.rule.variants():
             shown = openadam.show(name, "c++", **options)
             assert f"void {cls.rule.variant_name(**options)}(" in shown
-            assert shown in compiled
+            surrounded = re.split(r"\n\n(?:// The gradient before that.*\n\n)?", shown)
+            assert len(surrounded) == 4
+            for kernel, once in (surrounded[:2], surrounded[2:]):
+                assert kernel in kernels
+                assert once in scalars
+            assert f"weight decay is {cls.coupling} here" in shown
 
 
 @pytest.mark.parametrize(
@@ -482,3 +493,35 @@ def test_what_cannot_be_shown_is_refused(arguments: tuple[str, ...], options: di
 
 def test_the_module_and_the_function_are_both_found() -> None:
     assert openadam.trace is tracing.trace
+
+
+# --- names that would be taken for others -------------------------------------------------------------------------------------------
+
+
+@openadam.rule(lr=0.1, alpha=0.5, sigma=0.25)
+def twins(g: Any, s: Any, h: Any) -> openadam.Step:
+    m = h.sigma * s.m + g
+    m1 = h.alpha * s.m1 + (1 - h.alpha) * g
+    m_1 = h.sigma * s.m_1 + m
+    return openadam.Step(m1 + m_1, m=m, m1=m1, m_1=m_1, d=2 * g)
+
+
+def test_names_that_would_be_taken_for_others_are_told_apart() -> None:
+    latex = openadam.show(twins, "latex")
+    assert r"\theta_t &= \theta_{t-1} - \mathrm{lr} \left( " in latex  # the learning rate, whose symbol is alpha, beside an alpha
+    assert r"\alpha m_{1,t-1} + \left( 1 - \alpha \right) g_t" in latex
+    assert r"\mathrm{m\_1}_t &= \sigma \mathrm{m\_1}_{t-1} + m_t" in latex  # and m_1 beside m1
+    traced = openadam.trace(twins, "1;2")
+    lines = {line.name: line for line in traced.steps[1].lines}
+    assert [lines[name].symbol.text for name in ("g", "m", "m1", "m_1", "d", "p")] == ["g2", "m[2]", "m1[2]", "m_1[2]", "d2", "p2"]
+    assert (lines["direction"].left.latex, lines["d"].left.latex) == (r"\mathrm{direction}_t", "d_t")
+    assert "  m1    = alpha*m1[t-1] + (1 - alpha)*g\n  m1[2] = 0.5*0.5 + (1 - 0.5)*2 = 1.25\n" in str(traced)
+    drawn = render(traced, "latex")
+    assert r"\theta_t &= \theta_{t-1} - \mathrm{lr} \mathrm{direction}_t" in drawn
+    assert r"m_{1,2} &= 0.5 \cdot 0.5" in drawn
+    assert latex_of(openadam.rules.apply(openadam.rules.P, openadam.rules.G, Namespace("scalar"))).count(r"\alpha") == 2
+
+
+def test_what_stands_alone_keeps_its_symbol() -> None:
+    assert r"- \alpha " in openadam.show("adam", "latex")
+    assert str(openadam.trace("adam", "1")).count("m_hat1 =") == 1

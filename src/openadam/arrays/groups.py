@@ -48,7 +48,8 @@ class Groups:
         for name, value in given.items():
             self._refuse_unknown(index, name)
             values[name] = value if name == "maximize" else checked_or_schedule(name, value, where=f" in group {index}")
-        return values
+        maximize = values.pop("maximize")
+        return {**values, "maximize": maximize}
 
     def add(self, settings: Sequence[Settings], structures: Sequence[Structure], rows: Sequence[Row]) -> None:
         """Take in groups that were read; ``rows`` are those of all groups, the old ones among them.

@@ -132,4 +132,5 @@ def scalars(program: Program) -> str:
     lines += [f"  out[{k}] = {places[id(root)]};" for k, root in enumerate(program.once)]
     arguments = ("const double* h", "const double* s", "double t", "double gradient_scale", "double* out")
     signature = ", ".join(f"[[maybe_unused]] {argument}" for argument in arguments)
-    return "\n".join([f"// {program.name}", f"void {program.name}_scalars({signature}) {{", *lines, "}"])
+    title = f"// {program.name}: h holds {', '.join(program.hyperparameters) or 'nothing'}"
+    return "\n".join([title, f"void {program.name}_scalars({signature}) {{", *lines, "}"])

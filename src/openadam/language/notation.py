@@ -10,13 +10,13 @@ grouped as the rule groups them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .graph import Node, postorder
 
-__all__ = ["LATEX", "TEXT", "Notation", "Piece", "latex", "rounded", "text"]
+__all__ = ["LATEX", "TEXT", "Notation", "Piece", "latex", "names_in", "rounded", "text"]
 
 ANYTHING, COMPARISON, SUM, PRODUCT, SIGNED, POWER, ATOM = range(7)
 """How tightly a printed piece holds together; an operand that holds less than its place asks for is bracketed."""
@@ -41,10 +41,23 @@ class Notation:
     operations: Mapping[str, Operation]
     bracket: str
     ellipsis: str
-    name: Callable[[str, str], str]
+    usual: Callable[[str, str], str]
     """A name at a time: ``t``, ``t-1``, a number, or nothing for what has no time."""
+    careful: Callable[[str, str], str]
+    """The same, for a name that would be taken for another."""
+    mistaken: Callable[[str, frozenset[str]], bool]
+    """Whether a name would be taken for another, if it stands beside these."""
     number: Callable[[float], Piece]
     vector: Callable[[Sequence[str]], str]
+    beside: frozenset[str] = frozenset()
+
+    def telling_apart(self, names: Iterable[str]) -> Notation:
+        """The same notation for formulas in which all these names stand."""
+        return replace(self, beside=frozenset(names))
+
+    def name(self, name: str, time: str) -> str:
+        """A name at a time: ``t``, ``t-1``, a number, or nothing for what has no time."""
+        return (self.careful if self.mistaken(name, self.beside) else self.usual)(name, time)
 
     def symbol(self, symbol: Node) -> Piece:
         """A leaf by its name, at its time: states and the parameter are those before the step."""
@@ -99,6 +112,15 @@ def _text_name(name: str, time: str) -> str:
     return f"{name}[t-1]" if time == "t-1" else f"{name}{time}" if time.isdecimal() else name
 
 
+def _bracketed_name(name: str, time: str) -> str:
+    return f"{name}[{time}]" if time == "t-1" or time.isdecimal() else name
+
+
+def _ends_in_a_number(name: str, beside: frozenset[str]) -> bool:
+    """m1 at step 2 is not m12, and m at step 1 not m1."""
+    return name[-1].isdigit() or any(other.removeprefix(name).isdecimal() for other in beside if other.startswith(name))
+
+
 def _latex_number(value: float) -> Piece:
     if not math.isfinite(value):
         return Piece(r"\mathrm{NaN}") if math.isnan(value) else Piece(r"\infty") if value > 0 else Piece(r"-\infty", SIGNED)
@@ -132,9 +154,29 @@ def _latex_name(name: str, time: str) -> str:
                 base = f"{ACCENTS[suffix]}{{{base}}}"
             else:
                 indices.append(r"\max" if suffix == "max" else rf"\mathrm{{{suffix}}}")
-    base = base or rf"\mathrm{{{name}}}".replace("_", r"\_")
-    index = ",".join(filter(None, [*indices, time]))
+    return _with_index(base or _upright(name), ",".join(filter(None, [*indices, time])))
+
+
+def _upright_name(name: str, time: str) -> str:
+    return _with_index(_upright(name), time)
+
+
+def _upright(name: str) -> str:
+    return rf"\mathrm{{{name}}}".replace("_", r"\_")
+
+
+def _with_index(base: str, index: str) -> str:
     return base if not index else f"{base}_{index}" if len(index) == 1 else f"{base}_{{{index}}}"
+
+
+def _looks_like_another(name: str, beside: frozenset[str]) -> bool:
+    """Lr and alpha have one symbol; who is called as it is written keeps it."""
+
+    def look(name: str) -> str:
+        return _latex_name(name, "").translate({ord(brace): None for brace in "{}"}).replace(r"\mathrm", "")
+
+    twins = [other for other in beside if other != name and look(other) == look(name)]
+    return bool(twins) and (name in SYMBOLS or "_" in name or not any(twin in SYMBOLS or "_" in twin for twin in twins))
 
 
 def _latex_product(a: str, b: str) -> str:
@@ -160,7 +202,9 @@ TEXT = Notation(
     },
     bracket="({})",
     ellipsis="…",
-    name=_text_name,
+    usual=_text_name,
+    careful=_bracketed_name,
+    mistaken=_ends_in_a_number,
     number=_text_number,
     vector=lambda items: f"({', '.join(items)})",
 )
@@ -191,7 +235,9 @@ LATEX = Notation(
     },
     bracket=r"\left( {} \right)",
     ellipsis=r"\dots",
-    name=_latex_name,
+    usual=_latex_name,
+    careful=_upright_name,
+    mistaken=_looks_like_another,
     number=_latex_number,
     vector=lambda items: r"\begin{pmatrix} " + r" \\ ".join(items) + r" \end{pmatrix}",
 )
@@ -204,7 +250,7 @@ def text(expression: Node) -> str:
     >>> print(text(rules.adam.trace().named["m"]))
     beta1*m[t-1] + (1 - beta1)*g
     """
-    return TEXT.write(expression)
+    return TEXT.telling_apart(names_in([expression])).write(expression)
 
 
 def latex(expression: Node) -> str:
@@ -214,4 +260,9 @@ def latex(expression: Node) -> str:
     >>> print(latex(rules.adam.trace().named["m"]))
     \beta_1 m_{t-1} + \left( 1 - \beta_1 \right) g_t
     """
-    return LATEX.write(expression)
+    return LATEX.telling_apart(names_in([expression])).write(expression)
+
+
+def names_in(expressions: Iterable[Node]) -> frozenset[str]:
+    """The names of all symbols in expressions."""
+    return frozenset(node.value[1] for node in postorder(*expressions) if node.operation == "symbol")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from ..language.notation import LATEX
 from .worked import Trace
 
 __all__ = ["render"]
@@ -37,7 +36,7 @@ def _as_latex(trace: Trace) -> str:
     for step in trace.steps:
         rows = []
         for line in step.lines:
-            rows += [f"{LATEX.name(line.name, 't')} &= {line.formula.latex}", f"{line.symbol.latex} &= {line.results.latex}"]
+            rows += [f"{line.left.latex} &= {line.formula.latex}", f"{line.symbol.latex} &= {line.results.latex}"]
             rows += [rf"&\quad {note.latex}" for note in line.notes]
         parts.append("\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}")
     return "\n".join(parts)

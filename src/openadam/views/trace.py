@@ -20,7 +20,7 @@ from ..family import MEMBERS
 from ..language.arrays import compile_scalars, evaluate, run
 from ..language.expression import Expression, Namespace
 from ..language.graph import Node, postorder
-from ..language.notation import LATEX, TEXT, Notation, Piece
+from ..language.notation import LATEX, TEXT, Notation, Piece, names_in
 from ..language.program import Program, lower
 from ..language.rule import Rule
 from .equations import Equation, equations, surroundings
@@ -215,9 +215,11 @@ def _watch(optimizer: Optimizer, p: Array, gradient: Array) -> TracedStep:
     values |= {("tensor", "gradient"): gradient, ("tensor", "g"): g, ("tensor", "p"): before}
     values |= {("value", name): result for name, result in results.items()}
     known = {key: value for key, value in values.items() if isinstance(value, float)}
-    first, *inner, last = equations(traced, around, known)
-    lines = [_line(first, t, g, values), *(_line(equation, t, results[equation.name], values) for equation in inner)]
-    return TracedStep(t, (*lines, _line(last, t, results[AFTER], values)))
+    first, *inner, last = written = equations(traced, around, known)
+    names = names_in(equation.expression for equation in written) | {equation.name for equation in written}
+    notations = TEXT.telling_apart(names), LATEX.telling_apart(names)
+    named = [(first, g), *((equation, results[equation.name]) for equation in inner), (last, results[AFTER])]
+    return TracedStep(t, tuple(_line(equation, t, value, values, notations) for equation, value in named))
 
 
 AFTER = "p[t]"  # no name that a rule could give to a value of its own
@@ -241,7 +243,10 @@ def _plain(value: Any) -> Value:
     return float(value[0]) if value.size == 1 else tuple(value.tolist())
 
 
-def _line(equation: Equation, t: int, value: Any, values: dict[tuple[str, str], Any]) -> Line:
+Notations = tuple[Notation, Notation]  # as text, as LaTeX
+
+
+def _line(equation: Equation, t: int, value: Any, values: dict[tuple[str, str], Any], notations: Notations) -> Line:
     """An equation with its numbers, in both notations."""
 
     def number(symbol: Node, notation: Notation) -> Piece:
@@ -250,22 +255,26 @@ def _line(equation: Equation, t: int, value: Any, values: dict[tuple[str, str], 
     notes = []
     for decision in equation.decisions:
         verb = "holds" if decision.holds else "does not hold"
-        names, numbers = _written(decision.condition), _written(decision.numbers)
+        names, numbers = _written(decision.condition, notations), _written(decision.numbers, notations)
         notes.append(Written(f"{names.text} {verb}: {numbers.text}", rf"{names.latex} \text{{ {verb}: }} {numbers.latex}"))
     if _divides_by_zero(equation.expression, values):
         notes.append(Written(ZERO, rf"\text{{{ZERO}}}"))
     return Line(
         name=equation.name,
-        formula=_written(equation.expression),
-        numbers=_written(equation.expression, number),
+        left=Written(equation.name, notations[1].name(equation.name, "t")),
+        formula=_written(equation.expression, notations),
+        numbers=_written(equation.expression, notations, number),
         value=_plain(value),
-        symbol=Written(TEXT.name(equation.name, str(t)), LATEX.name(equation.name, str(t))),
+        symbol=Written(*(notation.name(equation.name, str(t)) for notation in notations)),
         notes=tuple(notes),
     )
 
 
-def _written(expression: Expression, leaf: Callable[[Node, Notation], Piece] = lambda symbol, notation: notation.symbol(symbol)) -> Written:
-    return Written(TEXT.write(expression, lambda symbol: leaf(symbol, TEXT)), LATEX.write(expression, lambda symbol: leaf(symbol, LATEX)))
+def _written(expression: Expression, notations: Notations, leaf: Callable[[Node, Notation], Piece] | None = None) -> Written:
+    def write(notation: Notation) -> str:
+        return notation.write(expression, None if leaf is None else lambda symbol: leaf(symbol, notation))
+
+    return Written(*map(write, notations))
 
 
 ZERO = "a coordinate divided by 0 counts as 0"

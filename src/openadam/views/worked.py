@@ -24,6 +24,8 @@ class Line:
     """One line of the algorithm at one step: ``m = beta1*m[t-1] + (1 - beta1)*g``, with numbers, and what comes out."""
 
     name: str
+    left: Written
+    """The name at any step: ``m``."""
     formula: Written
     numbers: Written
     value: Value
@@ -79,7 +81,7 @@ class Trace:
             rows = [f"step {step.t}"]
             for line in step.lines:
                 width = len(line.symbol.text)
-                rows += [f"  {line.name:{width}} = {line.formula.text}", f"  {line.symbol.text} = {line.results.text}"]
+                rows += [f"  {line.left.text:{width}} = {line.formula.text}", f"  {line.symbol.text} = {line.results.text}"]
                 rows += [f"  {'':{width}}   ({note.text})" for note in line.notes]
             parts.append("\n".join(rows))
         return "\n\n".join(parts)
