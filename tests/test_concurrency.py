@@ -10,6 +10,7 @@ import dis
 import functools
 import os
 import signal
+import subprocess
 import sys
 import threading
 import types
@@ -728,3 +729,28 @@ def test_any_member_after_an_exception(subject: Variant, engine: str) -> None:
         for each in (tried, plain):
             each.step({"w": np.ones(5, np.float32)})
     assert fingerprint(tried) == fingerprint(plain)
+
+
+SUB_INTERPRETER = """
+import numpy
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+own = interpreters.create()
+left = interpreters.run_string(own, "try:\\n import openadam\\nexcept ImportError as error:\\n print('refused:', error, flush=True)")
+assert left is None, left
+interpreters.destroy(own)
+import openadam
+openadam.Adam(numpy.ones(3)).step(numpy.ones(3))
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="interpreters of CPython")
+def test_c11_a_sub_interpreter_is_refused_at_import() -> None:
+    done = subprocess.run([sys.executable, "-c", SUB_INTERPRETER], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("refused: openadam cannot run in a sub-interpreter")
+    assert "WSGIApplicationGroup" in done.stdout
+    assert done.stdout.endswith("done\n")

@@ -1,5 +1,6 @@
 """openadam: the Adam optimizer family for Python, written once, fast and exact, and never a black box."""
 
+from . import _interpreter as _interpreter  # first: it refuses what would hang
 from . import errors, measures, rules, schedules
 from .arrays.optimizer import Optimizer, StepReport
 from .errors import *  # noqa: F403

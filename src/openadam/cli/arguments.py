@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 from ..errors import OpenAdamError
 from ..family import MEMBERS
-from ..hyperparameters import HYPERPARAMETERS, checked
+from ..hyperparameters import HYPERPARAMETERS, SYNONYMS, checked
+from ..rules import FAMILY
 
 __all__ = ["Parser", "UsageError", "hyperparameter", "members", "near", "normalized", "one_of", "setting", "whole"]
 
@@ -25,17 +26,46 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given: Sequence[str] = args or ()
+        return super().parse_known_args(args, namespace)
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         given, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = getattr(given, "parser", self)
-            name = unknown[0].partition("=")[0]
-            close = difflib.get_close_matches(name, [option for action in parser._actions for option in action.option_strings], 1)
-            parser.error(f"there is no option {name!r}; did you mean {close[0]!r}?" if close else f"{name!r} is one too many")
+            parser._refuse_unknown()
+            parser.error(f"{unknown[0]!r} is one too many")
         return given
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            self._refuse_unknown()  # perhaps they are there, but misspelt
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _refuse_unknown(self) -> None:
+        """Complain of the first option that does not exist, if there is one."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for argument in self._given:
+            name = argument.partition("=")[0]
+            if argument == "--" or not argument.startswith("-") or name in known or re.match(r"-[.\d]", name):
+                continue
+            hint = self._meant(name, known)
+            raise UsageError(f"there is no option {name!r}{f'; {hint}' if hint else ''} (see {self.prog} --help)")
+
+    @staticmethod
+    def _meant(name: str, known: Sequence[str]) -> str:
+        bare = name.lstrip("-").replace("-", "_")
+        synonyms = [option for option in (f"--{other.replace('_', '-')}" for other in SYNONYMS.get(bare, ())) if option in known]
+        choices = [(option, values) for rule in FAMILY for option, values in rule.options.items()] if "--option" in known else []
+        if any(option == bare for option, _ in choices):
+            return f"it is an option of rules, --option {bare}=…"
+        if holders := [option for option, values in choices if bare in values]:
+            return f"it is a choice that rules have, --option {holders[0]}={bare}"
+        if synonyms:
+            return f"write {' or '.join(synonyms)}"
+        close = difflib.get_close_matches(name, [option for option in known if option != "--help"], 1, 0.7)
+        return f"did you mean {close[0]!r}?" if close else ""
 
 
 def normalized(arguments: Iterable[str]) -> list[str]:

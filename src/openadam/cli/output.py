@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["assignments", "complain", "discard_output", "print_columns", "print_json", "printable"]
+
+
+NARROWEST = 20  # a column that is narrower is not worth wrapping
 
 
 def printable(text: object) -> str:
@@ -36,11 +41,17 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
 
 
 def print_columns(rows: Iterable[Sequence[object]]) -> None:
-    """Left-aligned, two spaces apart."""
+    """Left-aligned, two spaces apart; on a terminal the last column is wrapped to its width."""
     lines = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    *widths, _ = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    indent = sum(widths) + 2 * len(widths)
+    room = shutil.get_terminal_size().columns - indent if sys.stdout is not None and sys.stdout.isatty() else 0
+    for *cells, last in lines:
+        parts = textwrap.wrap(last, room, break_on_hyphens=False) if room >= NARROWEST else [last]
+        start = "".join(f"{cell:{width}}  " for cell, width in zip(cells, widths, strict=True))
+        for part in parts or [""]:
+            print(f"{start}{part}".rstrip())
+            start = " " * indent
 
 
 def assignments(values: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from .rows import Reached
 
 __all__ = ["commit", "measured", "stepped"]
 
+BLOCK = 1 << 16  # elements of a row that are worked on together where memory is the bottleneck
 Kernel = Callable[..., dict[str, Tensor]]
 
 
@@ -53,6 +54,12 @@ def _kernel(program: Program, compile: bool) -> Kernel:
     return torch.compile(update, dynamic=True) if compile else update
 
 
+def _blocks(count: int) -> Iterator[slice]:
+    """A row in pieces whose intermediate values stay in the cache, and in memory that is used again and again."""
+    for start in range(0, count, BLOCK):
+        yield slice(start, start + BLOCK)
+
+
 def stepped(row: Reached, factor: float, clip_value: float, *, compile: bool = False) -> tuple[list[Tensor], list[float]]:
     """What the targets of a row would become, and its scalar states; nothing is written."""
     program = row.update.program
@@ -72,8 +79,16 @@ def stepped(row: Reached, factor: float, clip_value: float, *, compile: bool = F
             return torch.tensor(numbers, dtype=torch.float64, device="cpu").to(p.device, wide).unbind()
         return [p.new_full((), number) for number in numbers]  # of the parameter's own kind
 
+    scalars, prepare = placed(once.scalars), placed(once.prepare)
     with getattr(p, "fake_mode", None) or contextlib.nullcontext():  # fake tensors answer nothing outside of theirs
-        outputs = _kernel(program, compile)(tensors, placed(once.scalars), placed(once.prepare))
+        if compile or not is_memory(p) or p.device.type != "cpu":
+            outputs = _kernel(program, compile)(tensors, scalars, prepare)
+        else:
+            outputs = {name: torch.empty_like(p) for name in (*program.states, "p")}
+            for block in _blocks(len(p)):
+                made = _kernel(program, False)({name: tensor[block] for name, tensor in tensors.items()}, scalars, prepare)
+                for name, output in outputs.items():
+                    output[block] = made[name]
     values = []
     for target, name in zip(row.targets, (*program.states, "p"), strict=True):
         value = outputs[name].reshape(real(target).shape) if is_memory(p) else outputs[name]
@@ -96,14 +111,21 @@ def measured(row: Reached, measures: Sequence[int], before: Tensor | None = None
     if not has_numbers(row.parameter):
         return [0.0] * len(measures)
     wide = torch.float32 if row.parameter.device.type == "mps" else torch.float64
-    tensors = {"g": row.gradient.to(wide)}
+    tensors = {"g": row.gradient}
     if before is not None:
-        tensors |= {"p": real(before).to(wide), "p_after": real(row.parameter).to(wide)}
-    seen = []
-    for measure in map(MEASURES.__getitem__, measures):
-        values = run(measure.program, tensors, [], torch, _unchanged)["value"]
-        if not values.numel():
-            seen.append(0.0)
-        else:
-            seen.append(float(values.sum() if measure.reduction == "sum" else values.amax()))
-    return seen
+        tensors |= {"p": real(before), "p_after": real(row.parameter)}
+    if not row.gradient.numel():
+        return [0.0] * len(measures)
+    in_blocks = is_memory(row.parameter) and row.parameter.device.type == "cpu"
+    if in_blocks:
+        tensors = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
+    parts: list[list[Tensor]] = [[] for _ in measures]
+    for block in _blocks(row.gradient.numel()) if in_blocks else (slice(None),):
+        part = {name: (tensor[block] if in_blocks else tensor).to(wide) for name, tensor in tensors.items()}
+        for measure, joined in zip(map(MEASURES.__getitem__, measures), parts, strict=True):
+            values = run(measure.program, part, [], torch, _unchanged)["value"]
+            joined.append(values.sum() if measure.reduction == "sum" else values.amax())
+    return [
+        float(joined[0] if len(joined) == 1 else torch.stack(joined).sum() if MEASURES[index].reduction == "sum" else torch.stack(joined).amax())
+        for index, joined in zip(measures, parts, strict=True)
+    ]

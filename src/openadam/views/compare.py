@@ -115,14 +115,21 @@ class Progress:
 # --- tables ------------------------------------------------------------------------------------------------------------
 
 
+WIDE = 78  # columns from which on tables are set with room between theirs
+
+
 def _table(**settings: Any) -> Any:
     return demo_module("rich.table").Table(box=demo_module("rich.box").SIMPLE_HEAD, **settings)
 
 
-def _print_titled(title: str, table: Any, notes: Sequence[str]) -> None:
+def _console() -> Any:
     console = demo_module("rich.console").Console(highlight=False)
     if not console.is_terminal:
         console.width = 160  # a file has no width of its own
+    return console
+
+
+def _print_titled(console: Any, title: str, table: Any, notes: Sequence[str]) -> None:
     console.print(f"\n[bold]{title}[/bold]", soft_wrap=not console.is_terminal)
     console.print(table)
     for note in notes:
@@ -131,10 +138,11 @@ def _print_titled(title: str, table: Any, notes: Sequence[str]) -> None:
 
 def print_table(comparison: Comparison, *, interrupted: bool = False) -> None:
     """The summaries as a table, and below it what the numbers are."""
-    table = _table()
-    table.add_column("optimizer")
+    console = _console()
+    table = _table(padding=(0, 1) if console.width >= WIDE else 0)
+    table.add_column("optimizer", no_wrap=True)
     for column in ("learning\nrate", "test\naccuracy %", "test\nloss", "training\nloss", f"steps to\n{100 * TARGET:g} %", "µs per\nstep"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold", min_width=max(map(len, column.split())))
     summaries = summarize(comparison.runs)
     for summary in summaries:
         spread = "" if math.isnan(summary.test_accuracy_std) else f" ± {100 * summary.test_accuracy_std:.1f}"
@@ -146,7 +154,7 @@ def print_table(comparison: Comparison, *, interrupted: bool = False) -> None:
             "never" if math.isinf(summary.steps_to_target) else f"{summary.steps_to_target:.0f}",
             f"{summary.microseconds:.0f}",
         )
-    _print_titled(_title(comparison), table, _notes(comparison, summaries, interrupted))
+    _print_titled(console, _title(comparison), table, _notes(comparison, summaries, interrupted))
 
 
 def _title(comparison: Comparison) -> str:
@@ -200,19 +208,24 @@ def print_sweep(comparison: Comparison) -> None:
     """The score of every rate that was tried, and which rates were chosen."""
     rates = sorted({lr for scores in comparison.sweeps.values() for lr in scores})
     title = f"The sweep: mean validation loss after {_count(comparison.epochs, 'epoch')}, {len(SWEEP_SEEDS)} seeds, by learning rate"
-    table = _table(padding=0)
-    table.add_column("", no_wrap=True)
-    for lr in rates:
-        table.add_column(f"{lr:g}", justify="right", no_wrap=True)
+    rows = [["", *(f"{lr:g}" for lr in rates)]]
     for optimizer, scores in comparison.sweeps.items():
         cells = ["" if lr not in scores else "diverged " if math.isinf(scores[lr]) else f"{scores[lr]:.3f} " for lr in rates]
         winner = rates.index(best(scores))
         cells[winner] = f"[bold]{cells[winner].rstrip()}*[/bold]"
-        table.add_row(MEMBERS[optimizer].__name__, *cells)
+        rows.append([MEMBERS[optimizer].__name__, *cells])
+    console = _console()
+    if console.width < WIDE:
+        rows = [list(column) for column in zip(*rows, strict=True)]  # there are more rates than optimizers
+    table = _table(padding=0)
+    for place, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if place else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
     chosen = {name: best(scores) for name, scores in comparison.sweeps.items()}
     other = ", ".join(f"{MEMBERS[name].__name__} {RATES[name]:g}" for name, lr in chosen.items() if RATES.get(name, lr) != lr)
     note = f"* chosen. Without --sweep, {f'other rates are used: {other}' if other else 'the same rates are used'}."
-    _print_titled(title, table, [note])
+    _print_titled(console, title, table, [note])
 
 
 # --- JSON --------------------------------------------------------------------------------------------------------------
