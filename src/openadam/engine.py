@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import HyperparameterError, NativeMissingWarning
-from .language.arrays import compile_scalars, run
+from .language.arrays import compile_scalars, run, run_in_blocks
 from .language.program import Program
 from .language.rule import Traced
 from .measures import MEASURES
@@ -45,6 +45,7 @@ __all__ = [
     "native_isas",
     "outcome",
     "resolve_threads",
+    "warn_of_no_kernels",
     "zeros",
 ]
 
@@ -59,6 +60,7 @@ MAX_THREADS = 64
 BLOCK = 1024  # elements; measures are joined lane by lane in a block, block by block in a chunk, chunk by chunk
 CHUNK = 16 * BLOCK
 LANES = 16
+PIECE = 8 * CHUNK  # elements that the reference measures together
 
 _prepare_scalars = compile_scalars(PREPARE.scalars)
 
@@ -248,32 +250,31 @@ class ReferenceTable:
     @staticmethod
     def _tally(tally: Array, measures: Sequence[int], gradient: Array, p: Array, p_after: Array) -> None:
         arrays = {"g": gradient.reshape(-1), "p": p, "p_after": p_after}
-        arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
-        for column, index in enumerate(measures):
-            measure = MEASURES[index]
-            tally[column] = join(run(measure.program, arrays, [], np)["value"], measure.reduction)
+        for column, measure in enumerate(map(MEASURES.__getitem__, measures)):
+            chunks = [np.zeros(0)]
+            for start in range(0, p.size, PIECE):
+                given = {name: arrays[name][start : start + PIECE].astype(np.float64) for name in measure.program.inputs}
+                chunks.append(join(run(measure.program, given, [], np)["value"], measure.reduction))
+            tally[column] = functools.reduce(JOINS[measure.reduction], np.concatenate(chunks), np.float64(0.0))
 
 
 def outcome(program: Program, g: Array, p: Array, states: Sequence[Array], once: Once) -> dict[str, Any]:
     """What a tensor and its states would become, all flat; nothing is written."""
-    if once.prepare is not None:
-        g = run(PREPARE, {"g": g, "p": p}, once.prepare, np)["prepared"]
-    return run(program, {"g": g, "p": p, **dict(zip(program.states, states, strict=True))}, once.scalars, np)
+    prepare = (PREPARE, once.prepare) if once.prepare is not None else None
+    arrays = {"g": g, "p": p, **dict(zip(program.states, states, strict=True))}
+    return run_in_blocks(program, arrays, once.scalars, prepare)
 
 
-def join(values: Array, reduction: str) -> float:
-    """Reduce in the fixed order of the native loop: 16 lanes in a block, blocks in a chunk, chunks in a row."""
+JOINS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum}
 
-    def joined(a: Any, b: Any) -> Any:
-        return a + b if reduction == "sum" else np.where((a > b) | (a != a), a, b)
 
+def join(values: Array, reduction: str) -> Array:
+    """Reduce each chunk in the fixed order of the native loop: 16 lanes in a block, then blocks one after the other."""
+    joined = JOINS[reduction]
     chunks = -(-values.size // CHUNK)
-    padded = np.zeros(chunks * CHUNK)
-    padded[: values.size] = values
-    groups = padded.reshape(chunks, CHUNK // BLOCK, BLOCK // LANES, LANES)
-    lanes = np.zeros((chunks, CHUNK // BLOCK, LANES))
-    for group in range(BLOCK // LANES):
-        lanes = joined(lanes, groups[:, :, group])
+    if values.size % CHUNK:
+        values = np.concatenate([values, np.zeros(chunks * CHUNK - values.size)])
+    lanes = joined.reduce(values.reshape(chunks, CHUNK // BLOCK, BLOCK // LANES, LANES), axis=2, initial=0.0)
     width = LANES // 2
     while width:
         lanes = joined(lanes[..., :width], lanes[..., width : 2 * width])
@@ -282,7 +283,7 @@ def join(values: Array, reduction: str) -> float:
     partial = np.zeros(chunks)
     for block in range(CHUNK // BLOCK):
         partial = joined(partial, blocks[:, block])
-    return float(functools.reduce(joined, partial, np.float64(0.0)))
+    return partial
 
 
 def assign_all(targets: Sequence[Any], values: Sequence[Any]) -> None:
@@ -331,13 +332,18 @@ def choose_engine(program: Program, engine: str | None = None, isa: str | None =
         why = "there is no native code here" if native is None else f"there is no kernel for {program.name!r}"
         raise HyperparameterError(f"{given}: {why}; leave it out to run on the reference")
     if native is None:
-        warnings.warn(
-            "openadam has no native kernels here; steps run on the NumPy reference (slower, the same bits). "
-            "Reinstall with a C++20 compiler, or set OPENADAM_ENGINE=reference to accept it.",
-            NativeMissingWarning,
-            stacklevel=3,
-        )
+        warn_of_no_kernels(stacklevel=4)
     return ReferenceEngine()
+
+
+def warn_of_no_kernels(stacklevel: int) -> None:
+    """Say, once for each place in the caller's program, that steps are slow here and what to do about it."""
+    warnings.warn(
+        "openadam has no native kernels here; steps run on the NumPy reference (slower, the same bits). "
+        "Reinstall with a C++20 compiler, or set OPENADAM_ENGINE=reference to accept it.",
+        NativeMissingWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def native() -> Any:

@@ -279,7 +279,10 @@ class Stepper:
 
     def unbounded(self, i: int, gradient: Array, what: str, before: Array, after: Array) -> NonFiniteStateError | None:
         """The error that names an element of a state, or of the parameter (``p``), that was finite and would not be."""
-        bad = np.flatnonzero(~np.isfinite(after) & np.isfinite(before))
+        finite = np.isfinite(after)
+        if finite.all():
+            return None
+        bad = np.flatnonzero(~finite & np.isfinite(before))
         if not bad.size:
             return None
         element = int(bad[0])

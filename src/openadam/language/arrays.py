@@ -1,17 +1,20 @@
-"""Evaluating: a graph as its author wrote it on numbers of any kind, scalars in float64, and a program on arrays."""
+"""Evaluating: a graph as its author wrote it on numbers of any kind, scalars in float64, and a program on arrays, whole or in blocks."""
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy
 
 from .expression import Expression
 from .graph import postorder
 from .program import Program
 
-__all__ = ["compile_scalars", "evaluate", "run"]
+__all__ = ["compile_scalars", "evaluate", "run", "run_in_blocks"]
 
 
 def _total(function: Callable[..., float], *, overflow: float = math.inf) -> Callable[..., float]:
@@ -144,3 +147,120 @@ def run(program: Program, arrays: Mapping[str, Any], scalars: Sequence[Any], np:
         else:
             values.append(functions[instruction.operation](*operands))
     return {target: look_up(argument) for target, argument in program.outputs.items()}
+
+
+BLOCK = 16384
+"""Elements that are worked on together: their intermediate values stay in the cache."""
+
+UFUNCS = {
+    "add": numpy.add, "subtract": numpy.subtract, "multiply": numpy.multiply, "divide": numpy.true_divide, "negative": numpy.negative,
+    "absolute": numpy.absolute, "sqrt": numpy.sqrt, "less": numpy.less, "less_equal": numpy.less_equal, "equal": numpy.equal,
+}  # fmt: skip
+COMPARISONS = frozenset({"less", "less_equal", "equal"})
+
+
+class _Plan(NamedTuple):
+    """A program as a function over one block, and what it works in."""
+
+    block: Callable[..., None]  # of inputs, scalars, constants, floats, bools and outputs
+    constants: tuple[Any, ...]  # numbers, or the name of one that depends on the dtype
+    floats: int  # blocks for intermediate values
+    bools: int
+
+
+def run_in_blocks(
+    program: Program, arrays: Mapping[str, Any], scalars: Sequence[float], prepare: tuple[Program, Sequence[float]] | None = None
+) -> dict[str, Any]:
+    """What `run` returns of NumPy's flat arrays, computed block by block in memory that is used again.
+
+    Args:
+        program: What `lower` made.
+        arrays: Every input of the program by name, flat, of one length and dtype.
+        scalars: The program's scalars.
+        prepare: A program, and its scalars, whose one output stands for ``g``.
+    """
+    like = arrays["p" if "p" in arrays else program.inputs[0]]
+    dtype, length = like.dtype, min(len(like), BLOCK)
+    outputs = {name: numpy.empty(len(like), dtype) for name in program.outputs}
+    prepared = numpy.empty(length, dtype)
+
+    def stage(program: Program, scalars: Sequence[float]) -> tuple[Program, _Plan, list[Any], list[Any]]:
+        plan = _plan(program)
+        constants = [numpy.finfo(dtype).smallest_normal if number == "smallest_normal" else dtype.type(number) for number in plan.constants]
+        return program, plan, [dtype.type(number) for number in scalars], constants
+
+    stages = [stage(*each) for each in (prepare, (program, scalars)) if each is not None]
+    floats = [numpy.empty(length, dtype) for _ in range(max(plan.floats for _, plan, *_ in stages))]
+    bools = [numpy.empty(length, bool) for _ in range(max(plan.bools for _, plan, *_ in stages))]
+    for start in range(0, len(like), BLOCK):
+        stop = min(start + BLOCK, len(like))
+        if stop - start < length:
+            floats, bools = [each[: stop - start] for each in floats], [each[: stop - start] for each in bools]
+        given = {name: array[start:stop] for name, array in arrays.items()}
+        for each, plan, numbers, constants in stages:
+            made = [outputs[name][start:stop] for name in each.outputs] if each is program else [prepared[: stop - start]]
+            plan.block([given[name] for name in each.inputs], numbers, constants, floats, bools, made)
+            if each is not program:
+                given["g"] = made[0]
+    return outputs
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(program: Program) -> _Plan:
+    """Which block each intermediate value is written to; one is free again once its value has been used for the last time."""
+    used: dict[Any, int] = {
+        argument[1]: place for place, each in enumerate(program.instructions) for argument in each.arguments if argument[0] == "value"
+    }
+    constants: dict[str, tuple[int, Any]] = {}
+    names: dict[Any, str] = {}  # of values
+    free: dict[str, list[str]] = {"f": [], "b": []}
+    count = {"f": 0, "b": 0}
+    written = {argument[1]: f"o{place}" for place, argument in reversed([*enumerate(program.outputs.values())]) if argument[0] == "value"}
+
+    def name(argument: tuple[str, Any]) -> str:
+        kind, which = argument
+        if kind == "value":
+            return names[which]
+        if kind == "constant":
+            return f"c{constants.setdefault(repr(which), (len(constants), which))[0]}"  # 0 and -0 are two
+        return f"i{program.inputs.index(which)}" if kind == "input" else f"s{which}"
+
+    lines = []
+    for place, (operation, arguments) in enumerate((each.operation, each.arguments) for each in program.instructions):
+        operands = [name(argument) for argument in arguments]
+        kind = "b" if operation in COMPARISONS else "f"
+        last = [names[which] for what, which in arguments if what == "value" and used[which] == place and which not in written]
+        dying = list(dict.fromkeys(last))
+        # A choice is written over what it falls back on; its other operands must live until it is made.
+        early = [each for each in dying if operation != "where" or (each == operands[2] and each not in operands[:2])]
+        for each in early:
+            free[each[0]].append(each)
+        if place in written:
+            names[place] = written[place]
+        elif free[kind]:
+            names[place] = free[kind].pop()
+        else:
+            names[place] = f"{kind}{count[kind]}"
+            count[kind] += 1
+        for each in dying:
+            if each not in early:
+                free[each[0]].append(each)
+        lines.append(f"    {operation if operation != 'where' else '_choose_into'}({', '.join([*operands, names[place]])})\n")
+    for place, argument in enumerate(program.outputs.values()):
+        if name(argument) != f"o{place}":
+            lines.append(f"    o{place}[...] = {name(argument)}\n")
+    groups = {"i": len(program.inputs), "s": len(program.scalars), "c": len(constants), "f": count["f"], "b": count["b"], "o": len(program.outputs)}
+    taken = [f"    [{', '.join(f'{letter}{k}' for k in range(size))}{', ' if size else ''}*_] = {letter}\n" for letter, size in groups.items()]
+    source = f"def block({', '.join(groups)}):\n{''.join(taken)}{''.join(lines)}"
+    namespace: dict[str, Any] = {**UFUNCS, "_choose_into": _choose_into}
+    exec(source, namespace)
+    return _Plan(namespace["block"], tuple(number for _, number in constants.values()), count["f"], count["b"])
+
+
+def _choose_into(condition: Any, a: Any, b: Any, out: Any) -> None:
+    if not isinstance(condition, numpy.ndarray):
+        out[...] = a if condition else b
+        return
+    if out is not b:
+        numpy.copyto(out, b)
+    numpy.copyto(out, a, where=condition)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import engine as engines
 from ..language.arrays import run
 from ..language.program import Program
 from ..measures import MEASURES
@@ -60,40 +61,59 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, start + BLOCK)
 
 
-def stepped(row: Reached, factor: float, clip_value: float, *, compile: bool = False) -> tuple[list[Tensor], list[float]]:
-    """What the targets of a row would become, and its scalar states; nothing is written."""
+def stepped(row: Reached, factor: float, clip_value: float, how: str) -> tuple[list[Tensor], list[float]]:
+    """What the targets of a row would become, and its scalar states; nothing is written.
+
+    Args:
+        row: What is worked on.
+        factor: What the gradient is multiplied by.
+        clip_value: Largest magnitude of an element of it.
+        how: ``graph``, in torch operations; ``compiled``, these under `torch.compile`; ``blocks``, where the row lies in this machine's
+            memory by the NumPy reference, which is several times as fast there.
+    """
     program = row.update.program
     once = row.update.once(row.steps + 1, factor, clip_value, row.memory)
     wide = arithmetic_of(row.parameter.dtype)
     *states, p = (real(target).to(wide) for target in row.targets)
-    tensors = {"g": row.gradient.to(wide), "p": p, **dict(zip(program.states, states, strict=True))}
     if not p.numel():
         return list(row.targets), once.memory
-    if is_memory(p):
-        tensors = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
+    flat = is_memory(p)
+    g, *others = (tensor.reshape(-1) if flat else tensor for tensor in (row.gradient.to(wide), p, *states))
+    if how == "blocks" and all(map(_lies_here, (g, *others))):
+        outputs = _in_blocks(program, [g, *others], once)
+    else:
+        outputs = _in_operations(program, {"g": g, **dict(zip(("p", *program.states), others, strict=True))}, once, compile=how == "compiled")
+    values = []
+    for target, name in zip(row.targets, (*program.states, "p"), strict=True):
+        value = outputs[name].reshape(real(target).shape) if flat else outputs[name]
+        values.append(torch.view_as_complex(value.contiguous()) if target.is_complex() else value)
+    return values, once.memory
+
+
+def _lies_here(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers can be read from this machine's memory."""
+    return is_memory(tensor) and has_numbers(tensor) and tensor.device.type == "cpu" and tensor.data_ptr() != 0
+
+
+def _in_blocks(program: Program, tensors: Sequence[Tensor], once: engines.Once) -> dict[str, Tensor]:
+    held = [tensor.contiguous() for tensor in tensors]
+    g, p, *states = map(array_over, held)
+    with np.errstate(all="ignore"):
+        return {name: torch.from_numpy(array) for name, array in engines.outcome(program, g, p, states, once).items()}
+
+
+def _in_operations(program: Program, tensors: Mapping[str, Tensor], once: engines.Once, *, compile: bool) -> dict[str, Tensor]:
+    p = tensors["p"]
 
     def placed(numbers: Sequence[float] | None) -> Sequence[Tensor] | None:
         if numbers is None:
             return None
         if is_memory(p):
-            return torch.tensor(numbers, dtype=torch.float64, device="cpu").to(p.device, wide).unbind()
+            return torch.tensor(numbers, dtype=torch.float64, device="cpu").to(p.device, p.dtype).unbind()
         return [p.new_full((), number) for number in numbers]  # of the parameter's own kind
 
-    scalars, prepare = placed(once.scalars), placed(once.prepare)
     with getattr(p, "fake_mode", None) or contextlib.nullcontext():  # fake tensors answer nothing outside of theirs
-        if compile or not is_memory(p) or p.device.type != "cpu":
-            outputs = _kernel(program, compile)(tensors, scalars, prepare)
-        else:
-            outputs = {name: torch.empty_like(p) for name in (*program.states, "p")}
-            for block in _blocks(len(p)):
-                made = _kernel(program, False)({name: tensor[block] for name, tensor in tensors.items()}, scalars, prepare)
-                for name, output in outputs.items():
-                    output[block] = made[name]
-    values = []
-    for target, name in zip(row.targets, (*program.states, "p"), strict=True):
-        value = outputs[name].reshape(real(target).shape) if is_memory(p) else outputs[name]
-        values.append(torch.view_as_complex(value.contiguous()) if target.is_complex() else value)
-    return values, once.memory
+        return _kernel(program, compile)(tensors, placed(once.scalars), placed(once.prepare))
 
 
 def commit(row: Reached, values: Sequence[Tensor], memory: Sequence[float]) -> None:

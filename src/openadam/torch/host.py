@@ -74,7 +74,8 @@ class Host(_Base):
         sharded: Whether plain tensors given here are a part of those of a model, the rest of which other processes of the default
             group hold, as under ``ZeroRedundancyOptimizer``; norm and checks then go over all of them. DTensors tell by themselves.
         engine: ``native``, or ``graph`` for the same rules in torch operations, which also serve whatever the native kernels do not
-            reach, or ``compiled`` for these under ``torch.compile``; default native where there is a kernel.
+            reach, or ``compiled`` for these under ``torch.compile``; default native where there is a kernel, else, for what lies in
+            this machine's memory, the NumPy reference.
     """
 
     member: ClassVar[Member]
@@ -110,6 +111,8 @@ class Host(_Base):
             clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips, no_decay=no_decay, threads=threads,
             sharded=sharded, engine=engine,
         )  # fmt: skip
+        if engine is None and not engines.native_isas() and os.environ.get("OPENADAM_ENGINE") != "reference":
+            engines.warn_of_no_kernels(stacklevel=3)
         refuse_unknown(type(self), settings, OPTIONS)
         refuse_modes(type(self).__name__, settings)
         arguments = check_kinds(type(self), arguments, settings)
@@ -301,8 +304,9 @@ class Host(_Base):
         options = self._options
         own_threads = options["threads"] is not None or bool(os.environ.get("OPENADAM_NUM_THREADS"))
         native = engines.native_engine(0 if own_threads else _team_of_torch()) if options["engine"] in (None, "native") else None
+        how = options["engine"] if options["engine"] in ("graph", "compiled") else "blocks"
         return TensorStepper(
-            self.member, native, compile=options["engine"] == "compiled", no_decay=options["no_decay"], sharded=options["sharded"],
+            self.member, native, how=how, no_decay=options["no_decay"], sharded=options["sharded"],
             clip_norm=options["clip_norm"], clip_value=options["clip_value"], nonfinite=options["nonfinite"], max_skips=options["max_skips"],
             counted=self._counted,
         )  # fmt: skip

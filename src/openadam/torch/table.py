@@ -42,13 +42,13 @@ class TensorStepper(Stepper):
     """Steps over the tensors of a torch optimizer."""
 
     def __init__(
-        self, member: Member, native: engines.NativeEngine | None, *, compile: bool, no_decay: Any, sharded: bool,
+        self, member: Member, native: engines.NativeEngine | None, *, how: str, no_decay: Any, sharded: bool,
         clip_norm: float | None, clip_value: float | None, nonfinite: str, max_skips: int | None, counted: tuple[int, int, int],
     ) -> None:  # fmt: skip
         super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips)
         self.member = member
         self._native = native if FRAMEWORK is not None else None
-        self._compile, self._no_decay, self._sharded = compile, no_decay, sharded
+        self._how, self._no_decay, self._sharded = how, no_decay, sharded
         self._bound = math.inf if clip_value is None else clip_value
         engine = self._native or engines.ReferenceEngine()
         self.table = engine.table(self._bound)
@@ -287,7 +287,7 @@ class TensorStepper(Stepper):
     def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
         row = self.rows[i]
         reached = self._reached.get(i) or row.reach(self.parameter(i), self.groups, self.state, None)
-        values, _ = graph.stepped(reached, factor, self._bound)
+        values, _ = graph.stepped(reached, factor, self._bound, self._how)
         found = zip((*row.keys, "p"), reached.targets, values, strict=True)
         return as_array(reached.gradient).reshape(-1), [
             (name, as_array(before).reshape(-1), as_array(after.to(before.dtype)).reshape(-1)) for name, before, after in found
@@ -302,7 +302,7 @@ class TensorStepper(Stepper):
         for i, reached in self._given.items():
             if not all(map(is_memory, (*reached.targets, reached.gradient))):
                 with operations(), self._asking(i):
-                    self._computed[i] = graph.stepped(reached, factor, self._bound, compile=self._compile)
+                    self._computed[i] = graph.stepped(reached, factor, self._bound, self._how)
         return None
 
     @property
@@ -318,7 +318,7 @@ class TensorStepper(Stepper):
         with operations():
             for i, reached in self._given.items():
                 p = reached.parameter.clone() if parameter else None
-                graph.commit(reached, *(self._computed.pop(i, None) or graph.stepped(reached, factor, self._bound, compile=self._compile)))
+                graph.commit(reached, *(self._computed.pop(i, None) or graph.stepped(reached, factor, self._bound, self._how)))
                 tallies[i] = graph.measured(reached, measures, p)
         super().update(factor, measures, threads)
         latest = max(reached.steps + 1 for reached in self._given.values()) if self.member.counts else 0
