@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -593,3 +594,34 @@ def test_a_module_that_ends_the_program_is_said_to(run, tmp_path, monkeypatch):
     code, _, err = run("trace", "--rule", "leaving:x", "--grads", "1")
     assert code == 2
     assert err == "openadam: error: leaving:x: the module ended the program, sys.exit('done')\n"
+
+
+# --- narrow terminals --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize("arguments", [["list"], ["info"], ["compare", "digits", "--epochs", "1", "--seeds", "2", "--sweep"]], ids=spelt)
+def test_at_sixty_columns_nothing_is_cut(arguments, demo):
+    import pty
+
+    terminal, end = pty.openpty()
+    settings = {"COLUMNS": "60", "TERM": "xterm", "NO_COLOR": "1"}
+    done = subprocess.Popen([sys.executable, "-c", command(*arguments)], stdout=end, stderr=subprocess.DEVNULL, env={**os.environ, **settings})
+    os.close(end)
+    out = b""
+    try:
+        while part := os.read(terminal, 4096):
+            out += part
+    except OSError:  # the other end is closed
+        pass
+    os.close(terminal)
+    assert done.wait(60) == 0
+    lines = re.sub(r"\x1b\[[\d;]*m|\r", "", out.decode()).split("\n")
+    assert max(map(len, lines)) <= 60
+    assert "…" not in out.decode()
+    names = [openadam.MEMBERS[name].__name__ for name in digits.OPTIMIZERS] if arguments[0] == "compare" else []
+    for name in names + ([*openadam.MEMBERS, "bias_correction=on"] if arguments == ["list"] else []):
+        assert any(name in line.replace("*", " ").split() for line in lines), name
+    if names:  # every heading and every number of the last column
+        assert any(line.endswith("per ") for line in lines)
+        assert sum(line[-4:].strip().isdecimal() for line in lines if line.strip().split(" ")[0] in names) == len(names)

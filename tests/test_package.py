@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import os
 import re
+import subprocess
 import sys
 import types
 import warnings
@@ -356,6 +357,42 @@ def test_without_native_code_and_told_so_there_is_no_warning(monkeypatch: pytest
         warnings.simplefilter("error")
         openadam.Adam(np.ones(1)).step(np.ones(1))
     assert engines.native_isas() == []
+
+
+WITHOUT_OVER_TORCH = """
+import sys, warnings
+import torch
+
+if sys.argv[1:] == ["without"]:
+    sys.modules["openadam._native"] = None  # importing it fails
+import openadam.torch
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("default")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(200, 200), torch.nn.Linear(200, 3)).to(torch.float32)
+    for _ in range(3):
+        optimizer = openadam.torch.AdamW(model.parameters(), lr=0.01, clip_norm=1.0)
+    for _ in range(3):
+        model(torch.linspace(-1, 1, 200)).square().sum().backward()
+        optimizer.step()
+print([p.detach().numpy().tobytes().hex() for p in model.parameters()])
+print([(each.category.__name__, open(sys.argv[0]).read().splitlines()[each.lineno - 1].strip()) for each in caught])
+"""
+
+
+def test_without_native_code_torch_has_the_same_bits_and_one_warning(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(WITHOUT_OVER_TORCH)
+    outputs = [
+        subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=True).stdout.splitlines()
+        for arguments in ([], ["without"])
+    ]
+    assert outputs[0][0] == outputs[1][0]
+    line = "optimizer = openadam.torch.AdamW(model.parameters(), lr=0.01, clip_norm=1.0)"
+    warned = [("NativeMissingWarning", line)]
+    assert outputs[1][1] == repr(warned)
+    assert outputs[0][1] == (repr([]) if engines.native_isas() else repr(warned))
 
 
 # --- I18, I19: how much of everything ----------------------------------------------------------------------------------

@@ -660,7 +660,8 @@ def test_a_step_within_a_step_is_refused() -> None:
     made: list[Any] = []
 
     def predicate(name: str, tensor: Tensor) -> bool:
-        made[0].step()
+        if made:
+            made[0].step()
         return False
 
     made.append(AdamW([p], lr=0.1, no_decay=predicate))

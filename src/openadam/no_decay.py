@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from .errors import HyperparameterError
 
-__all__ = ["NoDecay", "read_no_decay", "refuse_strangers", "spared"]
+__all__ = ["NoDecay", "predicate", "read_no_decay", "refuse_strangers"]
 
 NoDecay: TypeAlias = "Callable[[str, Any], Any] | list[Any]"
 
@@ -35,19 +35,24 @@ def read_no_decay(given: Any) -> NoDecay:
     return list(given)
 
 
-def spared(no_decay: NoDecay, name: str, tensor: Any) -> bool:
-    """Whether weight decay leaves this parameter alone.
+def predicate(no_decay: NoDecay) -> Callable[[str, Any], bool]:
+    """The function of (name, tensor) that says whether weight decay leaves a parameter alone.
 
-    Raises:
-        HyperparameterError: The function returned what is neither true nor false.
+    It raises HyperparameterError where the caller's own returns what is neither true nor false.
     """
     if not callable(no_decay):
-        return any(item is tensor or (isinstance(item, str) and item == name) for item in no_decay)
-    result = no_decay(name, tensor)
-    try:
-        return bool(result)
-    except Exception as error:
-        raise HyperparameterError(f"no_decay returned {result!r:.80} for parameter {name!r}, which is neither true nor false ({error})") from error
+        names = {item for item in no_decay if isinstance(item, str)}
+        own = {id(item) for item in no_decay}
+        return lambda name, tensor: name in names or id(tensor) in own
+
+    def asked(name: str, tensor: Any) -> bool:
+        result = no_decay(name, tensor)
+        try:
+            return bool(result)
+        except Exception as error:
+            raise HyperparameterError(f"no_decay returned {result!r:.80} for parameter {name!r}: neither true nor false ({error})") from error
+
+    return asked
 
 
 def refuse_strangers(no_decay: NoDecay, parameters: Mapping[str, Any], kind: str, unnamed: str | None = None) -> None:

@@ -58,9 +58,10 @@ class Groups:
             HyperparameterError: A value is out of range; nothing was taken in.
         """
         every = [*self.settings, *settings]
-        parameters = [[row.name for row in rows if row.group == index] for index in range(len(every))]
+        parameters: list[list[str]] = [[] for _ in every]
         singles: dict[int, str] = {}
         for row in rows:
+            parameters[row.group].append(row.name)
             if row.view.dtype == np.float32:
                 singles.setdefault(row.group, row.name)
         self._check(every, parameters, singles)

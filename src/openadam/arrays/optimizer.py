@@ -15,7 +15,7 @@ from .. import engine as engines
 from ..errors import CheckpointMismatchError, GradientError, HyperparameterError, ParameterError
 from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, suggest
 from ..language.rule import Rule
-from ..no_decay import read_no_decay, refuse_strangers, spared
+from ..no_decay import predicate, read_no_decay, refuse_strangers
 from ..step import StepReport, alone
 from . import states
 from .groups import Groups, at
@@ -195,8 +195,9 @@ class Optimizer:
             raise ParameterError("there is nothing to optimize: empty parameter list")
         refuse_shared(existing)
         refuse_strangers(self._no_decay, {row.name: row.array for row in existing}, "an array")
+        spared = predicate(self._no_decay)
         for row in added:
-            row.decayed = not spared(self._no_decay, row.name, row.array)
+            row.decayed = not spared(row.name, row.array)
 
         def first(row: Row, names: Iterable[str]) -> list[float]:
             return [self._initial(name, settings_of[row.group - len(self.groups)]) for name in names]

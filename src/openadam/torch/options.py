@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import engine as engines
 from ..errors import HyperparameterError
 from ..hyperparameters import limit, limit_of_skips, suggest
-from ..no_decay import read_no_decay, refuse_strangers, spared
+from ..no_decay import predicate, read_no_decay, refuse_strangers
 from .members import Member, as_pair
 from .memory import arithmetic_of
 
@@ -143,7 +143,7 @@ def check_names(no_decay: Any, groups: Sequence[Mapping[str, Any]]) -> None:
     parameters = dict(zip((n for group in groups for n in group["param_names"]) if named else map(str, range(len(every))), every, strict=False))
     if callable(no_decay):
         for name, p in parameters.items():
-            spared(no_decay, name, p)
+            predicate(no_decay)(name, p)
     refuse_strangers(no_decay, parameters, "a tensor", None if named else "give model.named_parameters()")
 
 

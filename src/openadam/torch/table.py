@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import engine as engines
 from ..errors import AliasError, GradientError, NonFiniteGradientError, NonFiniteStateError, OpenAdamError, ParameterError
 from ..memory import Piece, first_meeting, first_shared
-from ..no_decay import spared
+from ..no_decay import predicate
 from ..step import Stepper
 from . import graph
 from .members import Member
@@ -48,7 +48,7 @@ class TensorStepper(Stepper):
         super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips)
         self.member = member
         self._native = native if FRAMEWORK is not None else None
-        self._how, self._no_decay, self._sharded = how, no_decay, sharded
+        self._how, self._spared, self._sharded = how, predicate(no_decay), sharded
         self._bound = math.inf if clip_value is None else clip_value
         engine = self._native or engines.ReferenceEngine()
         self.table = engine.table(self._bound)
@@ -128,7 +128,7 @@ class TensorStepper(Stepper):
 
     def _classify(self, row: Row, p: Any) -> None:
         """Whether weight decay leaves a row alone, and what moves it."""
-        row.excluded = spared(self._no_decay, row.name(self.groups), p)
+        row.excluded = self._spared(row.name(self.groups), p)
         row.update = self.updates[row.class_index]
 
     def parameter(self, i: int) -> Any:
