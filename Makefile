@@ -23,7 +23,7 @@ help:
 
 # What the build needs, and the package itself with what the demo needs.
 .venv/.demo: .venv/bin/python constraints.txt $(SOURCES)
-	$(PIP) install -c constraints.txt "scikit-build-core>=0.11" "nanobind>=2.4" numpy ninja
+	$(PIP) install -c constraints.txt "scikit-build-core>=0.11" "nanobind>=2.4" hatch-fancy-pypi-readme numpy ninja
 	$(PIP) install -c constraints.txt --no-build-isolation ".[demo]"
 	@touch $@
 

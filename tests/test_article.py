@@ -380,9 +380,10 @@ def test_in_a_flat_region_nothing_blows_up_without_epsilon() -> None:
 
 
 def test_in_a_flat_region_the_parameter_coasts_to_a_stop() -> None:
-    """After 100 steps with a gradient of 1 and then none, it coasts 9.46 learning rates further; momentum alone would coast 9."""
-    places, _ = walk(openadam.Adam, [1.0] * 100 + [0.0] * 400, lr=1.0, eps=0.0)
-    assert places[100] - places[-1] == pytest.approx(9.456, abs=1e-3)
+    """After 100 steps with a gradient of 1 and then none, it coasts 9.46 learning rates further, after very many 9.05; momentum alone, 9."""
+    for steps, further in ((100, 9.456), (20_000, 9.045)):
+        places, _ = walk(openadam.Adam, [1.0] * steps + [0.0] * 400, lr=1.0, eps=0.0)
+        assert places[steps] - places[-1] == pytest.approx(further, abs=1e-3)
 
 
 def test_in_float32_the_second_moment_becomes_zero_here() -> None:
@@ -466,15 +467,15 @@ def test_the_correction_at_the_first_step_is_exact() -> None:
     assert (first["m_hat"], first["v_hat"]) == pytest.approx((-3.7, 3.7**2), rel=EXACT)
 
 
-@pytest.mark.parametrize(("decay", "steps"), [("m", 44), ("v", 4603)])
+@pytest.mark.parametrize(("decay", "steps"), [("m", 44), ("v", 4613)])
 def test_the_correction_becomes_negligible(decay: str, steps: int) -> None:
-    """As t grows the correction becomes negligible: within 1 % from t = 44 for m, from t = 4,603 for v."""
+    """As t grows the correction, 1/(1 - beta**t), becomes negligible: within 1 % of 1 from t = 44 for m, from t = 4,613 for v."""
     opt = openadam.Adam({"x": np.zeros(1)})
     for t in range(1, steps + 1):
         if t == steps:
-            assert opt.state["x"]["exp_avg" if decay == "m" else "exp_avg_sq"][0] < 0.99
+            assert 1 / opt.state["x"]["exp_avg" if decay == "m" else "exp_avg_sq"][0] > 1.01
         opt.step({"x": np.ones(1)})
-    assert opt.state["x"]["exp_avg" if decay == "m" else "exp_avg_sq"][0] >= 0.99
+    assert 1 / opt.state["x"]["exp_avg" if decay == "m" else "exp_avg_sq"][0] <= 1.01
 
 
 @pytest.mark.parametrize("g", [100.0, 1.0, -1.0, 1e-6, -1e-8])

@@ -59,6 +59,46 @@ def test_console_sessions_are_true_to_the_letter(session, capsys):
     assert capsys.readouterr().out.strip() == expected.strip()
 
 
+ROWS = re.findall(r"^\| .* \| `((?:openadam|python) [^`]+)` \| .* \|$", (ROOT / "docs/article.md").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(ROWS))
+def test_every_number_of_the_article_has_a_command_that_runs(command, capsys):
+    from openadam.cli import main
+
+    program, *words = shlex.split(command)
+    if program == "openadam":
+        assert main(words) == 0
+        assert capsys.readouterr().out
+    else:
+        assert words[:3] == ["-m", "pytest", "tests/test_article.py"]
+        assert f"def {words[-1]}(" in (ROOT / words[2]).read_text()
+
+
+def test_the_commands_show_the_numbers(capsys):
+    """The last numbers of the rows whose command prints them."""
+    from openadam.cli import main
+
+    assert len(ROWS) == 21
+    shown = {}
+    for command in ROWS:
+        if command.startswith("openadam trace"):
+            assert main(shlex.split(command)[1:]) == 0
+            shown[command.removeprefix("openadam trace ")] = capsys.readouterr().out
+    for arguments, number in {
+        "--grads '20;-5;8' --beta1 0.8": "= 3.36",
+        "--grads '1;0;0;0;0;0;0;0' --beta1 0.9": "m8 = 0.9*0.0531441 + (1 - 0.9)*0 = 0.04782969",
+        "--grads '0.5;-0.3;0.8' --beta2 0.95": "= 0.04755625",
+        "--grads '1;1;1;1;1' --beta1 0.9": "= 0.40951",
+        "--grads '1e-6,1e-8' --lr 1": "(0.9900990099, 0.5)",
+        "--grads 1 --lr 1 --option bias_correction=off": "= 3.16227",
+        "--rule momentum --grads '20;-5;8' --momentum 0.8": "= 16.8",
+        "--grads '100;-1;-1' --lr 1": "= 7.91",
+        "--grads '100;-1;-1' --params 0.4 --lr 1": "= -1.768",
+    }.items():
+        assert number in shown[arguments], arguments
+
+
 def test_the_worked_example_of_a_new_rule_is_true(tmp_path):
     """The rule of CONTRIBUTING.md, put where it says, is a rule that learns."""
     source, _row, _lion = blocks("CONTRIBUTING.md", "python")

@@ -31,6 +31,8 @@ import openadam
 from openadam import HyperparameterError, NativeMissingWarning, OpenAdamError, cli
 from openadam import engine as engines
 
+ROOT = Path(__file__).resolve().parent.parent
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 
 
@@ -299,6 +301,31 @@ print(optimizer._engine.name, optimizer._engine.isa, optimizer._threads, [str(ea
     assert "\N{SNOWMAN}" in said or "native" not in ENGINES
     last = engines.native_isas()[-1] if engines.native_isas() else "numpy"
     assert python(script, OPENADAM_ISA=last).split()[1] == last
+
+
+# --- metadata ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_version_stands_in_one_place_and_links_lead_home() -> None:
+    metadata = importlib.metadata.metadata("openadam")
+    assert metadata["Version"] == openadam.__version__
+    (home,) = metadata.get_all("Project-URL") or ()
+    address = home.partition(", ")[2]
+    text = str(metadata.get_payload() or metadata["Description"])
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 8
+    for link in links:
+        assert link.startswith((f"{address}/blob/main/", "#")), link
+        assert (ROOT / link.removeprefix(f"{address}/blob/main/").partition("#")[0]).exists(), link
+    assert set(metadata.get_all("Provides-Extra") or ()) == {"files", "demo", "torch", "integrations", "dev"}
+
+
+def test_every_environment_variable_is_in_the_table() -> None:
+    page = (ROOT / "docs" / "install.md").read_text()
+    sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "native").glob("*"), ROOT / "pyproject.toml"]
+    found = {name for path in sources if path.is_file() for name in re.findall(r"OPENADAM_[A-Z_]+", path.read_text()) if not name.endswith("_")}
+    for name in found:
+        assert f"`{name}`" in page, name
 
 
 # --- without native code -----------------------------------------------------------------------------------------------
