@@ -315,8 +315,10 @@ def test_the_version_stands_in_one_place_and_links_lead_home() -> None:
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) > 8
     for link in links:
-        assert link.startswith((f"{address}/blob/main/", "#")), link
-        assert (ROOT / link.removeprefix(f"{address}/blob/main/").partition("#")[0]).exists(), link
+        assert link.startswith((f"{address}/blob/main/", f"{address}/raw/main/", "#")), link
+        file = re.sub(rf"^{re.escape(address)}/(?:blob|raw)/main/", "", link).partition("#")[0]
+        assert (ROOT / file).exists(), link
+    assert f"]({address}/raw/main/docs/digits.png)" in text
     assert set(metadata.get_all("Provides-Extra") or ()) == {"files", "demo", "torch", "integrations", "dev"}
 
 
