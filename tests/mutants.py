@@ -33,6 +33,7 @@ class Mutant:
 
 RULES, PROGRAM, LOOP = "src/openadam/rules.py", "src/openadam/language/program.py", "native/loop.hpp"
 STEP, ENGINE, ARRAYS, MEMORY = "src/openadam/step.py", "src/openadam/engine.py", "src/openadam/arrays/table.py", "src/openadam/memory.py"
+EVALUATION, NOTATION = "src/openadam/language/arrays.py", "src/openadam/language/notation.py"
 TABLE, SCALARS, TENSORS, FRAMEWORK = "native/table.cpp", "src/openadam/language/cpp.py", "native/tensors.cpp", "native/framework.hpp"
 HOST, ROWS, ROW_TABLE, LOADING, SHARDS = (f"src/openadam/torch/{name}.py" for name in ("host", "rows", "table", "loading", "shards"))
 TORCH = ("test_tensors.py", "test_torch_memory.py", "test_torch.py", "test_torch_faults.py", "test_torch_checkpoints.py")
@@ -104,6 +105,14 @@ MUTANTS = (
     Mutant("loaded states shared", LOADING, "    copied = torch.empty_like(like, dtype=value.dtype, requires_grad=False, memory_format=torch.preserve_format).copy_(local)\n",
            "    copied = local\n", TORCH),
     Mutant("each shard clipped for itself", SHARDS, "math.hypot(*column) if key in spread else norms[key]", "norms[key]", ("test_torch_distributed.py",)),
+    Mutant("a choice written over what it chooses from", EVALUATION, 'if operation != "where" or (each == operands[2] and each not in operands[:2])', "if True", ("test_language.py", "test_own_rules.py", "test_native.py")),
+    Mutant("the gradient prepared for the first block only", EVALUATION, '            if each is not program:\n                given["g"] = made[0]\n', '            if each is not program and not start:\n                given["g"] = made[0]\n', ("test_native.py", "test_contract.py", "test_language.py")),
+    Mutant("chunks measured without the last", ENGINE, "for start in range(0, p.size, PIECE):", "for start in range(0, p.size - 1, PIECE):", ("test_native.py", "test_contract.py")),
+    Mutant("skips counted over good steps", STEP, "return count if after == self.steps else 0", "return count", ("test_settings.py",)),
+    Mutant("giving up that goes on counting", STEP, "            self.latest_skips = [taken, 0]\n", "", ("test_settings.py",)),
+    Mutant("a schedule that gives way to a number", "src/openadam/arrays/states.py", "        elif callable(own[name]):\n", "        elif False:\n", ("test_settings.py",)),
+    Mutant("the end of a name for a step", NOTATION, "return name[-1].isdigit() or any", "return any", ("test_trace.py",)),
+    Mutant("one symbol for two names", NOTATION, "    return bool(twins) and", "    return False and", ("test_trace.py",)),
     Mutant("negative second moment accepted", "src/openadam/arrays/states.py", "(value < 0).any()", "False", ("test_checkpoint.py",)),
 )  # fmt: skip
 

@@ -262,7 +262,7 @@ def outcome(program: Program, g: Array, p: Array, states: Sequence[Array], once:
     """What a tensor and its states would become, all flat; nothing is written."""
     prepare = (PREPARE, once.prepare) if once.prepare is not None else None
     arrays = {"g": g, "p": p, **dict(zip(program.states, states, strict=True))}
-    return run_in_blocks(program, arrays, once.scalars, prepare)
+    return run_in_blocks(program, arrays, once.scalars, np, prepare)
 
 
 JOINS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum}

@@ -8,8 +8,6 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy
-
 from .expression import Expression
 from .graph import postorder
 from .program import Program
@@ -152,10 +150,6 @@ def run(program: Program, arrays: Mapping[str, Any], scalars: Sequence[Any], np:
 BLOCK = 16384
 """Elements that are worked on together: their intermediate values stay in the cache."""
 
-UFUNCS = {
-    "add": numpy.add, "subtract": numpy.subtract, "multiply": numpy.multiply, "divide": numpy.true_divide, "negative": numpy.negative,
-    "absolute": numpy.absolute, "sqrt": numpy.sqrt, "less": numpy.less, "less_equal": numpy.less_equal, "equal": numpy.equal,
-}  # fmt: skip
 COMPARISONS = frozenset({"less", "less_equal", "equal"})
 
 
@@ -169,29 +163,30 @@ class _Plan(NamedTuple):
 
 
 def run_in_blocks(
-    program: Program, arrays: Mapping[str, Any], scalars: Sequence[float], prepare: tuple[Program, Sequence[float]] | None = None
+    program: Program, arrays: Mapping[str, Any], scalars: Sequence[float], np: Any, prepare: tuple[Program, Sequence[float]] | None = None
 ) -> dict[str, Any]:
-    """What `run` returns of NumPy's flat arrays, computed block by block in memory that is used again.
+    """What `run` returns of flat arrays, computed block by block in memory that is used again.
 
     Args:
         program: What `lower` made.
         arrays: Every input of the program by name, flat, of one length and dtype.
         scalars: The program's scalars.
+        np: NumPy.
         prepare: A program, and its scalars, whose one output stands for ``g``.
     """
     like = arrays["p" if "p" in arrays else program.inputs[0]]
     dtype, length = like.dtype, min(len(like), BLOCK)
-    outputs = {name: numpy.empty(len(like), dtype) for name in program.outputs}
-    prepared = numpy.empty(length, dtype)
+    outputs = {name: np.empty(len(like), dtype) for name in program.outputs}
+    prepared = np.empty(length, dtype)
 
     def stage(program: Program, scalars: Sequence[float]) -> tuple[Program, _Plan, list[Any], list[Any]]:
-        plan = _plan(program)
-        constants = [numpy.finfo(dtype).smallest_normal if number == "smallest_normal" else dtype.type(number) for number in plan.constants]
+        plan = _plan(program, np)
+        constants = [np.finfo(dtype).smallest_normal if number == "smallest_normal" else dtype.type(number) for number in plan.constants]
         return program, plan, [dtype.type(number) for number in scalars], constants
 
     stages = [stage(*each) for each in (prepare, (program, scalars)) if each is not None]
-    floats = [numpy.empty(length, dtype) for _ in range(max(plan.floats for _, plan, *_ in stages))]
-    bools = [numpy.empty(length, bool) for _ in range(max(plan.bools for _, plan, *_ in stages))]
+    floats = [np.empty(length, dtype) for _ in range(max(plan.floats for _, plan, *_ in stages))]
+    bools = [np.empty(length, bool) for _ in range(max(plan.bools for _, plan, *_ in stages))]
     for start in range(0, len(like), BLOCK):
         stop = min(start + BLOCK, len(like))
         if stop - start < length:
@@ -206,7 +201,7 @@ def run_in_blocks(
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(program: Program) -> _Plan:
+def _plan(program: Program, np: Any) -> _Plan:
     """Which block each intermediate value is written to; one is free again once its value has been used for the last time."""
     used: dict[Any, int] = {
         argument[1]: place for place, each in enumerate(program.instructions) for argument in each.arguments if argument[0] == "value"
@@ -252,15 +247,16 @@ def _plan(program: Program) -> _Plan:
     groups = {"i": len(program.inputs), "s": len(program.scalars), "c": len(constants), "f": count["f"], "b": count["b"], "o": len(program.outputs)}
     taken = [f"    [{', '.join(f'{letter}{k}' for k in range(size))}{', ' if size else ''}*_] = {letter}\n" for letter, size in groups.items()]
     source = f"def block({', '.join(groups)}):\n{''.join(taken)}{''.join(lines)}"
-    namespace: dict[str, Any] = {**UFUNCS, "_choose_into": _choose_into}
+    ufuncs = {each.operation: getattr(np, each.operation) for each in program.instructions if each.operation != "where"}
+    namespace: dict[str, Any] = {**ufuncs, "_choose_into": functools.partial(_choose_into, np)}
     exec(source, namespace)
     return _Plan(namespace["block"], tuple(number for _, number in constants.values()), count["f"], count["b"])
 
 
-def _choose_into(condition: Any, a: Any, b: Any, out: Any) -> None:
-    if not isinstance(condition, numpy.ndarray):
+def _choose_into(np: Any, condition: Any, a: Any, b: Any, out: Any) -> None:
+    if not isinstance(condition, np.ndarray):
         out[...] = a if condition else b
         return
     if out is not b:
-        numpy.copyto(out, b)
-    numpy.copyto(out, a, where=condition)
+        np.copyto(out, b)
+    np.copyto(out, a, where=condition)
