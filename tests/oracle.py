@@ -37,6 +37,7 @@ Array = npt.NDArray[Any]
 exact = mp.clone()  # of its own, so that nobody else's precision changes
 exact.prec = 300
 _exactly = np.frompyfunc(lambda x: exact.mpf(float(x)), 1, 1)
+_signs = np.frompyfunc(lambda x: exact.sign(x), 1, 1)
 _root = np.frompyfunc(lambda x: exact.sqrt(x) if x >= 0 else exact.nan, 1, 1)
 
 
@@ -80,6 +81,7 @@ class Arithmetic:
             "maximum": lambda a, b: self.choose(np.greater, a, b), "minimum": lambda a, b: self.choose(np.less, a, b),
             "less": lambda a, b: self.compare(np.less, a, b), "less_equal": lambda a, b: self.compare(np.less_equal, a, b),
             "equal": lambda a, b: self.compare(np.equal, a, b), "where": self.where,
+            "sign": self.sign,
         }  # fmt: skip
 
     def half_ulp(self, size: Any, dtype: Any) -> Any:
@@ -176,6 +178,14 @@ class Arithmetic:
         distance = np.abs(np.asarray(np.subtract(a.value, b.value), np.float64))
         error = a.error + b.error
         return Condition(np.asarray(holds(a.value, b.value), bool), (error == 0) | (distance > error))
+
+    def sign(self, a: Any) -> Bounded:
+        """Exact, but where an error could turn it."""
+        a = self.as_given(a)
+        if not a.is_element:
+            assert a.size > a.error, "a scalar whose sign rounding could turn: choose other test values"
+            return Bounded(exact.sign(a.value))
+        return Bounded(_signs(a.value), np.where((a.error > 0) & (a.size <= a.error), 2.0, 0.0))
 
     def where(self, condition: Condition, a: Any, b: Any) -> Bounded:
         a, b = self.as_given(a), self.as_given(b)

@@ -577,9 +577,9 @@ STRUCTURES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "a set": ([np.zeros(2)], {1.0}, ("list of 1", "set")),
     "a string": ([np.zeros(2)], "G", ("list of 1", "str")),
     "None for a list": ([np.zeros(2)], None, ("list of 1", "NoneType")),
-    "groups not in a list": ([{"params": np.zeros(2)}], G, ("1 group:", "(2,)")),
+    "groups not in a list": ([{"params": np.zeros(2)}], G, ("1 group (", "(2,)")),
     "a group is missing": ([{"params": np.zeros(2)}, {"params": np.zeros(1)}], [G], ("2 groups", "list of 1")),
-    "names for groups": ([{"params": np.zeros(2)}], {"0": G}, ("1 group:", "dict")),
+    "names for groups": ([{"params": np.zeros(2)}], {"0": G}, ("1 group (", "dict")),
 }
 
 

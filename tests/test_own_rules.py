@@ -68,6 +68,14 @@ DEFINITIONS: dict[str, tuple[Callable[[], Any], str]] = {
     "&": (lambda: openadam.rule(lambda g, s, h: Step(openadam.where((g < 1) & (g > 0), g, 0))), "nest them"),
     "an index": (lambda: openadam.rule(lambda g, s, h: Step(g + s["m"])), r"write s\.m"),
     "an array": (lambda: openadam.rule(lambda g, s, h: Step(np.ones(3) * g)), "cannot stand in a rule"),
+    "options that are no choices": (lambda: openadam.rule(options={"form": None})(with_form), "tuple of different strings"),  # type: ignore[dict-item]
+    "an option that is no name": (lambda: openadam.rule(options={3: ("a",)})(with_form), "the option 3 is not a name"),  # type: ignore[dict-item]
+    "initial as a string": (lambda: openadam.rule(initial="m")(plain), "initial='m' is not a mapping"),  # type: ignore[arg-type]
+    "initial below what is nonnegative": (lambda: openadam.rule(initial={"m": -1.0}, nonnegative=("m",))(plain), "never below 0"),
+    "at_most of elements": (lambda: openadam.rule(at_most={"m": 1.0})(plain), "for scalar states"),
+    "at_most that is no number": (lambda: openadam.rule(at_most={"n": "x"})(lambda g, s, h: Step(g, n=s.n + 1)), "give a finite number"),  # type: ignore[dict-item]
+    "initial as the step": (lambda: openadam.rule(initial={"m": "t"})(plain), "that name is taken"),
+    "a hyperparameter called as a setting": (lambda: openadam.rule(lambda g, s, h: Step(g * h.max_skips)), "named `max_skips`"),
     "an option called as a setting": (
         lambda: openadam.rule(options={"clip_norm": ("a", "b")})(lambda g, s, h, *, clip_norm: Step(g)),
         "an option cannot be named `clip_norm`: every optimizer of this rule has a setting",
@@ -258,3 +266,28 @@ def test_states_may_be_called_as_words_of_cpp_are() -> None:
     assert len(set(declared)) == len(declared) > 12
     assert not {"new", "i", "n", "T"} & set(declared) - {"i"}
     assert declared.count("i") == 1  # the loop's own
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip", "propagate"])
+def test_a_state_that_breaks_the_rules_word_is_refused(nonfinite: str) -> None:
+    def falls(g: Any, s: Any, h: Any) -> Step:
+        return Step(g, m=s.m - g, n=s.n + 1)
+
+    w = np.ones(2)
+    optimizer = openadam.Optimizer(w, rule=openadam.rule(lr=0.1, nonnegative=("m",))(falls), nonfinite=nonfinite)
+    with pytest.raises(RuleError, match="`nonnegative` has 'm', and the state of parameter '0' would be -1 at flat index 1, at step 1"):
+        optimizer.step(np.array([0.0, 1.0]))
+    bounded = openadam.Optimizer(w, rule=openadam.rule(lr=0.1, at_most={"n": 1})(falls), nonfinite=nonfinite)
+    bounded.step(np.zeros(2))
+    with pytest.raises(RuleError, match=r"`at_most` has 'n' at 1, .* would be 2"):
+        bounded.step(np.zeros(2))
+    assert w.tolist() == [1.0, 1.0]
+    with pytest.raises(openadam.HyperparameterError, match="state 'a' of parameter '0' would start at 1e\\+300, which is infinite in float32"):
+        openadam.Optimizer(np.ones(1, np.float32), rule=openadam.rule(initial={"a": 1e300}, lr=0.1)(lambda g, s, h: Step(g, a=s.a + g)))
+
+
+def test_a_local_rule_gets_the_advice_though_cloudpickle_is_there() -> None:
+    pytest.importorskip("cloudpickle")
+    local = openadam.rule(lr=0.1)(lambda g, s, h: Step(g))
+    with pytest.raises(pickle.PicklingError, match="pickle with cloudpickle"):
+        pickle.dumps(openadam.Optimizer(np.ones(1), rule=local))

@@ -331,7 +331,7 @@ def test_skipping_gives_up(engine: str | None) -> None:
         assert not optimizer.step({"w": GOOD}).skipped
         assert [optimizer.step({"w": BAD}).skipped for _ in range(2)] == [True, True]
     before = w.copy()
-    says = "step 4 has been skipped 2 times in a row, which is max_skips, .*parameter 'w' is not finite"
+    says = "step 4 has been skipped 2 times in a row, max_skips is 2, .*parameter 'w' is not finite"
     with pytest.raises(TooManySkipsError, match=says) as caught:
         optimizer.step({"w": BAD})
     assert (caught.value.step, caught.value.count, optimizer.skipped, optimizer.steps) == (4, 2, 6, 3)
@@ -495,3 +495,94 @@ def test_groups_of_torch_are_there_and_flags_are_flags() -> None:
         optimizer.param_groups = nothing
         with pytest.raises(ParameterError, match="param_groups"):
             optimizer.step()
+
+
+# --- subclasses and assignments -----------------------------------------------------------------------------------------
+
+
+def derived(**members: Any) -> Any:
+    return type("Derived", (openadam.Adam,), members)
+
+
+SUBCLASSES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "another coupling": (lambda: derived(coupling="Coupled")(np.ones(1)), HyperparameterError, "coupling='Coupled' is neither"),
+    "a misspelt default": (lambda: derived(defaults={**openadam.Adam.defaults, "bta1": 0.5})(np.ones(1)), UnknownHyperparameterError, "mean 'beta1'"),
+    "a setting as a default": (lambda: derived(defaults={"clip_norm": 1.0}), TypeError, "Derived.defaults must be a mapping of hyperparameters"),
+    "no defaults": (lambda: derived(defaults=None), TypeError, "Derived.defaults must be a mapping"),
+    "a rate as an attribute": (lambda: derived(lr=0.5), TypeError, r"Derived\.lr would do nothing: write defaults = \{\*\*Adam\.defaults, 'lr'"),
+    "a state under another's name": (lambda: derived(state_names={"m": "v"})(np.ones(1)), TypeError, "gives two states one name"),
+    "a rate by position": (lambda: openadam.Adam(np.ones(1), 0.1), TypeError, r"give hyperparameters by name: lr=0\.1"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", SUBCLASSES)
+def test_subclasses_that_would_be_something_else_are_refused(case: str) -> None:
+    make, error, says = SUBCLASSES[case]
+    with pytest.raises(error, match=says):
+        make()
+
+
+class Noted(openadam.Adam):
+    def __init__(self, params: Any) -> None:
+        self.before = ["mine"]
+        super().__init__(params)
+        self.after = ["mine"]
+
+
+def test_attributes_of_a_subclass_are_copied_wherever_they_were_set() -> None:
+    for twin in (copy.deepcopy(Noted(np.ones(1))), pickle.loads(pickle.dumps(Noted(np.ones(1))))):
+        assert twin.before == twin.after == ["mine"]
+
+
+def test_assignments_that_would_do_nothing_are_refused() -> None:
+    optimizer = openadam.Adam({"w": np.ones(1)})
+    for name in ("lr", "betas", "learning_rate", "clip_norm", "max_skips"):
+        with pytest.raises(AttributeError, match=r"groups|make another"):
+            setattr(optimizer, name, 1.0)
+    with pytest.raises(TypeError, match="write into it"):
+        optimizer.params["w"] = np.zeros(1)
+    for wrong in ([np.ones(1)], None, 3):
+        broken = openadam.Adam({"w": np.ones(1)})
+        broken.groups[0]["params"] = wrong
+        with pytest.raises(ParameterError, match="group 0 now lists"):
+            broken.step({"w": np.ones(1)})
+    optimizer.groups.clear()
+    with pytest.raises(ParameterError, match="0 groups where 1"):
+        copy.deepcopy(optimizer)
+
+
+def test_a_warm_up_asks_a_function_of_the_step_from_1() -> None:
+    asked: list[int] = []
+
+    def table(t: int) -> float:
+        asked.append(t)
+        return [0.4, 0.2, 0.1][t - 1]
+
+    assert [openadam.WarmUp(table, 2)(t) for t in range(1, 6)] == [0.2, 0.4, 0.4, 0.2, 0.1]
+    assert min(asked) == 1
+
+
+def test_a_mapping_for_no_decay_and_a_flax_tree_are_told_what_they_are() -> None:
+    with pytest.raises(HyperparameterError, match="no_decay is a mapping; give the names"):
+        openadam.AdamW({"w": np.ones(1)}, no_decay={"w": True})
+    optimizer = openadam.Adam({"params": {"dense": {"kernel": np.ones(1)}}})
+    with pytest.raises(GradientError, match="a mapping with the key 'params' is one"):
+        optimizer.step({"params": {"dense": {"kernel": np.ones(1)}}})
+    optimizer.step([{"dense": {"kernel": np.ones(1)}}])
+
+
+def test_a_torch_optimizer_knows_its_step_after_it_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    module = pytest.importorskip("openadam.torch")
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer, loaded = module.AdamW([p]), module.AdamW([p])
+    for _ in range(5):
+        optimizer.step()
+    loaded.load_state_dict(optimizer.state_dict())
+    p.grad = torch.tensor([1.0, np.nan])
+    with pytest.raises(GradientError, match="at step 6"):
+        loaded.step()
+    monkeypatch.setenv("OPENADAM_ENGINE", "Reference")
+    with pytest.raises(HyperparameterError, match="OPENADAM_ENGINE='Reference'"):
+        module.AdamW([p])

@@ -40,11 +40,13 @@ __all__ = [
     "assign_all",
     "choose_engine",
     "compiled",
+    "engine_of_environment",
     "native",
     "native_engine",
     "native_isas",
     "outcome",
     "resolve_threads",
+    "tally",
     "warn_of_no_kernels",
     "zeros",
 ]
@@ -196,8 +198,7 @@ class ReferenceTable:
         with np.errstate(all="ignore"):
             for i in self.active:
                 row = self.rows[i]
-                p = row.view.reshape(-1)
-                self._tally(self._tallies[i], (0,), row.gradient, p, p)
+                self._tallies[i] = tally((0,), {"g": row.gradient.reshape(-1)})
         return self._total()
 
     def compute(self, factor: float, measures: Sequence[int]) -> Iterator[tuple[int, str, Array, Array]]:
@@ -213,7 +214,7 @@ class ReferenceTable:
                 once = row.update.once(t + 1, factor, self.clip_value, memory)
                 states = [state.reshape(-1) for state in row.states]
                 outputs = outcome(row.update.program, row.gradient.reshape(-1), p, states, once)
-                self._tally(self._tallies[i], measures, row.gradient, p, outputs["p"])
+                self._tallies[i] = tally(measures, {"g": row.gradient.reshape(-1), "p": p, "p_after": outputs["p"]})
                 for target, name in zip((*row.states, row.view), (*row.update.program.states, "p"), strict=True):
                     targets.append(target)
                     values.append(np.broadcast_to(outputs[name], p.shape).reshape(target.shape))
@@ -247,15 +248,17 @@ class ReferenceTable:
         with np.errstate(all="ignore"):
             return float(np.add.accumulate(squares)[-1]), float(squares.max())
 
-    @staticmethod
-    def _tally(tally: Array, measures: Sequence[int], gradient: Array, p: Array, p_after: Array) -> None:
-        arrays = {"g": gradient.reshape(-1), "p": p, "p_after": p_after}
-        for column, measure in enumerate(map(MEASURES.__getitem__, measures)):
-            chunks = [np.zeros(0)]
-            for start in range(0, p.size, PIECE):
-                given = {name: arrays[name][start : start + PIECE].astype(np.float64) for name in measure.program.inputs}
-                chunks.append(join(run(measure.program, given, [], np)["value"], measure.reduction))
-            tally[column] = functools.reduce(JOINS[measure.reduction], np.concatenate(chunks), np.float64(0.0))
+
+def tally(measures: Sequence[int], arrays: Mapping[str, Array]) -> list[float]:
+    """What the measures see of a tensor: of its gradient ``g`` and, if they read them, of ``p`` and ``p_after``; all flat."""
+    seen = []
+    for measure in map(MEASURES.__getitem__, measures):
+        chunks = [np.zeros(0)]
+        for start in range(0, arrays["g"].size, PIECE):
+            given = {name: arrays[name][start : start + PIECE].astype(np.float64) for name in measure.program.inputs}
+            chunks.append(join(run(measure.program, given, [], np)["value"], measure.reduction))
+        seen.append(float(functools.reduce(JOINS[measure.reduction], np.concatenate(chunks), np.float64(0.0))))
+    return seen
 
 
 def outcome(program: Program, g: Array, p: Array, states: Sequence[Array], once: Once) -> dict[str, Any]:
@@ -320,7 +323,7 @@ def choose_engine(program: Program, engine: str | None = None, isa: str | None =
     ``OPENADAM_ENGINE`` (``native`` or ``reference``) and ``OPENADAM_ISA`` choose where the arguments do not.
     """
     given = f"engine={engine!r}" if engine else f"OPENADAM_ENGINE={os.environ.get('OPENADAM_ENGINE')!r}"
-    engine = engine or os.environ.get("OPENADAM_ENGINE") or None
+    engine = engine or engine_of_environment()
     if engine not in (None, "native", "reference"):
         raise HyperparameterError(f"{given} is neither 'native' nor 'reference'")
     if engine == "reference":
@@ -334,6 +337,14 @@ def choose_engine(program: Program, engine: str | None = None, isa: str | None =
     if native is None:
         warn_of_no_kernels(stacklevel=4)
     return ReferenceEngine()
+
+
+def engine_of_environment() -> str | None:
+    """What ``OPENADAM_ENGINE`` says; None where it says nothing."""
+    engine = os.environ.get("OPENADAM_ENGINE") or None
+    if engine not in (None, "native", "reference"):
+        raise HyperparameterError(f"OPENADAM_ENGINE={engine!r} is neither 'native' nor 'reference'")
+    return engine
 
 
 def warn_of_no_kernels(stacklevel: int) -> None:
@@ -356,7 +367,7 @@ def native_engine(team: int = 0) -> NativeEngine | None:
 
     ``team`` is the address of a host's ``GOMP_parallel``, if its threads are to do the work.
     """
-    native = _native_engine(None) if os.environ.get("OPENADAM_ENGINE") != "reference" else None
+    native = _native_engine(None) if engine_of_environment() != "reference" else None
     return _native_engine_at(native.index, team) if native is not None else None
 
 

@@ -90,11 +90,15 @@ class NonFiniteGradientError(GradientError):
         self.parameter, self.index, self.value, self.count, self.step = parameter, index, value, count, step
 
     def __str__(self) -> str:
+        return f"{self.what}; nothing was changed (nonfinite='skip' skips such steps, 'propagate' lets them through)"
+
+    @property
+    def what(self) -> str:
+        """What was found, without what to do about it."""
         where = "" if self.process is None else f" of the part that process {self.process} holds"
         return (
             f"the gradient of parameter {self.parameter!r} is not finite at step {self.step}: {self.value} at flat index "
-            f"{self.index}{where}, {self.count} non-finite in this tensor; nothing was changed "
-            "(nonfinite='skip' skips such steps, 'propagate' lets them through)"
+            f"{self.index}{where}, {self.count} non-finite in this tensor"
         )
 
 
@@ -108,15 +112,16 @@ class TooManySkipsError(GradientError):
     Attributes:
         step: The step that could not be taken all the while, from 1.
         count: How many were skipped in a row before this one.
+        limit: ``max_skips``.
         reason: What is wrong this time.
     """
 
-    def __init__(self, step: int, count: int, reason: str) -> None:
-        super().__init__(step, count, reason)
-        self.step, self.count, self.reason = step, count, reason
+    def __init__(self, step: int, count: int, limit: int, reason: str) -> None:
+        super().__init__(step, count, limit, reason)
+        self.step, self.count, self.limit, self.reason = step, count, limit, reason
 
     def __str__(self) -> str:
-        return f"step {self.step} has been skipped {self.count} times in a row, which is max_skips, and would be again: {self.reason}"
+        return f"step {self.step} has been skipped {self.count} times in a row, max_skips is {self.limit}, and it would be again: {self.reason}"
 
 
 class ConcurrentStepError(OpenAdamError, RuntimeError):

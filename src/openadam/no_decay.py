@@ -22,6 +22,10 @@ def read_no_decay(given: Any) -> NoDecay:
     """
     if isinstance(given, str) or hasattr(given, "dtype"):
         return [given]
+    if isinstance(given, Mapping):
+        raise HyperparameterError("no_decay is a mapping; give the names whose weight decay is to be left out, or a function of (name, parameter)")
+    if isinstance(given, type):
+        raise HyperparameterError(f"no_decay={given.__name__} is a class; give names, parameters, or a function of (name, parameter)")
     if callable(given):
         try:
             inspect.signature(given).bind("name", None)
@@ -46,7 +50,10 @@ def predicate(no_decay: NoDecay) -> Callable[[str, Any], bool]:
         return lambda name, tensor: name in names or id(tensor) in own
 
     def asked(name: str, tensor: Any) -> bool:
-        result = no_decay(name, tensor)
+        try:
+            result = no_decay(name, tensor)
+        except TypeError as error:
+            raise HyperparameterError(f"no_decay could not be asked about parameter {name!r}, as function(name, parameter): {error}") from error
         try:
             return bool(result)
         except Exception as error:

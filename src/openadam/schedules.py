@@ -80,6 +80,9 @@ class Cosine(_Ramp):
 class WarmUp(_Schedule):
     """Linear warm-up over ``steps`` to ``then``: a number, or a schedule that starts counting where the warm-up ends.
 
+    The warm-up goes to where the schedule starts: for `Linear` and `Cosine` to their ``start``, for any other function of the step
+    number, which counts from 1, to its first value.
+
     >>> [WarmUp(Linear(1.0, 0.0, steps=2), steps=2)(t) for t in range(1, 6)]
     [0.5, 1.0, 0.5, 0.0, 0.0]
     """
@@ -94,5 +97,6 @@ class WarmUp(_Schedule):
         return value
 
     def __call__(self, t: int) -> float:
-        after = self.then(max(t - self.steps, 0)) if callable(self.then) else self.then
+        first = 0 if isinstance(self.then, _Schedule) else 1
+        after = self.then(max(t - self.steps, first)) if callable(self.then) else self.then
         return after * min(t / self.steps, 1.0)

@@ -178,7 +178,8 @@ class Stepper:
         taken, skipped, count = self.steps, self.skipped, self.skips_in_a_row
         if self.max_skips is not None and count >= self.max_skips:
             self.latest_skips = [taken, 0]
-            raise TooManySkipsError(taken + 1, count, str(why) if why is not None else "a scaler found gradients that are not finite") from why
+            reason = getattr(why, "what", str(why)) if why is not None else "a scaler found gradients that are not finite"
+            raise TooManySkipsError(taken + 1, count, self.max_skips, reason) from why
         assign_all([self.table.counts, self.latest_skips], [np.array([taken, skipped + 1]), [taken, count + 1]])
         return StepReport(taken, norm, clip, True, measures)
 

@@ -135,9 +135,10 @@ class Groups:
                 f"there are {len(settings)} groups where {len(parameters)} were added; add one with add_group(…), and take none away"
             )
         for index, (group, names) in enumerate(zip(settings, parameters, strict=True)):
-            if list(group.get("params", ())) != names:
+            given: Any = group.get("params") if isinstance(group, Mapping) else group
+            if not isinstance(given, (list, tuple)) or [name if isinstance(name, str) else None for name in given] != names:
                 why = "groups keep their order and their parameters; change only their settings"
-                raise ParameterError(f"group {index} now lists the parameters {group.get('params')!r:.200}, but has {names!r:.200}: {why}")
+                raise ParameterError(f"group {index} now lists the parameters {given!r:.200}, but has {names!r:.200}: {why}")
 
     def _warn_of_overshoot(self, index: int, lr: float, decay: float) -> None:
         if self._coupling == "decoupled" and lr * decay > 1:

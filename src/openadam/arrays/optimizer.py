@@ -6,7 +6,7 @@ import inspect
 import threading
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from ..errors import CheckpointMismatchError, GradientError, HyperparameterError
 from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, suggest
 from ..language.rule import Rule
 from ..no_decay import predicate, read_no_decay, refuse_strangers
-from ..step import StepReport, alone
+from ..step import FLOAT32_LARGEST, StepReport, alone
 from . import states
 from .groups import Groups, at
 from .parameters import Group, describe, read_group, read_structure
@@ -43,8 +43,8 @@ class Optimizer:
 
     Args:
         params: What to optimize: one array; a sequence of arrays or a mapping of names to arrays, nested as deep as you like
-            (names are then joined by dots: ``layers.0.weight``); or a sequence of groups (mappings with ``params`` and their
-            own hyperparameters). Arrays are writeable float32 or float64 of any shape and strides.
+            (names are then joined by dots: ``layers.0.weight``); or groups: mappings with the key ``params`` and their own
+            hyperparameters, one or a sequence. Arrays are writeable float32 or float64 of any shape and strides.
         rule: The update rule; members of the family bring their own.
         coupling: ``coupled`` weight decay joins the gradient (L2), ``decoupled`` shrinks the parameter by
             ``lr * weight_decay``; members bring their own.
@@ -83,7 +83,7 @@ class Optimizer:
     def __init__(
         self,
         params: Any,
-        *,
+        *wrong: NoReturn,
         rule: Rule | None = None,
         coupling: str | None = None,
         no_decay: Any = (),
@@ -97,13 +97,14 @@ class Optimizer:
         isa: str | None = None,
         **hyperparameters: Any,
     ) -> None:
-        public = [*type(self).state_names.values()]
-        if len(set(public)) < len(public) or "step" in public:
-            raise TypeError(f"{type(self).__name__}.state_names gives two states one name, or one the name 'step': {dict(type(self).state_names)}")
+        before = set(self.__dict__)  # what a subclass has put there already
+        if wrong:
+            raise TypeError(f"{type(self).__name__} takes the parameters alone by position; give hyperparameters by name: lr={wrong[0]!r:.40}")
         chosen = rule if rule is not None else type(self).rule
         if not isinstance(chosen, Rule):
             raise TypeError("Optimizer needs rule=…: one of openadam.rules, or a function decorated with @openadam.rule")
-        if coupling not in (None, "coupled", "decoupled"):
+        coupling = coupling if coupling is not None else type(self).coupling
+        if coupling not in ("coupled", "decoupled"):
             raise HyperparameterError(f"coupling={coupling!r} is neither 'coupled' nor 'decoupled'")
         if nonfinite not in ("raise", "skip", "propagate"):
             raise HyperparameterError(f"nonfinite={nonfinite!r} is none of 'raise', 'skip', 'propagate'")
@@ -112,7 +113,7 @@ class Optimizer:
         if max_skips is not None and nonfinite != "skip":
             raise HyperparameterError(f"max_skips={max_skips!r} is a limit on what nonfinite='skip' skips, and nonfinite is {nonfinite!r}")
         self._rule = chosen
-        self._coupling = coupling or type(self).coupling
+        self._coupling = coupling
         self._maximize = bool(maximize)
         self._no_decay = read_no_decay(no_decay)
         self._threads = engines.resolve_threads(threads)
@@ -129,6 +130,7 @@ class Optimizer:
         self._rows: list[Row] = []
         self._stepper = ArrayStepper(
             self._engine,
+            chosen,
             self._rows,
             type(self).state_names,
             clip_norm=limit("clip_norm", clip_norm),
@@ -137,13 +139,17 @@ class Optimizer:
             max_skips=limit_of_skips(max_skips),
         )
 
+        public = [self._public(name) for name in self._traced.states]
+        if len(set(public)) < len(public) or "step" in public:
+            raise TypeError(f"{type(self).__name__}.state_names gives two states one name, or one the name 'step': {', '.join(public)}")
         initial = [value for value in self._traced.initial.values() if isinstance(value, str)]
         self._names = tuple(dict.fromkeys(["lr", *self._traced.hyperparameters, *initial, "weight_decay"]))
         self._base: dict[str, Any] = {"weight_decay": 0.0, "maximize": self._maximize}
         for name, value in merged.items():
             if name not in self._names:
-                if name not in hyperparameters:
-                    continue  # a default that this variant of the rule has no use for
+                of_others = chosen is not type(self).rule or any(name in (*t.hyperparameters, *t.initial.values()) for t in chosen.traces())
+                if name not in hyperparameters and of_others:
+                    continue  # a default that this rule, or this variant of it, has no use for
                 raise suggest(type(self).__name__, name, [*self._names, *chosen.options, *OWN_KEYWORDS], ELSEWHERE)
             self._base[name] = checked_or_schedule(name, value)
         missing = [name for name in self._names if name not in self._base]
@@ -155,10 +161,18 @@ class Optimizer:
         self._in_use = False
         self._grouped, groups = read_structure(params)
         self._add(groups)
-        self._attributes = frozenset((*self.__dict__, "_attributes"))  # ours; what else an object has belongs to its subclass
+        self._attributes = frozenset((*self.__dict__, "_attributes")) - before  # ours; what else an object has belongs to its subclass
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        defaults: Any = cls.defaults
+        if not isinstance(defaults, Mapping) or any(name in OWN_KEYWORDS or not isinstance(name, str) for name in defaults):
+            raise TypeError(
+                f"{cls.__name__}.defaults must be a mapping of hyperparameters and options, not {defaults!r:.200}; other keywords have theirs"
+            )
+        for name in cls.__dict__:
+            if isinstance(vars(Optimizer).get(name), _Elsewhere):
+                raise TypeError(f"{cls.__name__}.{name} would do nothing: write defaults = {{**{cls.__mro__[1].__name__}.defaults, {name!r}: …}}")
         shared = [p for p in inspect.signature(Optimizer.__init__).parameters.values() if p.name not in ("self", "hyperparameters")]
         own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in cls.defaults.items()]
         first = [p for p in shared if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
@@ -203,6 +217,10 @@ class Optimizer:
             return [self._initial(name, settings_of[row.group - len(self.groups)]) for name in names]
 
         starts = [first(row, self._program.states) for row in added]
+        for row, own in zip(added, starts, strict=True):
+            for name, value in zip(self._program.states, own, strict=True):
+                if row.view.dtype == np.float32 and abs(value) > FLOAT32_LARGEST:
+                    raise HyperparameterError(f"the state {name!r} of parameter {row.name!r} would start at {value:g}, which is infinite in float32")
         numbers = np.array([[0.0, *first(row, self._traced.scalar_states)] for row in added])  # side by side: all are visited in every step
         self._groups.add(settings_of, [group.structure for group in groups], existing)
         allocate(added, starts)
@@ -265,7 +283,8 @@ class Optimizer:
             return structures[0].flatten(grads)
         if not isinstance(grads, (list, tuple)) or len(grads) != len(structures):
             count = f"{len(structures)} group{'s' if len(structures) > 1 else ''}"
-            raise GradientError(f"the parameters were given in {count}: give a list with the gradients of each, not {describe(grads)}")
+            what = "" if len(structures) > 1 else " (a mapping with the key 'params' is one)"
+            raise GradientError(f"the parameters were given in {count}{what}: give a list with the gradients of each, not {describe(grads)}")
         return [gradient for structure, part in zip(structures, grads, strict=True) for gradient in structure.flatten(part)]
 
     # --- state -----------------------------------------------------------------------------------------------------
@@ -285,8 +304,8 @@ class Optimizer:
 
     @property
     def params(self) -> dict[str, Array]:
-        """The parameters by name: the arrays that were given."""
-        return {row.name: row.array for row in self._rows}
+        """The parameters by name: the arrays that were given. To change one, write into it; another array is not taken."""
+        return states.Parameters({row.name: row.array for row in self._rows})
 
     @property
     def state(self) -> Mapping[str, Mapping[str, Any]]:
@@ -397,6 +416,7 @@ class Optimizer:
     # --- the object itself -----------------------------------------------------------------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._groups.check_places()
         parts = []
         arrays = iter(self.params.values())
         for group, structure in zip(self.groups, self._groups.structures, strict=True):
@@ -413,7 +433,7 @@ class Optimizer:
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ({self._traced.name}, {self._coupling} decay, {self._engine.name} {self._engine.isa}), {self.steps} steps"]
         for index, group in enumerate(self.groups):
-            numbers = ", ".join(f"{name}={group[name]!r}" for name in self._names)
+            numbers = ", ".join(f"{name}={group.get(name)!r}" for name in self._names)
             elements = sum(row.view.size for row in self._rows if row.group == index)
             lines.append(f"  group {index}: {len(group['params'])} tensors, {elements:,} elements; {numbers}")
             undecayed = [row.name for row in self._rows if row.group == index and not row.decayed]
@@ -447,6 +467,8 @@ for _name in ("lr", "beta1", "beta2", "eps", "momentum", "dampening", "rho", "lr
     setattr(Optimizer, _name, _Elsewhere(_name, f"it is a setting of each group, opt.groups[0][{_name!r}]"))
 setattr(Optimizer, "param_groups", _Elsewhere("param_groups", "its groups are opt.groups, the parameters by name opt.params"))  # noqa: B010
 setattr(Optimizer, "zero_grad", _Elsewhere("zero_grad", "over arrays there is nothing to clear, gradients are given to step(grads)"))  # noqa: B010
+for _name in ("betas", "learning_rate"):
+    setattr(Optimizer, _name, _Elsewhere(_name, "hyperparameters are settings of each group, by the family's names: opt.groups[0]"))
 for _name in ("clip_norm", "clip_value", "nonfinite", "max_skips", "no_decay", "threads", "engine", "isa"):
     setattr(Optimizer, _name, _Elsewhere(_name, "it is chosen when the optimizer is made; make another and give it this one's state_dict()"))
 

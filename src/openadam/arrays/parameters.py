@@ -88,6 +88,13 @@ class Group(NamedTuple):
 
 def read_structure(params: Any) -> tuple[bool, list[Group]]:
     """Whether params are groups; and the groups."""
+    try:
+        return _read_structure(params)
+    except RecursionError:
+        raise TypeError("params are nested too deep, or hold themselves") from None
+
+
+def _read_structure(params: Any) -> tuple[bool, list[Group]]:
     if isinstance(params, Mapping) and "params" in params and not hasattr(params["params"], "dtype"):
         params = [params]
     if not isinstance(params, Mapping) and not hasattr(params, "dtype"):

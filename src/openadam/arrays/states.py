@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..step import MAX_STEP
 from .parameters import describe
 from .rows import Row
 
-__all__ = ["FORMAT", "Contents", "Loaded", "ReadOnly", "read", "write"]
+__all__ = ["FORMAT", "Contents", "Loaded", "Parameters", "ReadOnly", "read", "write"]
 
 FORMAT = 1
 
@@ -157,10 +158,10 @@ def _array(contents: Contents, row: Row, name: str, state: Mapping[str, Any], ow
 
 def _scalar(contents: Contents, row: Row, name: str, state: Mapping[str, Any]) -> float:
     public = contents.public(name)
-    value = state[public]
+    value: Any = state[public]
     lowest = 0.0 if name in contents.rule.nonnegative else -sys.float_info.max
     largest = contents.rule.at_most.get(name, sys.float_info.max)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= largest:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real) or not lowest <= value <= largest:  # type: ignore[operator]
         kind = "number that is not negative" if lowest == 0 else "finite number"
         kind += f" of at most {largest:g}" if name in contents.rule.at_most else ""
         raise CheckpointCorruptError(f"{public!r} of parameter {row.name!r} is {value!r:.80}, not a {kind}")
@@ -192,7 +193,7 @@ def _settings(contents: Contents, index: int, group: Any) -> dict[str, Any]:
             raise CheckpointMismatchError(f"{name} in group {index} is {value!r} in the state, and follows the schedule {here}")
         else:
             try:
-                result[name] = checked(name, value, where=f" in group {index}")
+                result[name] = checked(name, value, where=f" in group {index}", advice="a state dict holds numbers")
             except HyperparameterError as error:
                 raise CheckpointCorruptError(str(error)) from error
     return result
@@ -210,12 +211,20 @@ class ReadOnly(dict[str, Any]):
     """A dict to look at, made anew each time it is asked for: what is written into it would be lost, so it is refused. Copies are plain dicts."""
 
     def __missing__(self, name: object) -> Any:
-        raise KeyError(f"there is no {name!r} among {', '.join(self)} (states have torch's names)")
+        raise KeyError(f"there is no {name!r} among {', '.join(self)}")
+
+    advice = "an optimizer's state is to look at; to change it, edit opt.state_dict() and give it to opt.load_state_dict(…)"
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError("an optimizer's state is to look at; to change it, edit opt.state_dict() and give it to opt.load_state_dict(…)")
+        raise TypeError(self.advice)
 
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
+
+
+class Parameters(ReadOnly):
+    """The parameters by name."""
+
+    advice = "an optimizer keeps the arrays that it was given; to change one, write into it: opt.params['w'][...] = new"

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import engine as engines
-from ..errors import AliasError, HyperparameterError, NonFiniteStateError
-from ..language.rule import Traced
+from ..errors import AliasError, HyperparameterError, NonFiniteStateError, RuleError
+from ..language.rule import Rule, Traced
 from ..memory import Piece, first_meeting
 from ..step import MAX_STEP, Stepper
 from .parameters import as_gradient
@@ -28,6 +28,7 @@ class ArrayStepper(Stepper):
     def __init__(
         self,
         engine: engines.Engine,
+        rule: Rule,
         rows: list[Row],
         state_names: Mapping[str, str],
         *,
@@ -38,7 +39,7 @@ class ArrayStepper(Stepper):
     ) -> None:
         super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips)
         # Not the optimizer itself, which would then live until the garbage collector comes.
-        self._engine, self._rows, self._state_names = engine, rows, state_names
+        self._engine, self._rule, self._rows, self._state_names = engine, rule, rows, state_names
         self.table = engine.table(math.inf if clip_value is None else clip_value)
         self.updates: list[engines.Update] = []
         self._gradients: list[Any] = []  # of the step under way, as they were given
@@ -143,9 +144,22 @@ class ArrayStepper(Stepper):
         bad = None
         if self._engine.name != "native":
             for i, name, before, after in self.table.compute(factor, measures):
+                self._refuse_broken_word(i, name, after)
                 if bad is None and self.nonfinite != "propagate":
                     bad = self.unbounded(i, self._canonical(i).reshape(-1), self._state_names.get(name, name), before, after)
         return bad
+
+    def _refuse_broken_word(self, i: int, name: str, after: Array) -> None:
+        """Refuse a state that is not what the rule says of it: it could be saved, and not be loaded again."""
+        low, high = 0.0 if name in self._rule.nonnegative else -math.inf, self._rule.at_most.get(name, math.inf)
+        if (low, high) == (-math.inf, math.inf):
+            return
+        outside = np.flatnonzero((after < low) | (after > high))
+        if outside.size:
+            index, value = int(outside[0]), float(after[outside[0]])
+            says = f"`nonnegative` has {name!r}" if value < low else f"`at_most` has {name!r} at {high:g}"
+            found = f"the state of parameter {self._rows[i].name!r} would be {value:g} at flat index {index}, at step {self.steps + 1}"
+            raise RuleError(f"rule {self._rule.name!r}: {says}, and {found}; nothing was changed")
 
     def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
         row, g = self._rows[i], self._canonical(i).reshape(-1)

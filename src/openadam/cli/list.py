@@ -20,5 +20,5 @@ def run(given: argparse.Namespace) -> int:
         print_json([{"name": name, "rule": rule, "coupling": coupling, "defaults": defaults} for name, rule, coupling, defaults in members])
     else:
         rows = [(name, rule, coupling, assignments(defaults)) for name, rule, coupling, defaults in members]
-        print_columns([("NAME", "RULE", "WEIGHT DECAY", "DEFAULTS"), *rows])
+        print_columns([("NAME", "RULE", "DECAY", "DEFAULTS"), *rows])
     return 0

@@ -31,7 +31,7 @@ def run(given: argparse.Namespace) -> int:
     rule = find_rule(given.rule)
     settings = {name: getattr(given, name) for name in HYPERPARAMETERS if getattr(given, name) is not None}
     with as_usage():
-        params = parse_grads(given.params)
+        params = parse_grads(given.params, "start --params")
         if len(params) > 1:
             raise UsageError(f"--params {given.params!r}: the parameter has one start; ',' goes between its coordinates")
         settings |= chosen_options(given, trace)

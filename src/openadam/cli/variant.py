@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..arrays.optimizer import Optimizer
-from ..errors import OpenAdamError, UnknownHyperparameterError
+from ..errors import OpenAdamError
 from ..family import MEMBERS
 from ..hyperparameters import HYPERPARAMETERS
 from ..language.rule import Rule
@@ -55,7 +55,7 @@ def as_usage() -> Iterator[None]:
     """What the library refuses about a rule's settings is a matter of the command line here."""
     try:
         yield
-    except (ValueError, UnknownHyperparameterError) as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
 

@@ -49,6 +49,8 @@ class Notation:
     """Whether a name would be taken for another, if it stands beside these."""
     number: Callable[[float], Piece]
     vector: Callable[[Sequence[str]], str]
+    gradient: str
+    """What the gradient is, at a place."""
     beside: frozenset[str] = frozenset()
 
     def telling_apart(self, names: Iterable[str]) -> Notation:
@@ -57,6 +59,8 @@ class Notation:
 
     def name(self, name: str, time: str) -> str:
         """A name at a time: ``t``, ``t-1``, a number, or nothing for what has no time."""
+        if name == "gradient":
+            return self.gradient.format(self.name("p", "t-1"))
         return (self.careful if self.mistaken(name, self.beside) else self.usual)(name, time)
 
     def symbol(self, symbol: Node) -> Piece:
@@ -142,8 +146,6 @@ ACCENTS = {"hat": r"\hat", "mean": r"\bar"}
 
 def _latex_name(name: str, time: str) -> str:
     """The papers' symbol where there is one; v_hat is v with a hat, beta1 has an index; any other name is set upright."""
-    if name == "gradient":
-        return r"\nabla f(\theta_{t-1})"
     base, indices = SYMBOLS.get(name, ""), []
     stem, *suffixes = name.split("_")
     letters = stem.rstrip("0123456789")
@@ -207,6 +209,7 @@ TEXT = Notation(
     mistaken=_ends_in_a_number,
     number=_text_number,
     vector=lambda items: f"({', '.join(items)})",
+    gradient="gradient",
 )
 
 LATEX = Notation(
@@ -240,6 +243,7 @@ LATEX = Notation(
     mistaken=_looks_like_another,
     number=_latex_number,
     vector=lambda items: r"\begin{pmatrix} " + r" \\ ".join(items) + r" \end{pmatrix}",
+    gradient=r"\nabla f({})",
 )
 
 

@@ -10,8 +10,9 @@ import math
 import numbers
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, overload
 
 from ..errors import RuleError
@@ -23,7 +24,7 @@ __all__ = ["Rule", "Step", "Traced", "rule"]
 TAKEN_NAMES = frozenset({"g", "gradient", "p", "step", "t"})  # of whatever a rule returns
 TAKEN_HYPERPARAMETERS = frozenset({
     "gradient_scale", "clip_value", "clip_norm", "coupled_decay", "decoupled_decay", "maximize",
-    "params", "rule", "coupling", "no_decay", "nonfinite", "threads", "engine", "isa",
+    "params", "rule", "coupling", "no_decay", "nonfinite", "max_skips", "threads", "engine", "isa", "self", "wrong",
 })  # fmt: skip
 ALWAYS_THERE = ("lr", "weight_decay")  # hyperparameters of every optimizer, whatever its rule reads
 
@@ -94,7 +95,7 @@ class Rule:
         except RuleError as error:
             raise _located(error, self.function) from None
         object.__setattr__(self, "options", {option: tuple(choices) for option, choices in self.options.items()})
-        traces = [self.trace(**choice) for choice in self.variants()]  # so that a fault shows at definition, in every variant
+        traces = self.traces()  # so that a fault shows at definition, in every variant
         try:
             self._check_declarations(traces)
         except RuleError as error:
@@ -112,6 +113,13 @@ class Rule:
         given: Any = self.nonnegative
         if isinstance(given, str):
             raise RuleError(f"nonnegative={self.nonnegative!r} is one string; write nonnegative=({self.nonnegative!r},)")
+        elements = {name for traced in traces for name in traced.element_states}
+        bounds: Mapping[Any, Any] = self.at_most
+        for name, bound in bounds.items():
+            if name in elements:
+                raise RuleError(f"`at_most` is for scalar states, and {name!r} is one of elements")
+            if isinstance(bound, bool) or not isinstance(bound, numbers.Real) or not math.isfinite(bound):
+                raise RuleError(f"`at_most` bounds {name!r} by {bound!r:.80}; give a finite number")
         for what, names in (("`initial`", self.initial), ("`nonnegative`", self.nonnegative), ("`at_most`", self.at_most)):
             for name in names:
                 if name not in states:
@@ -119,11 +127,13 @@ class Rule:
         initial: Mapping[str, Any] = self.initial
         for name, start in initial.items():
             if isinstance(start, str):
-                if start in TAKEN_HYPERPARAMETERS or start in states:
+                if start in TAKEN_HYPERPARAMETERS or start in TAKEN_NAMES or start in states or start in self.options:
                     raise RuleError(f"`initial` lets {name!r} start at the hyperparameter {start!r}: that name is taken")
                 known.append(start)
             elif isinstance(start, bool) or not isinstance(start, numbers.Real) or not math.isfinite(start):
                 raise RuleError(f"`initial` lets {name!r} start at {start!r:.80}; give a finite number, or the name of a hyperparameter")
+            elif name in self.nonnegative and start < 0:
+                raise RuleError(f"`initial` lets {name!r} start at {start!r}, and `nonnegative` says that it is never below 0")
         for name, value in self.defaults.items():
             if name in self.options:
                 raise RuleError(f"{name}={value!r}: the default of an option is the first of its choices, {self.options[name]!r}; put it there")
@@ -144,7 +154,7 @@ class Rule:
                 return _find_rule, place
         except (ImportError, AttributeError):
             pass
-        if not any(name.rpartition(".")[2] == "cloudpickle" for name in tuple(sys.modules)):
+        if not _is_carried_by_value():
             advice = "define it at the top of a module and do not define it anew, or pickle with cloudpickle"
             raise pickle.PicklingError(f"rule {self.name!r} is not what its module {place[0]!r} has under {place[1]!r}; {advice}")
         return Rule, (
@@ -158,6 +168,10 @@ class Rule:
 
     def __deepcopy__(self, memo: object) -> Rule:
         return self
+
+    def traces(self) -> list[Traced]:
+        """The graph of every variant."""
+        return [self.trace(**choice) for choice in self.variants()]
 
     def variants(self) -> Iterator[dict[str, str]]:
         """Every combination of the options."""
@@ -270,7 +284,10 @@ def _check_options(function: Callable[..., Any], options: Any) -> None:
     if not isinstance(options, Mapping):
         raise RuleError(f"options={options!r:.80} is not a mapping; write options={{'form': ('classical', 'nesterov')}}")
     for option, choices in options.items():
-        if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices) or not choices or len(set(choices)) < len(choices):
+        if not isinstance(option, str) or not option.isidentifier():
+            raise RuleError(f"the option {option!r} is not a name that a function can take")
+        listed = [] if isinstance(choices, str) or not isinstance(choices, Iterable) else [*choices]
+        if not listed or not all(isinstance(choice, str) for choice in listed) or len(set(listed)) < len(listed):
             raise RuleError(f"the option {option!r} has the choices {choices!r:.80}; give a tuple of different strings, the default first")
     parameters = inspect.signature(function).parameters.values()
     for parameter in parameters:
@@ -285,6 +302,14 @@ def _check_options(function: Callable[..., Any], options: Any) -> None:
     for option in sorted(keywords ^ set(options)) if not any(p.kind == p.VAR_KEYWORD for p in parameters) else ():
         where = "is among `options` and no keyword-only parameter of the function" if option in options else "is not among `options`"
         raise RuleError(f"{option!r} {where}; write def rule(g, s, h, *, {option}) and options={{{option!r}: (…)}}")
+
+
+def _is_carried_by_value() -> bool:
+    """Whether it is cloudpickle that asks, which carries functions by value."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and ".cloudpickle" not in f".{frame.f_globals.get('__name__', '')}":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _find_rule(module: str, qualified_name: str) -> Any:
@@ -347,6 +372,9 @@ def rule(
     def decorate(function: Callable[..., Step]) -> Rule:
         if not inspect.isfunction(function):
             raise TypeError(f"@rule decorates a function, not {function!r}")
+        for what, given in (("initial", initial), ("at_most", at_most)):
+            if given is not None and not isinstance(given, Mapping):
+                raise _located(RuleError(f"{what}={given!r:.80} is not a mapping; write {what}={{'m': 0.0}}"), function)
         return Rule(function, options if options is not None else {}, dict(initial or {}), nonnegative, dict(at_most or {}), dict(defaults))
 
     return decorate if function is None else decorate(function)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from .rows import Reached
 
 __all__ = ["commit", "measured", "stepped"]
 
-BLOCK = 1 << 16  # elements of a row that are worked on together where memory is the bottleneck
 Kernel = Callable[..., dict[str, Tensor]]
 
 
@@ -53,12 +52,6 @@ def _kernel(program: Program, compile: bool) -> Kernel:
         return run(program, tensors, scalars, module, _unchanged)
 
     return torch.compile(update, dynamic=True) if compile else update
-
-
-def _blocks(count: int) -> Iterator[slice]:
-    """A row in pieces whose intermediate values stay in the cache, and in memory that is used again and again."""
-    for start in range(0, count, BLOCK):
-        yield slice(start, start + BLOCK)
 
 
 def stepped(row: Reached, factor: float, clip_value: float, how: str) -> tuple[list[Tensor], list[float]]:
@@ -130,22 +123,19 @@ def measured(row: Reached, measures: Sequence[int], before: Tensor | None = None
     """What the measures see of a row: of its gradient and, once it has been stepped, of the parameter before and after."""
     if not has_numbers(row.parameter):
         return [0.0] * len(measures)
-    wide = torch.float32 if row.parameter.device.type == "mps" else torch.float64
+    if not row.gradient.numel():
+        return [0.0] * len(measures)
     tensors = {"g": row.gradient}
     if before is not None:
         tensors |= {"p": real(before), "p_after": real(row.parameter)}
-    if not row.gradient.numel():
-        return [0.0] * len(measures)
-    in_blocks = is_memory(row.parameter) and row.parameter.device.type == "cpu"
-    if in_blocks:
-        tensors = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
-    parts: list[list[Tensor]] = [[] for _ in measures]
-    for block in _blocks(row.gradient.numel()) if in_blocks else (slice(None),):
-        part = {name: (tensor[block] if in_blocks else tensor).to(wide) for name, tensor in tensors.items()}
-        for measure, joined in zip(map(MEASURES.__getitem__, measures), parts, strict=True):
-            values = run(measure.program, part, [], torch, _unchanged)["value"]
-            joined.append(values.sum() if measure.reduction == "sum" else values.amax())
-    return [
-        float(joined[0] if len(joined) == 1 else torch.stack(joined).sum() if MEASURES[index].reduction == "sum" else torch.stack(joined).amax())
-        for index, joined in zip(measures, parts, strict=True)
-    ]
+    if all(map(_lies_here, tensors.values())):  # in the order of the native loop
+        held = {name: tensor.to(arithmetic_of(tensor.dtype)).reshape(-1).contiguous() for name, tensor in tensors.items()}
+        with np.errstate(all="ignore"):
+            return engines.tally(measures, {name: array_over(tensor) for name, tensor in held.items()})
+    wide = torch.float32 if row.parameter.device.type == "mps" else torch.float64
+    tensors = {name: tensor.to(wide) for name, tensor in tensors.items()}
+    seen = []
+    for measure in map(MEASURES.__getitem__, measures):
+        values = run(measure.program, tensors, [], torch, _unchanged)["value"]
+        seen.append(float(values.sum() if measure.reduction == "sum" else values.amax()))
+    return seen

@@ -111,7 +111,7 @@ class Host(_Base):
             clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips, no_decay=no_decay, threads=threads,
             sharded=sharded, engine=engine,
         )  # fmt: skip
-        if engine is None and not engines.native_isas() and os.environ.get("OPENADAM_ENGINE") != "reference":
+        if engine is None and engines.engine_of_environment() != "reference" and not engines.native_isas():
             engines.warn_of_no_kernels(stacklevel=3)
         refuse_unknown(type(self), settings, OPTIONS)
         refuse_modes(type(self).__name__, settings)
@@ -347,7 +347,8 @@ class Host(_Base):
         state, groups = loading.read(
             self.param_groups, self.defaults, self.member, given, whose=type(self).__name__, finite=self._options["nonfinite"] != "propagate"
         )
-        self.__setstate__({"state": state, "param_groups": groups, "_counted": (0, 0, in_a_row)})
+        taken = max((int(own["step"]) for own in state.values() if isinstance(own, dict) and "step" in own), default=0)
+        self.__setstate__({"state": state, "param_groups": groups, "_counted": (taken, 0, in_a_row)})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 

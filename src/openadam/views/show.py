@@ -10,6 +10,8 @@ from typing import Any
 
 from .. import rules
 from ..arrays.optimizer import Optimizer
+from ..errors import HyperparameterError
+from ..hyperparameters import checked
 from ..language import cpp
 from ..language.notation import LATEX, names_in
 from ..language.rule import Rule, Traced
@@ -55,7 +57,9 @@ def show(
         if name not in chosen.options:
             raise ValueError(f"{chosen.name} has no option {name!r}; it has {', '.join(chosen.options) or 'none'}")
     traced = chosen.trace(**{**{name: value for name, value in member.defaults.items() if name in chosen.options}, **options})
-    coupling = coupling or member.coupling
+    coupling = coupling if coupling is not None else member.coupling
+    if coupling not in ("coupled", "decoupled"):
+        raise HyperparameterError(f"coupling={coupling!r} is neither 'coupled' nor 'decoupled'")
     joins = f"weight decay is {coupling} here: `{coupling}_decay` is weight_decay, `{'de' if coupling == 'coupled' else ''}coupled_decay` is 0"
     if as_ == "python":
         return f"{_source(chosen.function)}\n\n\n# What surrounds every rule; {joins}.\n\n{_source(rules.prepare, rules.apply)}"
@@ -63,7 +67,7 @@ def show(
         programs = [update_program(traced), rules.PREPARE]
         kernels = [f"{cpp.update(program)}\n\n{cpp.scalars(program)}" for program in programs]
         return f"\n\n// The gradient before that, where it is clipped by value or decay is coupled; {joins}.\n\n".join(kernels)
-    strength = member.defaults.get("weight_decay", 0.0) if weight_decay is None else weight_decay
+    strength = checked("weight_decay", member.defaults.get("weight_decay", 0.0) if weight_decay is None else weight_decay)
     return _aligned(traced, coupling, strength)
 
 

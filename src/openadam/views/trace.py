@@ -6,8 +6,7 @@ those of a run in float64; the formulas are read off the same graph from which t
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ import numpy.typing as npt
 
 from .. import rules
 from ..arrays.optimizer import Optimizer
-from ..errors import UnknownHyperparameterError
 from ..family import MEMBERS
+from ..hyperparameters import suggest
 from ..language.arrays import compile_scalars, evaluate, run
 from ..language.expression import Expression, Namespace
 from ..language.graph import Node, postorder
@@ -32,7 +31,7 @@ __all__ = ["Line", "Trace", "TracedStep", "Written", "find_member", "parse_grads
 Array = npt.NDArray[np.float64]
 
 
-def parse_grads(given: str) -> list[list[float]]:
+def parse_grads(given: str, what: str = "gradients") -> list[list[float]]:
     """Gradients as the command line takes them: ``;`` between steps, ``,`` between coordinates.
 
     Raises:
@@ -43,7 +42,10 @@ def parse_grads(given: str) -> list[list[float]]:
     >>> parse_grads("20; -5; 8")
     [[20.0], [-5.0], [8.0]]
     """
-    return [[_number(piece, f"step {t} of the gradients {given!r}") for piece in step.split(",")] for t, step in enumerate(given.split(";"), 1)]
+    return [
+        [_number(piece, f"step {t} of the {what} {given!r}" if what == "gradients" else f"{what} {given!r}") for piece in step.split(",")]
+        for t, step in enumerate(given.split(";"), 1)
+    ]
 
 
 def _number(piece: str, where: str) -> float:
@@ -74,7 +76,7 @@ def _gradients(grads: Any) -> list[Array]:
     if isinstance(grads, str):
         grads = parse_grads(grads)
     try:
-        steps = list(grads)
+        steps = [] if isinstance(grads, (Mapping, set, frozenset)) else list(grads)
     except TypeError:
         steps = []
     if not steps:
@@ -157,9 +159,11 @@ def trace(
     (2.0, -4.0)
     """
     cls, chosen = find_member(rule)
-    taken = inspect.signature(Optimizer.__init__).parameters.keys() & hyperparameters.keys()
-    if taken:
-        raise UnknownHyperparameterError(f"a trace has no setting {', '.join(map(repr, sorted(taken)))}")
+    known = {"lr", "weight_decay", *chosen.options, *(name for traced in chosen.traces() for name in traced.hyperparameters)}
+    known |= {start for traced in chosen.traces() for start in traced.initial.values() if isinstance(start, str)}
+    for name in hyperparameters:
+        if name not in known:
+            raise suggest(f"the trace of {chosen.name}", name, [*known, "coupling", "maximize", "clip_norm", "clip_value"])
     gradients = _gradients(grads)
     p = _vector(params, "params")
     if p.size == 1:
