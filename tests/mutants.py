@@ -88,7 +88,7 @@ MUTANTS = (
     Mutant("torch's negated views taken as they lie", FRAMEWORK, "    if (word<std::int64_t>(parts->description + anatomy_->flags) & anatomy_->marks) return false;\n", "", TORCH),
     Mutant("a view taken for its whole storage", FRAMEWORK, "static_cast<std::uintptr_t>(parts.memory + known.offset)", "static_cast<std::uintptr_t>(parts.memory)", TORCH),
     Mutant("a storage that has become too small", FRAMEWORK, "parts->end = parts->memory + word<std::int64_t>(parts->storage + anatomy_->size);", "parts->end = std::numeric_limits<std::int64_t>::max();", ("test_torch_moves.py", "test_torch_memory.py")),
-    Mutant("a description known by its first words", FRAMEWORK, "      b = mix(b, at + 8);\n      c = mix(c, at + 16);\n      d = mix(d, at + 24);\n", "", (*TORCH, "test_torch_moves.py")),
+    Mutant("a description known by its first words", FRAMEWORK, "      b = mix(b, at + 8);\n      c = mix(c, at + 16);\n      d = mix(d, at + 24);\n", "", ("test_torch_moves.py",)),
     Mutant("states of other strides taken as they lie", TENSORS, "    if (!is_dense_in(order, states[s])) return false;\n", "", TORCH),
     Mutant("another parameter in the row's place", TENSORS, "i >= rows || table.item(i).identity != reinterpret_cast<std::uintptr_t>(parameter)", "i >= rows", TORCH),
     Mutant("a counter at the end of float32", TENSORS, "number.type == Number::kSingle ? kMostSingleSteps : kMostSteps", "kMostSteps", TORCH),

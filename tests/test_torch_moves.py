@@ -6,7 +6,8 @@ Beside torch's for-loop, which sees the same; what can crash a process, or forks
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor
 from torchfamily import CLASSES, PLAIN, STATEFUL, Subject, each_with_state, params_of, refuses
 from torchpairs import KINDS, MOVES, Pair, apart, kinds_of, moved, random, state_tensors
 
+import openadam.torch
 from openadam import AliasError, OpenAdamError
 
 SHAPES = ((4, 3), (), (0,), (5,))
@@ -382,3 +384,55 @@ def test_states_that_cannot_be_written(how: str, engine: str | None) -> None:
 
 def values_of(tensors: list[Tensor]) -> list[Any]:
     return [tensor.tolist() for tensor in tensors]
+
+
+def in_layouts(values: Tensor) -> Iterator[Tensor]:
+    """The same numbers in every order of two axes, in windows of larger memory, at another offset: each differs in few words of its description."""
+    for i, j in itertools.combinations(range(values.dim()), 2):
+        yield values.transpose(i, j).contiguous().transpose(i, j)
+    for axis in range(values.dim()):
+        shape = list(values.shape)
+        shape[axis] *= 2
+        wide = torch.zeros(shape, dtype=values.dtype)
+        yield wide.narrow(axis, 0, values.shape[axis]).copy_(values)
+        yield wide.narrow(axis, values.shape[axis], values.shape[axis]).copy_(values)
+    yield torch.cat([torch.zeros(3, dtype=values.dtype), values.reshape(-1)])[3:].reshape(values.shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 2, 2), (2, 3, 2, 2), (2, 2, 2, 3, 2), (2, 2, 2, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("moved", ["parameter", "gradient", "state"])
+def test_layouts_that_differ_in_few_words_are_told_apart(shape: tuple[int, ...], moved: str) -> None:
+    values = torch.arange(1.0, 1 + math.prod(shape)).reshape(shape)
+    ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
+    optimizer, peer = openadam.torch.AdamW([ours], lr=0.1), torch.optim.AdamW([theirs], lr=0.1)
+    for layout in [values.clone(), *in_layouts(values), values.clone()]:
+        gradient = values.sin()
+        theirs.grad, ours.grad = gradient.clone(), gradient.clone()
+        if moved == "gradient":
+            ours.grad = layout.copy_(gradient)
+        elif moved == "parameter":
+            ours.data = layout.copy_(ours.data)
+            ours.grad = gradient.clone()
+        elif optimizer.state:
+            optimizer.state[ours]["exp_avg"] = layout.copy_(optimizer.state[ours]["exp_avg"])
+        optimizer.step()
+        peer.step()
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(optimizer.state[ours]["exp_avg"], peer.state[theirs]["exp_avg"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "other"), [((2, 3), (6,)), ((6,), (2, 3)), ((2, 3, 1), (2, 3)), ((2, 3), (1, 2, 3)), ((2, 3, 4, 5), (2, 3, 4, 5, 1))]
+)
+def test_a_state_with_other_dimensions_over_the_same_memory_is_refused(shape: tuple[int, ...], other: tuple[int, ...]) -> None:
+    p = torch.ones(shape).requires_grad_()
+    p.grad = torch.ones(shape)
+    optimizer = openadam.torch.AdamW([p])
+    for _ in range(3):
+        optimizer.step()
+    before = p.detach().clone()
+    average = optimizer.state[p]["exp_avg"]
+    average.data = average.data.view(other)
+    with pytest.raises(OpenAdamError, match="exp_avg"):
+        optimizer.step()
+    assert torch.equal(p, before)
