@@ -392,6 +392,9 @@ def tallies(p: Any, g: Any, after: Any) -> dict[str, float]:
         "update_sum_squares": float(np.sum((after - p) ** 2)),
         "grad_max_abs": float(np.max(np.abs(g), initial=0)),
         "grad_nonfinite": float(np.sum(~np.isfinite(g))),
+        "uphill": float(np.sum(g * (after - p) > 0)),
+        "update_sum_abs": float(np.sum(np.abs(after - p))),
+        "update_sum_abs_without_grad": float(np.sum(np.abs(after - p)[g == 0])),
     }
 
 
@@ -399,6 +402,7 @@ def test_measures(subject: Variant, dtype: Any, draw: Any) -> None:
     """What a step saw on the way: NumPy's sums up to their order, the same bits by every engine, of what was given."""
     sizes = {"scalar": 1, "none": 0, "some": 67, "blocks": 2_500, "chunks": 66_000}
     values, grads = {name: draw(size) for name, size in sizes.items()}, {name: draw(size) for name, size in sizes.items()}
+    grads["blocks"][::3] = 0
     reports = []
     for engine in ENGINES:
         params = copy.deepcopy(values)

@@ -20,6 +20,7 @@ __all__ = [
     "checked_or_schedule",
     "limit",
     "limit_of_skips",
+    "nearest",
     "number",
     "refuse_no_schedule",
     "suggest",
@@ -136,6 +137,13 @@ def limit_of_skips(value: Any) -> int | None:
             f"max_skips={value!r} is not a whole number of at least 1; give None for no limit, nonfinite='raise' to skip nothing"
         )
     return count
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What a wrong name may have been meant to be, or the first of those that there are."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1) or [each for each in known if name in each][:1]
+    return f"did you mean {near[0]!r}?" if near else f"they are called {', '.join(map(repr, sorted(known)[:8]))}."
 
 
 # What others call it, and what it may be called here: the first that the class has is meant.

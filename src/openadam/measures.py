@@ -56,5 +56,9 @@ MEASURES: tuple[Measure, ...] = (
     Measure("update_sum_squares", "sum", lambda g, p, u: u**2),
     Measure("grad_max_abs", "max", lambda g, p, u: abs(g), degree=1),
     Measure("grad_nonfinite", "sum", lambda g, p, u: where(g - g == 0, 0, 1)),
+    Measure("uphill", "sum", lambda g, p, u: where(g * u > 0, 1, 0)),
+    Measure("update_sum_abs", "sum", lambda g, p, u: abs(u)),
+    Measure("update_sum_abs_without_grad", "sum", lambda g, p, u: where(g == 0, abs(u), 0)),
 )
-"""In the order of the native table and of a tally's columns."""
+"""In the order of the native table and of a tally's columns. ``uphill`` counts the elements that move up their gradient: without weight
+decay, those in which momentum and gradient disagree. The last says how much of the motion (of the one before it) had no gradient."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from .errors import HyperparameterError
+from .hyperparameters import nearest
 
 __all__ = ["NoDecay", "predicate", "read_no_decay", "refuse_strangers"]
 
@@ -79,10 +79,8 @@ def refuse_strangers(no_decay: NoDecay, parameters: Mapping[str, Any], kind: str
             if unnamed is not None:
                 raise HyperparameterError(f"no_decay names {item!r}, and the parameters have no names; {unnamed}")
             if item not in parameters:
-                near = difflib.get_close_matches(item, parameters, 1) or [name for name in parameters if item in name][:1]
-                hint = f"did you mean {near[0]!r}?" if near else f"they are called {', '.join(map(repr, sorted(parameters)[:8]))}."
                 raise HyperparameterError(
-                    f"no_decay names {item!r}, and no parameter is called so; {hint} Names are whole, as in 'layer.bias'; "
+                    f"no_decay names {item!r}, and no parameter is called so; {nearest(item, parameters)} Names are whole, as in 'layer.bias'; "
                     f"a function says it for many: no_decay=lambda name, p: p.ndim < 2"
                 )
         elif not hasattr(item, "dtype"):

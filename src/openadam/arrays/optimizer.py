@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .. import engine as engines
 from ..errors import CheckpointMismatchError, GradientError, HyperparameterError, ParameterError
-from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, suggest
+from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, nearest, suggest
 from ..language.rule import Rule
 from ..no_decay import predicate, read_no_decay, refuse_strangers
 from ..step import FLOAT32_LARGEST, StepReport, alone
@@ -354,6 +354,46 @@ class Optimizer:
             CheckpointCorruptError: A value is impossible: a negative step or second moment, a state that is not finite.
         """
         self._take_over(states.read(self._contents(), state_dict))
+
+    @alone
+    def reset(self, names: str | Iterable[str] | None = None, *, moments: bool = True, steps: bool = True) -> None:
+        """Let parameters forget: begin their states anew, or count their steps from 1 again, or both; all of it, or nothing.
+
+        When what is learnt changes at a stroke (a target network, a new task), old moments mislead. Asadi et al., 2023, begin
+        all anew; Ellis et al., 2024 (Adam-Rel), keep the moments and count the steps anew, so that the bias correction
+        makes the first steps small. Settings, and the number of steps by which schedules go, stay as they are.
+
+        Args:
+            names: Which parameters; default all.
+            moments: Begin what the rule remembers of each element anew.
+            steps: Count each parameter's steps anew, and whatever else the rule remembers that is one number for it.
+
+        Raises:
+            ParameterError: A name is that of no parameter.
+
+        >>> import numpy as np, openadam
+        >>> opt = openadam.Adam({"w": np.zeros(2)}, beta1=0.9)
+        >>> _ = opt.step({"w": np.array([2.0, -4.0])})
+        >>> opt.reset(moments=False)
+        >>> opt.state["w"]["step"], opt.state["w"]["exp_avg"], opt.steps
+        (0, array([ 0.2, -0.4]), 1)
+        """
+        rows = {row.name: row for row in self._rows}
+        wanted = list(rows) if names is None else [names] if isinstance(names, str) else list(names)
+        for name in wanted:
+            if name not in rows:
+                raise ParameterError(f"reset: no parameter is called {name!r}; {nearest(str(name), rows)}")
+        targets: list[Any] = []
+        values: list[Any] = []
+        for row in map(rows.__getitem__, dict.fromkeys(wanted)):
+            settings = {name: at(name, value, self.steps + 1) for name, value in self.groups[row.group].items() if name in self._names}
+            if moments:
+                targets += row.states
+                values += [self._initial(name, settings) for name in self._program.states]
+            if steps:
+                targets.append(row.numbers)
+                values.append(np.array([0.0, *(self._initial(name, settings) for name in self._traced.scalar_states)]))
+        engines.assign_all(targets, values)
 
     def _take_over(self, loaded: states.Loaded, parameters: Mapping[str, Array] = MappingProxyType({})) -> None:
         """Commit what has been checked."""

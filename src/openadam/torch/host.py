@@ -30,6 +30,7 @@ from .options import (
     as_python_numbers,
     check_kinds,
     check_names,
+    chosen_parameters,
     first_narrow,
     read_options,
     refuse_modes,
@@ -317,6 +318,59 @@ class Host(_Base):
         if os.environ.get("OPENADAM_NUM_THREADS"):
             return engines.resolve_threads(None)
         return min(torch.get_num_threads(), engines.MAX_THREADS)
+
+    @uncompiled
+    @alone
+    def reset(self, params: str | Tensor | Iterable[str | Tensor] | None = None, *, moments: bool = True, steps: bool = True) -> None:
+        """Let parameters forget: begin their states anew, or count their steps from 1 again, or both.
+
+        When what is learnt changes at a stroke (a target network, a new task), old moments mislead. Asadi et al., 2023, begin
+        all anew; Ellis et al., 2024 (Adam-Rel), keep the moments and count the steps anew, so that the bias correction
+        makes the first steps small.
+
+        Args:
+            params: Which: names (if ``named_parameters()`` were given) or tensors; default all.
+            moments: Begin what is remembered of each element anew.
+            steps: Count each parameter's steps anew, and begin whatever else is one number for it (``mu_product``).
+
+        Raises:
+            ParameterError: A name or tensor is no parameter, or a state cannot be written; nothing was changed.
+            HyperparameterError: Steps alone are asked for where none are counted (SGD).
+
+        >>> import torch
+        >>> from openadam.torch import Adam
+        >>> p = torch.tensor([1.0, -2.0], requires_grad=True)
+        >>> optimizer = Adam([p])
+        >>> p.grad = torch.tensor([2.0, -4.0])
+        >>> optimizer.step()
+        >>> optimizer.reset(moments=False)
+        >>> optimizer.state[p]["step"], optimizer.state[p]["exp_avg"]
+        (tensor(0.), tensor([ 0.2000, -0.4000]))
+        """
+        if steps and not moments and not self.member.counts:
+            raise HyperparameterError(f"{type(self).__name__} counts no steps that could be begun anew; leave moments=False out")
+        filled: list[tuple[Tensor, float]] = []
+        dropped: list[Any] = []
+        for group, name, p in chosen_parameters(params, self.param_groups):
+            state = self.state.get(p)
+            if not state:
+                continue
+            if moments and steps:
+                dropped.append(state)
+                continue
+            for key, first in self.member.first_values(group, moments=moments, steps=steps):
+                tensor = state.get(key)
+                if tensor is None:
+                    continue
+                if not isinstance(tensor, Tensor) or tensor.is_inference():
+                    raise ParameterError(f"reset: the state {key!r} of parameter {name!r} is no tensor that can be written; nothing was changed")
+                filled.append((tensor, first))
+        with torch.no_grad():
+            for tensor, first in filled:
+                tensor.fill_(first)
+        for state in dropped:
+            for key in self.member.state_keys.intersection(state):
+                del state[key]
 
     # --- state -----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,6 +48,15 @@ class Member:
         """The rule of a group, with its options."""
         rule, options = self.rule(group)
         return rule.trace(**options)
+
+    def first_values(self, group: Group, *, moments: bool, steps: bool) -> Iterator[tuple[str, float]]:
+        """What torch calls the states of a group's parameters, and what each starts from: those of elements, those that are one number."""
+        traced = self.traced(group)
+        for name, first in traced.initial.items():
+            if moments if name in traced.element_states else steps:
+                yield self.states.get(name, name), float(group[self.numbers[first][0]] if isinstance(first, str) else first)
+        if steps and self.counts:
+            yield "step", 0.0
 
     def coupling(self, group: Group) -> str:
         return "decoupled" if group.get("decoupled_weight_decay") else "coupled"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import engine as engines
-from ..errors import HyperparameterError
-from ..hyperparameters import limit, limit_of_skips, suggest
+from ..errors import HyperparameterError, ParameterError
+from ..hyperparameters import limit, limit_of_skips, nearest, suggest
 from ..no_decay import predicate, read_no_decay, refuse_strangers
 from .members import Member, as_pair
 from .memory import arithmetic_of
@@ -27,6 +27,7 @@ __all__ = [
     "as_python_numbers",
     "check_kinds",
     "check_names",
+    "chosen_parameters",
     "first_narrow",
     "read_options",
     "refuse_modes",
@@ -145,6 +146,29 @@ def check_names(no_decay: Any, groups: Sequence[Mapping[str, Any]]) -> None:
         for name, p in parameters.items():
             predicate(no_decay)(name, p)
     refuse_strangers(no_decay, parameters, "a tensor", None if named else "give model.named_parameters()")
+
+
+def chosen_parameters(params: Any, groups: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str, Any]]:
+    """The group, the name and the tensor of each parameter that is meant: all, or those of these names and tensors.
+
+    Raises:
+        ParameterError: A name or a tensor is that of no parameter.
+    """
+    every: list[tuple[Mapping[str, Any], str, Any]] = []
+    for group in groups:
+        for k, p in enumerate(group["params"]):
+            every.append((group, str(group["param_names"][k]) if "param_names" in group else str(len(every)), p))
+    if params is None:
+        return every
+    by_name, by_tensor = {name: each for each in every for name in [each[1]]}, {id(each[2]): each for each in every}
+    found: dict[int, tuple[Mapping[str, Any], str, Any]] = {}
+    for item in [params] if isinstance(params, (str, Tensor)) else params:
+        each = by_name.get(item) if isinstance(item, str) else by_tensor.get(id(item))
+        if each is None:
+            what = f"no parameter is called {item!r}; {nearest(item, by_name)}" if isinstance(item, str) else f"{type(item).__name__} is no parameter"
+            raise ParameterError(f"reset: {what}")
+        found[id(each[2])] = each
+    return list(found.values())
 
 
 class Chosen(Generic[T]):
