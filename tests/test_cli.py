@@ -82,9 +82,9 @@ def test_help(run, arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "a command is missing; there are compare, trace"),
+        ([], "a command is missing; there are compare, study, trace"),
         (["lst"], "did you mean 'list'?"),
-        (["frobnicate"], "there are compare, trace"),
+        (["frobnicate"], "there are compare, study, trace"),
         (["--versio"], "did you mean '--version'?"),
         (["list", "more"], "'more' is one too many"),
         (["compare"], "required: STUDY"),

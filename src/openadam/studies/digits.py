@@ -18,7 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +27,10 @@ import numpy.typing as npt
 from ..errors import NonFiniteGradientError, NonFiniteStateError
 from ..family import MEMBERS
 from . import demo_module
+from .frame import Cell, Claim, Setting, Study, planned, run_cells
 
 __all__ = [
-    "BATCH", "EPOCHS", "EVERY", "LAYERS", "OPTIMIZERS", "RATES", "SEEDS", "SWEEP_GRID", "SWEEP_SEEDS", "TARGET",
+    "BATCH", "EPOCHS", "EVERY", "LAYERS", "OPTIMIZERS", "RATES", "SEEDS", "STUDY", "SWEEP_GRID", "SWEEP_SEEDS", "TARGET",
     "Comparison", "Data", "Images", "Run", "best", "load_data", "search", "sweep", "train",
 ]  # fmt: skip
 
@@ -284,7 +285,65 @@ class Comparison:
         for optimizer in self.optimizers if self.with_sweep else ():
             stage = f"learning rates for {MEMBERS[optimizer].__name__}"
             self.sweeps[optimizer] = sweep(optimizer, self.epochs, data, on_run=functools.partial(doing, stage))
-        for seed in range(self.seeds):
-            for optimizer in self.optimizers:
-                doing(f"seed {seed + 1} of {self.seeds}", MEMBERS[optimizer].__name__)
-                self.runs.append(train(optimizer, self.rate_of(optimizer), seed, self.epochs, data))
+        settings = [Setting(name, {"lr": self.rate_of(name), "epochs": self.epochs}) for name in self.optimizers]
+        cells = planned(self.optimizers, self.seeds)
+        running = run_cells(replace(STUDY, settings=settings), cells)
+        for name, seed in cells:
+            doing(f"seed {seed + 1} of {self.seeds}", MEMBERS[name].__name__)
+            self.runs.append(_run(next(running), self.rate_of(name)))
+
+
+# --- as a study of the frame -------------------------------------------------------------------------------------------
+
+CURVES = ("training loss", "validation accuracy")
+FULL_EPOCHS = 80
+
+
+def cell(setting: Setting, seed: int, full: bool) -> Cell:
+    """One run of an optimizer, as a cell."""
+    settings = setting.hyperparameters
+    run = train(setting.name, settings["lr"], seed, settings.get("epochs", FULL_EPOCHS if full else EPOCHS), load_data())
+    metrics = {
+        "test_accuracy": run.test_accuracy, "test_loss": run.test_loss, "training_loss": run.train_loss[-1], "steps_to_target": run.steps_to_target,
+        "validation_loss": run.validation_loss, "microseconds": run.microseconds,
+        "diverged_at": math.nan if run.diverged_at is None else run.diverged_at,
+    }  # fmt: skip
+    curves = dict(zip(CURVES, ((run.steps, run.train_loss), (run.steps, run.validation_accuracy)), strict=True))
+    return Cell(setting.name, seed, metrics, curves)
+
+
+def _run(cell: Cell, lr: float) -> Run:
+    """The run that a cell was made from."""
+    (steps, losses), (_, accuracies) = (cell.curves[name] for name in CURVES)
+    diverged_at = cell.metrics["diverged_at"]
+    return Run(
+        cell.setting, lr, cell.seed, tuple(int(step) for step in steps), tuple(losses), tuple(accuracies),
+        **{name: cell.metrics[name] for name in ("validation_loss", "test_loss", "test_accuracy", "microseconds")},
+        diverged_at=None if math.isnan(diverged_at) else int(diverged_at),
+    )  # fmt: skip
+
+
+STUDY = Study(
+    name="digits",
+    title="Handwritten digits: one small network and six optimizers",
+    metrics={
+        "test_accuracy": "share of 364 images that were used for nothing else",
+        "test_loss": "cross-entropy on them",
+        "training_loss": "at the end",
+        "steps_to_target": f"until validation accuracy reached {100 * TARGET:g} %, looked at every {EVERY} steps",
+    },
+    settings=[Setting(name, {"lr": RATES[name]}) for name in OPTIMIZERS],
+    claims=[
+        Claim("momentum and adaptive rates together learn faster than momentum: fewer steps to 95 %", "the article, The Core Idea",
+              "steps_to_target", "adam", "momentum", "below"),
+        Claim("Adagrad's steps become too small in the end: its training loss stays above Adam's", "Kingma and Ba, 2015, section 5",
+              "training_loss", "adagrad", "adam", "above", 1.0, "ratio"),
+        Claim("AMSGrad generalizes better than Adam", "Reddi et al., 2018", "test_loss", "amsgrad", "adam", "below"),
+        Claim("AdamW generalizes better than Adam", "Loshchilov and Hutter, 2019", "test_loss", "adamw", "adam", "below"),
+    ],
+    run=cell,
+    seeds=SEEDS,
+    full_seeds=2 * SEEDS,
+    needs=("sklearn.datasets", "scipy.stats"),
+    sweep=lambda: {name: sweep(name, EPOCHS, load_data()) for name in OPTIMIZERS},
+)  # fmt: skip

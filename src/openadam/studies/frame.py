@@ -85,7 +85,7 @@ class Study:
     name: str
     title: str
     metrics: Mapping[str, str]
-    """What each number is."""
+    """What each number that is shown is; cells may hold others."""
     settings: Sequence[Setting]
     claims: Sequence[Claim]
     run: Callable[[Setting, int, bool], Cell]

@@ -90,7 +90,7 @@ def _word_gradients(weights: Mapping[str, Any], words: Any, nexts: Any) -> tuple
     return d @ weights["output"], d.T @ rows, d.sum(axis=0)
 
 
-def _train_words(member: str, lr: float, seed: int, steps: int, hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[float]]:
+def _train_words(member: str, lr: float, seed: int, steps: int) -> tuple[dict[str, Any], list[float]]:
     """The weights after training, and the share of the embedding's motion that no word of the batch has."""
     text = load_text()
     words, nexts = _pairs(text.train)
@@ -102,7 +102,7 @@ def _train_words(member: str, lr: float, seed: int, steps: int, hyperparameters:
         "bias": np.zeros(size, np.float32),
     }
     lazy = member == "lazy adam"
-    optimizer = family.MEMBERS["adam" if lazy else member](weights, lr=lr, **hyperparameters)
+    optimizer = family.MEMBERS["adam" if lazy else member](weights, lr=lr)
     absent = []
     for t in range(1, steps + 1):
         batch = random.integers(len(words), size=BATCH)
@@ -124,9 +124,8 @@ def _train_words(member: str, lr: float, seed: int, steps: int, hyperparameters:
 
 def _words(setting: Setting, seed: int, full: bool) -> Cell:
     text = load_text()
-    hyperparameters = dict(setting.hyperparameters)
-    member, lr = hyperparameters.pop("member"), hyperparameters.pop("lr")
-    weights, absent = _train_words(member, lr, seed, FULL_STEPS if full else STEPS, hyperparameters)
+    given = setting.hyperparameters
+    weights, absent = _train_words(given["member"], given["lr"], seed, FULL_STEPS if full else STEPS)
     words, nexts = _pairs(text.test)
     losses = _losses(weights, words, nexts)
     counts = text.counts[nexts]
@@ -220,8 +219,8 @@ RATES = {
 }  # fmt: skip
 
 
-def _word_setting(name: str, **hyperparameters: Any) -> Setting:
-    return Setting(name, {"model": "words", "member": name.lower(), "lr": RATES[name], **hyperparameters})
+def _word_setting(name: str) -> Setting:
+    return Setting(name, {"model": "words", "member": name.lower(), "lr": RATES[name]})
 
 
 def _transformer_setting(name: str, **hyperparameters: Any) -> Setting:
@@ -249,7 +248,7 @@ def sweep() -> dict[str, dict[float, float]]:
         def one(seed: int) -> float:
             if setting.hyperparameters["model"] == "transformer":
                 return _train_transformer(hyperparameters, lr, seed, TRANSFORMER_STEPS)[0]
-            return float(_losses(_train_words(hyperparameters["member"], lr, seed, STEPS, {})[0], words, nexts).mean())
+            return float(_losses(_train_words(hyperparameters["member"], lr, seed, STEPS)[0], words, nexts).mean())
 
         try:
             return statistics.fmean(map(one, SWEEP_SEEDS))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -141,8 +140,14 @@ def print_results(study: Study, cells: Sequence[Cell], files: Sequence[str]) -> 
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return ""
-    mean = statistics.fmean(values)
-    return f"{mean:.3g}" if len(values) < 2 else f"{mean:.3g} ± {statistics.stdev(values):.2g}"
+    mean, spread = _mean_and_spread(values)
+    return f"{mean:.3g}" if math.isnan(spread) else f"{mean:.3g} ± {spread:.2g}"
+
+
+def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """NaN for the spread of one value, and where a value is not finite."""
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 # --- JSON --------------------------------------------------------------------------------------------------------------
@@ -159,8 +164,8 @@ def as_json(study: Study, cells: Sequence[Cell], files: Sequence[str]) -> dict[s
         metrics = {}
         for metric in _columns(study, cells):
             if values := _values(cells, name, metric):
-                spread = statistics.stdev(values) if len(values) > 1 else None
-                metrics[metric] = {"mean": number(statistics.fmean(values)), "std": number(spread), "values": [number(value) for value in values]}
+                mean, spread = _mean_and_spread(values)
+                metrics[metric] = {"mean": number(mean), "std": number(spread), "values": [number(value) for value in values]}
         settings.append({"name": name, "hyperparameters": dict(study.setting(name).hyperparameters), "metrics": metrics})
     claims = []
     for claim in study.claims:

@@ -1,0 +1,253 @@
+"""Studies: the frame, its file and its verdicts on made-up data; and the claims of each study, where the effect is far beyond noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openadam import cli
+from openadam.studies import digits, frame, gan, nlp, rl
+from openadam.studies.frame import Cell, CellFile, Claim, Setting, Study, StudyError, judge, planned, run_cells
+from openadam.views import study as view
+
+for needed in ("scipy", "sklearn", "rich", "matplotlib"):
+    pytest.importorskip(needed)
+
+
+def made_up(setting: Setting, seed: int, full: bool) -> Cell:
+    """A cell that costs nothing."""
+    random = np.random.default_rng(seed)
+    value = setting.hyperparameters["level"] + float(random.standard_normal())
+    return Cell(setting.name, seed, {"x": value, "budget": float(full)}, {"walk": ([1.0, 2.0], [value, -value])})
+
+
+STUDY = Study(
+    "made-up", "Nothing at all", {"x": "a number"}, [Setting("low", {"level": 0.0}), Setting("high", {"level": 1.0})],
+    [Claim("low is lower", "nobody", "x", "low", "high", "below")], made_up, 3, 5,
+)  # fmt: skip
+CELLS = planned(["low", "high"], 4)
+
+
+# --- verdicts -----------------------------------------------------------------------------------------------------------
+
+
+def cells(low: Any, high: Any) -> list[Cell]:
+    return [Cell(name, seed, {"x": value}) for name, values in (("low", low), ("high", high)) for seed, value in values.items()]
+
+
+def numbered(*values: float) -> dict[int, float]:
+    return dict(enumerate(values))
+
+
+BELOW, ABOVE = STUDY.claims[0], dataclasses.replace(STUDY.claims[0], direction="above")
+NOISE = (0.3, -0.2, 0.1, -0.1, 0.2)
+VERDICTS: dict[str, tuple[Claim, list[Cell], str, int]] = {
+    "an effect": (BELOW, cells(numbered(*NOISE), numbered(*(x + 5 for x in NOISE[::-1]))), "seen", 5),
+    "the opposite": (ABOVE, cells(numbered(*NOISE), numbered(*(x + 5 for x in NOISE[::-1]))), "not seen", 5),
+    "no effect": (BELOW, cells(numbered(*NOISE), numbered(*NOISE[::-1])), "within noise", 5),
+    "a small effect, paired": (BELOW, cells(numbered(*(100 * x for x in NOISE)), numbered(*(100 * x + 1e-3 for x in NOISE))), "seen", 5),
+    "one seed": (BELOW, cells(numbered(0), numbered(9)), "within noise", 1),
+    "no seed": (BELOW, [], "within noise", 0),
+    "no seed in common": (BELOW, cells({0: 0.0}, {1: 9.0}), "within noise", 0),
+    "unequal seeds": (BELOW, cells({0: 0.0, 1: 0.1, 7: 99.0}, {0: 5.0, 1: 5.2, 2: -99.0}), "seen", 2),
+    "NaN and infinity are no seeds": (BELOW, cells(numbered(0, 0.1, math.nan, 0.0), numbered(5, 5.1, 5, math.inf)), "seen", 2),
+    "a number": (dataclasses.replace(BELOW, against=2.0), cells(numbered(*NOISE), {}), "seen", 5),
+    "a bound": (dataclasses.replace(BELOW, bound=-6.0), cells(numbered(*NOISE), numbered(*(x + 5 for x in NOISE))), "not seen", 5),
+    "a ratio": (dataclasses.replace(BELOW, statistic="ratio", bound=0.6), cells(numbered(1, 2, 4), numbered(2, 4, 8)), "seen", 3),
+    "a ratio above": (dataclasses.replace(BELOW, statistic="ratio", bound=0.4), cells(numbered(1, 2, 4), numbered(2, 4, 8)), "not seen", 3),
+    "a ratio of what is not positive": (dataclasses.replace(BELOW, statistic="ratio"), cells(numbered(-1, 0), numbered(1, 1)), "within noise", 0),
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_a_verdict_is_computed(case: str) -> None:
+    claim, given, verdict, seeds = VERDICTS[case]
+    found = judge(claim, given)
+    assert (found.verdict, found.seeds) == (verdict, seeds)
+    if seeds > 1:
+        assert found.interval is not None
+        assert found.interval[0] <= found.effect <= found.interval[1]
+    else:
+        assert found.interval is None
+
+
+def test_the_interval_is_students() -> None:
+    found = judge(BELOW, cells(numbered(1.0, 2.0, 4.0), numbered(0.0, 0.0, 0.0)))
+    reach = 4.302653 * statistics.stdev([1, 2, 4]) / math.sqrt(3)
+    assert found.interval == pytest.approx((7 / 3 - reach, 7 / 3 + reach), rel=1e-6)
+
+
+# --- running, and going on ----------------------------------------------------------------------------------------------
+
+
+def without_time(done: Any) -> list[Cell]:
+    return sorted((dataclasses.replace(cell, seconds=0.0) for cell in done), key=lambda cell: (cell.seed, cell.setting))
+
+
+def test_cells_side_by_side_are_those_of_one_after_the_other() -> None:
+    one = list(run_cells(digits_quickly(), planned(["adam", "momentum"], 2)))
+    two = list(run_cells(digits_quickly(), planned(["adam", "momentum"], 2), workers=2))
+    for a, b in zip(without_time(one), without_time(two), strict=True):
+        assert {**a.metrics, "microseconds": 0, "diverged_at": 0} == {**b.metrics, "microseconds": 0, "diverged_at": 0}
+        assert a.curves == b.curves
+
+
+def digits_quickly() -> Study:
+    return dataclasses.replace(digits.STUDY, settings=[Setting(name, {"lr": digits.RATES[name], "epochs": 1}) for name in ("adam", "momentum")])
+
+
+def test_resumed_is_as_if_never_interrupted(tmp_path: Path) -> None:
+    whole = without_time(run_cells(STUDY, CELLS))
+    path = tmp_path / "cells.jsonl"
+    file = CellFile(path, STUDY, full=False, resume=False)
+    running = run_cells(STUDY, CELLS)
+    for _ in range(3):
+        file.append(next(running))
+    running.close()
+    with path.open("a") as torn:
+        torn.write('{"setting": "low", "se')  # killed while it wrote
+    again = CellFile(path, STUDY, full=False, resume=True)
+    assert len(again.cells) == 3
+    done = {(cell.setting, cell.seed) for cell in again.cells}
+    for cell in run_cells(STUDY, [each for each in CELLS if each not in done]):
+        again.append(cell)
+    last = CellFile(path, STUDY, full=False, resume=True)
+    assert json.dumps([dataclasses.asdict(cell) for cell in without_time(last.cells)]) == json.dumps([dataclasses.asdict(cell) for cell in whole])
+    assert [judge(claim, last.cells) for claim in STUDY.claims] == [judge(claim, whole) for claim in STUDY.claims]
+
+
+def test_files_of_others_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    CellFile(path, STUDY, full=False, resume=False)
+    with pytest.raises(FileExistsError, match="--resume"):
+        CellFile(path, STUDY, full=False, resume=False)
+    with pytest.raises(StudyError, match="not a file of cells of the study made-up --full"):
+        CellFile(path, STUDY, full=True, resume=True)
+    with pytest.raises(StudyError, match="study gan"):
+        CellFile(path, gan.STUDY, full=False, resume=True)
+    path.write_text("something else\n")
+    with pytest.raises(StudyError):
+        CellFile(path, STUDY, full=False, resume=True)
+    assert path.read_text() == "something else\n"
+
+
+@pytest.mark.parametrize("study", [digits.STUDY, gan.STUDY, rl.STUDY, nlp.STUDY], ids=lambda study: study.name)
+def test_claims_are_of_settings_and_numbers_that_there_are(study: Study) -> None:
+    names = {setting.name for setting in study.settings}
+    for claim in study.claims:
+        assert claim.setting in names
+        assert isinstance(claim.against, float) or claim.against in names
+        assert claim.metric in study.metrics
+        assert claim.direction in ("below", "above")
+        assert claim.statistic in ("difference", "ratio")
+        assert claim.source
+
+
+def test_a_study_as_data_and_picture() -> None:
+    done = list(run_cells(STUDY, CELLS))
+    data = json.loads(json.dumps(view.as_json(STUDY, done, ["a file"]), allow_nan=False))
+    assert list(data) == ["study", "settings", "claims", "files"]
+    assert [list(setting) for setting in data["settings"]] == [["name", "hyperparameters", "metrics"]] * 2
+    assert len(data["settings"][0]["metrics"]["x"]["values"]) == 4
+    assert list(data["claims"][0]) == ["claim", "source", "verdict", "effect", "interval", "seeds"]
+    assert view.picture(STUDY, done, ".png")[:4] == b"\x89PNG"
+    assert b"<svg" in view.picture(STUDY, done[:1], ".svg")[:1000]
+
+
+# --- the command --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(digits, "EPOCHS", 1)
+    ask = ["study", "digits", "--seeds", "2", "--settings", "adam; amsgrad", "--workers", "1", "--out", "cells.jsonl"]
+    assert cli.main([*ask, "--json", "--picture", "digits.svg"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [setting["name"] for setting in data["settings"]] == ["adam", "amsgrad"]
+    assert data["files"] == ["digits.svg", "cells.jsonl"]
+    assert cli.main(ask) == 2  # the file is there
+    assert cli.main([*ask, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert "within noise" in out or "seen" in out
+    assert "cells" in err
+    for wrong, says in (
+        (["study", "gann"], "did you mean 'gan'?"),
+        (["study", "digits", "--settings", "adm"], "no setting 'adm'; did you mean 'adam'?"),
+        (["study", "digits", "--resume"], "name it with --out"),
+        (["study", "digits", "--picture", "x.bmp"], "--picture x.bmp"),
+        (["study", "gan", "--sweep"], "chooses no learning rates"),
+    ):
+        assert cli.main(wrong) == 2
+        assert says in capsys.readouterr().err
+    for name in ("digits", "gan", "rl", "nlp"):
+        assert cli.main(["study", name, "--list"]) == 0
+        assert "Claims" in capsys.readouterr().out
+
+
+# --- what the studies show, on a small budget ---------------------------------------------------------------------------
+
+
+def means(study: Study, names: list[str], seeds: int) -> dict[str, dict[str, float]]:
+    done = list(run_cells(study, planned(names, seeds)))
+    return {
+        name: {key: statistics.fmean(cell.metrics[key] for cell in done if cell.setting == name) for key in done[0].metrics if key in found.metrics}
+        for name in names
+        for found in [next(cell for cell in done if cell.setting == name)]
+    }
+
+
+def test_a_first_moment_hinders_players_whose_gradients_turn() -> None:
+    pytest.importorskip("torch")
+    seen = means(gan.STUDY, ["betas (0.9, 0.999)", "betas (0, 0.9)"], 2)
+    without, usual = seen["betas (0, 0.9)"], seen["betas (0.9, 0.999)"]
+    assert without["frechet_distance"] < 0.7 * usual["frechet_distance"]
+    assert without["classes"] >= 7
+    assert without["generator_disagreement"] == 0
+    assert 0.05 < usual["generator_disagreement"] < 0.3
+    assert 0.05 < usual["discriminator_disagreement"] < 0.3
+
+
+def test_on_the_saddle_memory_makes_the_players_spiral_outwards() -> None:
+    seen = means(gan.STUDY, ["xy, beta1 0", "xy, beta1 0.5", "xy, beta1 0.9", "xy, beta1 0.99"], 1)
+    assert [round(each["radius"], 3) for each in seen.values()] == [0.007, 0.125, 3.343, 32.491]
+
+
+def test_a_change_of_the_target_makes_a_comb_that_counting_anew_removes() -> None:
+    for needed in ("torch", "gymnasium"):
+        pytest.importorskip(needed)
+    seen = means(rl.STUDY, ["Adam", "reset t", "reset all"], 1)
+    assert seen["Adam"]["rms_comb"] > 2.5
+    assert seen["Adam"]["step_comb"] > 3.5
+    assert seen["reset t"]["step_comb"] < 0.75 * seen["Adam"]["step_comb"]
+    assert seen["reset all"]["rms_comb"] < 1.5
+
+
+def test_adam_learns_rare_words_and_moves_those_that_are_absent() -> None:
+    seen = means(nlp.STUDY, ["SGD", "Adam"], 2)
+    assert seen["Adam"]["loss_rare"] < seen["SGD"]["loss_rare"] - 0.3
+    assert abs(seen["Adam"]["loss_frequent"] - seen["SGD"]["loss_frequent"]) < 0.15
+    assert 0.75 < seen["Adam"]["absent_motion"] < 0.87
+    assert seen["SGD"]["absent_motion"] == 0
+
+
+def test_without_correction_the_first_updates_of_a_transformer_are_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(nlp, "TRANSFORMER_STEPS", 40)
+    seen = means(nlp.STUDY, ["AdamW, no correction", "AdamW, beta2 0.999"], 1)
+    assert seen["AdamW, no correction"]["largest_update"] > 2 * seen["AdamW, beta2 0.999"]["largest_update"]
+
+
+def test_the_frame_restores_the_environment() -> None:
+    import os
+
+    before = dict(os.environ)
+    list(run_cells(digits_quickly(), planned(["adam"], 2), workers=2))
+    assert dict(os.environ) == before
+    assert frame.ONE_THREAD
