@@ -37,14 +37,15 @@ class Setting:
 class Claim:
     """What somebody says, as a comparison that is fixed before the runs.
 
-    A seed's effect is ``metric`` of ``setting`` minus that of ``against`` (a setting, or a number), or for ``ratio`` their quotient.
+    A seed's effect is ``metric`` of ``setting`` minus that of the setting ``against``, or for ``ratio`` their quotient; without ``against``
+    the number itself.
     """
 
     claim: str
     source: str
     metric: str
     setting: str
-    against: str | float
+    against: str | None
     direction: str
     """``below`` or ``above`` the bound."""
     bound: float = 0.0
@@ -212,8 +213,8 @@ def judge(claim: Claim, cells: Iterable[Cell]) -> Verdict:
         return {cell.seed: cell.metrics[claim.metric] for cell in cells if cell.setting == setting and claim.metric in cell.metrics}
 
     mine = values(claim.setting)
-    other = values(claim.against) if isinstance(claim.against, str) else dict.fromkeys(mine, claim.against)
     ratio = claim.statistic == "ratio"
+    other = values(claim.against) if claim.against is not None else dict.fromkeys(mine, float(ratio))
     effects = []
     for seed in sorted(mine.keys() & other.keys()):
         a, b = mine[seed], other[seed]

@@ -276,7 +276,7 @@ STUDY = Study(
         Claim("of frequent words both learn about as much: less than 0.1 nats between them", "Kunstner et al., 2024",
               "loss_frequent", "SGD", "Adam", "below", 0.1),
         Claim("most of what Adam does to an embedding happens to words that are not there", "pytorch#18404",
-              "absent_motion", "Adam", 0.5, "above"),
+              "absent_motion", "Adam", None, "above", 0.5),
         Claim("lazy Adam learns as much with rows that stand still: no more than 0.1 nats worse", "Honnibal (clab/dynet#70)",
               "loss", "lazy Adam", "Adam", "below", 0.1),
         Claim("a transformer learns more with AdamW than with momentum", "Zhang et al., 2020",

@@ -26,6 +26,7 @@ SYNC = 500  # steps of the environment between two changes of the target
 WARM_UP = 500  # steps before the first update
 BATCH = 128
 LR = 1e-3
+RMS, SIZE = "RMS_t, by steps since the target changed", "size of the step, over lr"
 PLACES = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 400, 499)
 
 
@@ -53,7 +54,7 @@ def run(setting: Setting, seed: int, full: bool) -> Cell:
     count = sum(p.numel() for p in online.parameters())
     replay: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=10_000)
     since, episode, returns = 0, 0.0, []
-    profiles: dict[str, dict[int, list[float]]] = {"RMS_t": {}, "step size": {}}
+    profiles: dict[str, dict[int, list[float]]] = {RMS: {}, SIZE: {}}
     total = FULL_STEPS if full else STEPS
     for t in range(1, total + 1):
         if random.random() < max(0.05, 1 - t / 3000):
@@ -87,14 +88,14 @@ def run(setting: Setting, seed: int, full: bool) -> Cell:
         optimizer.step(measure=look)
         if look:
             squares = sum(seen["update_sum_squares"] for seen in optimizer.last_step.measures.values())
-            profiles["step size"].setdefault(since, []).append(math.sqrt(squares / count) / LR)
-            profiles["RMS_t"].setdefault(since, []).append(_rms(optimizer, count))
+            profiles[SIZE].setdefault(since, []).append(math.sqrt(squares / count) / LR)
+            profiles[RMS].setdefault(since, []).append(_rms(optimizer, count))
     environment.close()
     curves = {
         name: ([float(place) for place in sorted(seen)], [float(np.mean(seen[place])) for place in sorted(seen)]) for name, seen in profiles.items()
     }
     metrics = {"return": float(np.mean(returns[-20:]))}
-    for name, key in (("RMS_t", "rms_comb"), ("step size", "step_comb")):
+    for name, key in ((RMS, "rms_comb"), (SIZE, "step_comb")):
         by_place = dict(zip(*curves[name], strict=True))
         metrics[key] = float(np.mean([by_place[place] for place in (2, 3, 4, 5, 7)]) / np.mean([by_place[place] for place in (200, 300, 400)]))
     return Cell(setting.name, seed, metrics, curves)
@@ -126,17 +127,10 @@ STUDY = Study(
         Setting("reset t", {"eps": 1e-8, "at_change": {"moments": False}}),
     ],
     claims=[
-        Claim(
-            "after a change of the target gradients are larger than Adam remembers",
-            "Asadi et al., 2023",
-            "rms_comb",
-            "Adam",
-            1.0,
-            "above",
-            1.5,
-            "ratio",
-        ),
-        Claim("and its steps are several times as large, for about ten steps", "Ellis et al., 2024", "step_comb", "Adam", 1.0, "above", 3.0, "ratio"),
+        Claim("after a change of the target gradients are larger than Adam remembers: RMS_t more than 1.5 times as large", "Asadi et al., 2023",
+              "rms_comb", "Adam", None, "above", 1.5, "ratio"),
+        Claim("and its steps are several times as large, for about ten steps", "Ellis et al., 2024",
+              "step_comb", "Adam", None, "above", 3.0, "ratio"),
         Claim("counting the steps anew makes them smaller", "Ellis et al., 2024 (Adam-Rel)", "step_comb", "reset t", "Adam", "below", 1.0, "ratio"),
         Claim("beginning all states anew returns more", "Asadi et al., 2023, on Atari", "return", "reset all", "Adam", "above"),
         Claim("counting the steps anew returns more", "Ellis et al., 2024, on Atari and Craftax", "return", "reset t", "Adam", "above"),
@@ -147,4 +141,4 @@ STUDY = Study(
     full_seeds=8,
     needs=("torch", "gymnasium", "scipy.stats"),
     notes=("Six thousand steps of CartPole are too few to tell returns apart: where a claim about them is within noise, nothing follows from it.",),
-)
+)  # fmt: skip

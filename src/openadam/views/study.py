@@ -79,11 +79,10 @@ def print_study(study: Study) -> None:
 
 
 def _comparison(claim: Any) -> str:
-    if isinstance(claim.against, float):
-        bound = claim.against * claim.bound if claim.statistic == "ratio" else claim.against + claim.bound
-        return f"{claim.metric} of {claim.setting} {claim.direction} {bound:.3g}"
-    quantity = f"{claim.metric} of {claim.setting} {'/' if claim.statistic == 'ratio' else '-'} that of {claim.against}"
-    return f"{quantity} {claim.direction} {claim.bound:g}"
+    quantity = f"{claim.metric} of {claim.setting}"
+    if claim.against is not None:
+        quantity += f" {'/' if claim.statistic == 'ratio' else '-'} that of {claim.against}"
+    return f"{quantity} {claim.direction} {claim.bound:.3g}"
 
 
 def print_sweep(study: Study, scores: Mapping[str, Mapping[float, float]]) -> None:
@@ -203,10 +202,11 @@ def picture(study: Study, cells: Sequence[Cell], suffix: str) -> bytes:
                 if own:
                     axes.plot(own[0][0], np.mean([values for _, values in own], axis=0), color=COLOURS[k % 8], ls=STYLES[k % 4], label=setting)
             axes.set_title(name, fontsize=10)
+            axes.set_xlabel("step")
             axes.legend(fontsize=7, frameon=False)
             axes.grid(alpha=0.25)
-            if name == "distance from the saddle" or name.startswith("embedding"):
-                axes.set_yscale("log" if name.startswith("distance") else "linear")
+            if name.startswith("distance"):
+                axes.set_yscale("log")
         for axes, (setting, name, image) in zip(np.ravel(parts[1].subplots(down, across)) if down else (), sheets, strict=False):
             axes.imshow(np.array(image), cmap="gray", vmin=0, vmax=1)
             axes.set_axis_off()
