@@ -214,8 +214,8 @@ def run(setting: Setting, seed: int, full: bool) -> Cell:
 
 # Chosen by `openadam study nlp --sweep`, which does it again.
 RATES = {
-    "SGD": 10.0, "Momentum": 3.0, "RMSProp": 0.01, "Adagrad": 0.1, "Adam": 0.01, "lazy Adam": 0.03,
-    "AdamW": 0.003, "AdamW, no warm-up": 0.003, "AdamW, no correction": 0.003, "AdamW, beta2 0.999": 0.003, "SGD with momentum": 0.1,
+    "SGD": 10.0, "Momentum": 3.0, "RMSProp": 0.01, "Adagrad": 0.3, "Adam": 0.01, "lazy Adam": 0.03,
+    "AdamW": 0.01, "AdamW, no warm-up": 0.01, "AdamW, no correction": 0.001, "AdamW, beta2 0.999": 0.01, "SGD with momentum": 1.0,
 }  # fmt: skip
 
 
