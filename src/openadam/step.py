@@ -291,7 +291,7 @@ class Stepper:
         if not bad.size:
             return None
         element = int(bad[0])
-        place = self.element(i, element) if element < gradient.size else element
+        place = self.element(i, element) if after.size == gradient.size else element
         name, dtype = self.name(i), self.dtype(i)
         if element < gradient.size and abs(gradient[element]) > SUSPICIOUS.get(dtype, math.inf):
             named, size = "it" if what == "p" else f"its state {what!r}", f"{float(gradient[element]):g} at element {place}"
