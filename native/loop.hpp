@@ -23,7 +23,6 @@ constexpr std::int64_t kRowCost = 64;            // what a tensor costs beside i
 constexpr std::int64_t kPerThread = 4 * kChunk;  // less work than this does not pay for waking a thread
 constexpr std::size_t kLeftForUpdate = 16;       // tasks whose gradients the cache still holds when the update begins
 constexpr int kMaxStates = 4;
-constexpr std::int64_t kDirectWidth = 16;  // elements from which on a named row is worth a call of its own
 constexpr std::int64_t kAheadInTable = 8;  // named rows to send the processor ahead
 
 // A row of the table: one tensor in one step, as addresses and numbers.
@@ -315,21 +314,22 @@ class Loop {
   // Elements [begin, end) of the rows that the gradient names. Blocks are those of the gradient, so that measures are joined as elsewhere.
   void do_named(const Row& row, const UpdateKernel& kernel, bool prepared, std::int64_t begin, std::int64_t end, double* partials) noexcept {
     const NamedRows named(request_.layouts.data + row.layout);
-    const bool direct = named.contiguous() && named.width() >= kDirectWidth && !prepared && !measure_parameter_;
+    const bool in_place = named.contiguous() && !measure_parameter_;
     for (std::int64_t at = begin; at < end; at += kBlock) {
       const std::int64_t n = std::min(kBlock, end - at);
       const void* const gradient[3] = {address(row.gradient, row, at), nullptr, nullptr};
-      if (request_.update && !direct) {
+      if (request_.update && !in_place) {
         do_gathered(row, kernel, named, prepared, at, n, partials);
         continue;
       }
       measure(row, gradient, n, partials);  // of the gradient alone
-      if (request_.update) do_in_place(row, kernel, named, at, at + n);
+      if (request_.update) do_in_place(row, kernel, named, prepared, at, at + n);
     }
   }
 
-  // Each named row where it lies.
-  void do_in_place(const Row& row, const UpdateKernel& kernel, const NamedRows& named, std::int64_t begin, std::int64_t end) noexcept {
+  // Each named row where it lies. That is a call for each row, which costs less than to copy even the shortest.
+  void do_in_place(const Row& row, const UpdateKernel& kernel, const NamedRows& named, bool prepared, std::int64_t begin, std::int64_t end) noexcept {
+    alignas(64) char prepared_gradient[kBlock * 8];
     const std::int64_t width = named.width();
     const std::int64_t* rows = named.rows();
     void* tensors[2 + kMaxStates];
@@ -339,7 +339,14 @@ class Loop {
       const std::int64_t n = std::min(width - within, end - at);
       if (k + kAheadInTable < named.named()) send_to_row(row, kernel, rows[k + kAheadInTable] * width, std::min(width, kBlock / 4));
       const std::int64_t place = rows[k] * width + within;
-      point(row, kernel, place, address(row.gradient, row, at), address(row.parameter, row, place), tensors);
+      char* gradient = address(row.gradient, row, at);
+      char* parameter = address(row.parameter, row, place);
+      if (prepared) {
+        void* both[3] = {gradient, parameter, prepared_gradient};
+        request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
+        gradient = prepared_gradient;
+      }
+      point(row, kernel, place, gradient, parameter, tensors);
       kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
       at += n;
     }

@@ -9,6 +9,7 @@ its states: local parts of DTensors, pairs of reals for complex numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -232,28 +233,26 @@ class Row:
             raise GradientShapeError(f"the gradient of parameter {name!r} is sparse along no axis; make it dense (.to_dense())")
         if not (lies_within(indices) and lies_within(values)):
             raise GradientError(f"the gradient of parameter {name!r} has lost its memory: its storages are too small; give it memory again")
-        sizes = tuple(p.shape[:axes])
-        here = is_memory(values) and is_memory(indices) and has_numbers(values) and values.device.type == "cpu"
+        sizes, width = tuple(p.shape[:axes]), math.prod(p.shape[axes:])
+        what = "row" if axes == 1 else "along axis {} row"
         for axis, size in enumerate(sizes if indices.shape[1] else ()):
-            low, high = (int(each) for each in indices[axis].aminmax())
-            refuse_places(name, "row" if axes == 1 else f"along axis {axis} row", low, high, size, "its indices are damaged, make it anew")
+            low, high = indices[axis].aminmax()
+            refuse_places(name, what.format(axis), int(low), int(high), size, "its indices are damaged, make it anew")
         flat = indices[0]
         for axis in range(1, axes):
             flat = flat * sizes[axis] + indices[axis]
         values = real(values).to(arithmetic_of(values.dtype))
         known: Indices | None = None
-        if here:
-            values = values.contiguous()
-            known, sums = by_row(array_over(flat.contiguous()), array_over(values))
-            if sums.shape[0] != values.shape[0] or not np.shares_memory(sums, array_over(values)):
-                values = torch.from_numpy(sums)
-            flat = torch.from_numpy(known)
+        if values.device.type == "cpu" and is_memory(values) and has_numbers(values) and is_memory(indices):
+            flat, values = flat.contiguous(), values.contiguous()
+            given = array_over(values)
+            known, sums = by_row(array_over(flat), given)
+            flat, values = torch.from_numpy(known), values if sums is given else torch.from_numpy(sums)
         else:
-            joined = torch.sparse_coo_tensor(flat[None], values, (int(np.prod(sizes)), *values.shape[1:])).coalesce()
+            joined = torch.sparse_coo_tensor(flat[None], values, (math.prod(sizes), *values.shape[1:])).coalesce()
             flat, values = joined._indices()[0], joined._values()
         places = (flat,) if axes == 1 else tuple(torch.unravel_index(flat, sizes))
-        count = int(np.prod(sizes))
-        return values, NamedRows(places, known, int(np.prod(p.shape[axes:])), count)
+        return values, NamedRows(places, known, width, math.prod(sizes))
 
     def refuse_inference(self, p: Any, groups: Sequence[Mapping[str, Any]]) -> None:
         """Refuse a parameter that must not be changed outside of inference mode."""
