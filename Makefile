@@ -49,6 +49,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/torch_step.py
 	$(BIN)/python benchmarks/small_step.py
+	$(BIN)/python benchmarks/lazy_rows.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -37,10 +37,11 @@ bool read_row(Table& table, std::size_t i, PyObject* gradient) {
   const int dimensions = PyArray_NDIM(p);
   if (!is_plain(p) || !is_plain(g) || !PyArray_ISWRITEABLE(p) || !dtype_of(p, &dtype) || PyArray_TYPE(g) != PyArray_TYPE(p) ||
       PyArray_NDIM(g) != dimensions || !std::equal(PyArray_DIMS(p), PyArray_DIMS(p) + dimensions, PyArray_DIMS(g)) || dtype != row.dtype ||
-      PyArray_SIZE(p) != row.length || !(table.item(i).count.get() < kMostSteps))
+      PyArray_SIZE(p) != table.item(i).elements || !(table.item(i).count.get() < kMostSteps))
     return false;
   row.parameter = address_of(p);
   row.gradient = address_of(g);
+  row.length = table.item(i).elements;
   row.layout = -1;
   return true;
 }
@@ -69,8 +70,8 @@ void place_array(Table& table, std::size_t i, std::int64_t parameter, std::int64
   Row& row = table.row(table.at(i));
   row.parameter = parameter;
   row.gradient = gradient;
-  row.layout = layout.empty() ? -1 : static_cast<std::int64_t>(table.layouts().size());
-  table.layouts().insert(table.layouts().end(), layout.begin(), layout.end());
+  row.length = table.item(i).elements;
+  table.lay_out(i, layout);
   table.hold(hold.ptr());
   table.activate(i, table.item(i).count.get() + 1);
 }
@@ -80,7 +81,7 @@ void set_memory(Table& table, std::size_t i, std::int64_t length, std::int64_t d
                 std::size_t memory) {
   Row& row = table.row(table.at(i));
   if (states.size() > kMaxStates || memory > kMaxMemory) throw std::invalid_argument("too many states");
-  row.length = length;
+  row.length = table.item(i).elements = length;
   row.dtype = dtype;
   std::copy(states.begin(), states.end(), row.states);
   Item& item = table.item(i);

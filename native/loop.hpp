@@ -23,12 +23,13 @@ constexpr std::int64_t kRowCost = 64;            // what a tensor costs beside i
 constexpr std::int64_t kPerThread = 4 * kChunk;  // less work than this does not pay for waking a thread
 constexpr std::size_t kLeftForUpdate = 16;       // tasks whose gradients the cache still holds when the update begins
 constexpr int kMaxStates = 4;
+constexpr std::int64_t kAheadInTable = 8;  // named rows to send the processor ahead
 
 // A row of the table: one tensor in one step, as addresses and numbers.
 struct Row {
   std::int64_t parameter;  // address
   std::int64_t gradient;   // address
-  std::int64_t length;     // elements
+  std::int64_t length;     // elements that are stepped
   std::int64_t dtype;
   std::int64_t kernel;
   std::int64_t scalars;             // where this row's scalars start
@@ -38,6 +39,30 @@ struct Row {
   std::int64_t states[kMaxStates];  // addresses
 };
 constexpr std::int64_t kColumns = sizeof(Row) / sizeof(std::int64_t);
+
+// A layout that names rows instead: the gradient is for these alone, which it holds one after the other. States have the parameter's rows.
+// Where a row lies: begin + its number times the first stride. Strides are in bytes.
+class NamedRows {
+ public:
+  static constexpr std::int64_t kMark = -1;  // where other layouts have their number of dimensions
+  static constexpr std::int64_t kHead = 6;
+
+  explicit NamedRows(const std::int64_t* layout) : layout_(layout) {}
+
+  bool is_named() const { return layout_[0] == kMark; }
+  const std::int64_t* rows() const { return reinterpret_cast<const std::int64_t*>(static_cast<std::uintptr_t>(layout_[1])); }
+  std::int64_t named() const { return layout_[2]; }
+  std::int64_t width() const { return layout_[3]; }  // elements of a row
+  std::int64_t count() const { return layout_[4]; }  // rows of the parameter
+  std::int64_t dimensions() const { return layout_[5]; }
+  bool contiguous() const { return layout_[5] == kMark; }
+  std::int64_t size() const { return contiguous() ? kHead : kHead + 3 * dimensions() + 2; }
+  const std::int64_t* shape() const { return layout_ + kHead; }  // of a row
+  const std::int64_t* strides(bool state) const { return layout_ + kHead + dimensions() + (state ? dimensions() + 1 : 0); }
+
+ private:
+  const std::int64_t* layout_;
+};
 
 template <class T>
 struct Span {
@@ -49,7 +74,7 @@ struct Request {
   const KernelSet* kernels = nullptr;
   Span<const Row> rows;
   Span<const double> scalars;
-  Span<const std::int64_t> layouts;   // dimensions, p is strided, g is strided, shape, strides of p, strides of g
+  Span<const std::int64_t> layouts;   // dimensions, p is strided, g is strided, shape, strides of p, strides of g; or NamedRows
   Span<const std::int64_t> measures;  // indices of those to take
   bool update = false;                // otherwise the tensors are measured only
   int threads = 1;
@@ -58,6 +83,40 @@ struct Request {
 };
 
 inline std::int64_t bytes_of(std::int64_t dtype) { return dtype == kFloat32 ? 4 : 8; }
+
+// Whether a shape has so many elements, of which there are some: no length is 0 then, and none exceeds that.
+inline bool spans(const std::int64_t* shape, std::int64_t dimensions, std::int64_t length) {
+  std::int64_t elements = 1;
+  for (std::int64_t d = 0; d < dimensions; ++d) {
+    if (shape[d] < 1 || shape[d] > length / elements) return false;
+    elements *= shape[d];
+  }
+  return elements == length;
+}
+
+// What is wrong with a layout of so many numbers at most, or nothing.
+inline const char* fault_of(const std::int64_t* layout, std::int64_t length, std::int64_t room) {
+  if (layout[0] < 0 || layout[0] > kMaxDimensions || 3 * layout[0] > room - 3) return "layout out of range";
+  return spans(layout + 3, layout[0], length) ? nullptr : "the layout's shape is not the row's length";
+}
+
+// And with one that names rows.
+inline const char* fault_of(const NamedRows& named, std::int64_t length, std::int64_t room) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max() / 16;
+  if (room < NamedRows::kHead) return "layout out of range";
+  if (!named.contiguous() && (named.dimensions() < 0 || named.dimensions() >= kMaxDimensions || named.size() > room)) return "layout out of range";
+  if (named.named() < 0 || named.width() < 0 || named.count() < 0) return "impossible rows";
+  if (named.width() > 0 && (named.count() > kMost / named.width() || named.named() > kMost / named.width())) return "impossible rows";
+  if (named.named() * named.width() != length) return "the named rows are not the row's length";
+  if (!named.contiguous() && !spans(named.shape(), named.dimensions(), named.width())) return "the layout's shape is not the rows' width";
+  if (!named.rows()) return "null address";
+  std::int64_t before = -1;
+  for (std::int64_t k = 0; k < named.named(); ++k) {
+    if (named.rows()[k] <= before) return "the named rows are not in ascending order";
+    before = named.rows()[k];
+  }
+  return before < named.count() ? nullptr : "a named row out of range";
+}
 
 // Refuses a table that would touch memory it should not; after this nothing can fail.
 inline void check(const Request& request) {
@@ -89,15 +148,12 @@ inline void check(const Request& request) {
     if (row.layout != -1) {
       if (row.layout < 0 || row.layout > request.layouts.size - 3) refuse(i, "layout out of range");
       const std::int64_t* layout = request.layouts.data + row.layout;
-      if (layout[0] < 0 || layout[0] > kMaxDimensions || 3 * layout[0] > request.layouts.size - 3 - row.layout) refuse(i, "layout out of range");
-      std::int64_t elements = 1;  // of a row that has some, so no length is 0 and none exceeds the row's
-      for (std::int64_t d = 0; d < layout[0]; ++d) {
-        if (layout[3 + d] < 1 || layout[3 + d] > row.length / elements) refuse(i, "the layout's shape is not the row's length");
-        elements *= layout[3 + d];
-      }
-      if (elements != row.length) refuse(i, "the layout's shape is not the row's length");
-      p_strided = layout[1] != 0;
-      g_strided = layout[2] != 0;
+      const std::int64_t room = request.layouts.size - row.layout;
+      const NamedRows named(layout);
+      const char* fault = named.is_named() ? fault_of(named, row.length, room) : fault_of(layout, row.length, room);
+      if (fault) refuse(i, fault);
+      p_strided = named.is_named() ? !named.contiguous() : layout[1] != 0;
+      g_strided = !named.is_named() && layout[2] != 0;
     }
     if (!row.parameter || !row.gradient) refuse(i, "null address");
     if (!p_strided && (row.parameter & alignment)) refuse(i, "misaligned parameter");
@@ -206,6 +262,7 @@ class Loop {
       }
       return;
     }
+    if (row.layout >= 0 && NamedRows(request_.layouts.data + row.layout).is_named()) return do_named(row, kernel, prepared, begin, end, partials);
     for (std::int64_t at = begin; at < end; at += kBlock) do_block(row, kernel, prepared, at, std::min(kBlock, end - at), partials);
   }
 
@@ -252,6 +309,113 @@ class Loop {
       if (p_strided) copy_strided<false>(bytes, address(row.parameter, row, 0), p_at, begin, n, parameter);
     }
     measure(row, measured, n, partials);
+  }
+
+  // Elements [begin, end) of the rows that the gradient names. Blocks are those of the gradient, so that measures are joined as elsewhere.
+  void do_named(const Row& row, const UpdateKernel& kernel, bool prepared, std::int64_t begin, std::int64_t end, double* partials) noexcept {
+    const NamedRows named(request_.layouts.data + row.layout);
+    const bool in_place = named.contiguous() && !measure_parameter_;
+    for (std::int64_t at = begin; at < end; at += kBlock) {
+      const std::int64_t n = std::min(kBlock, end - at);
+      const void* const gradient[3] = {address(row.gradient, row, at), nullptr, nullptr};
+      if (request_.update && !in_place) {
+        do_gathered(row, kernel, named, prepared, at, n, partials);
+        continue;
+      }
+      measure(row, gradient, n, partials);  // of the gradient alone
+      if (request_.update) do_in_place(row, kernel, named, prepared, at, at + n);
+    }
+  }
+
+  // Each named row where it lies. That is a call for each row, which costs less than to copy even the shortest.
+  void do_in_place(const Row& row, const UpdateKernel& kernel, const NamedRows& named, bool prepared, std::int64_t begin, std::int64_t end) noexcept {
+    alignas(64) char prepared_gradient[kBlock * 8];
+    const std::int64_t width = named.width();
+    const std::int64_t* rows = named.rows();
+    void* tensors[2 + kMaxStates];
+    std::int64_t k = begin / width;
+    std::int64_t within = begin % width;
+    for (std::int64_t at = begin; at < end; ++k, within = 0) {
+      const std::int64_t n = std::min(width - within, end - at);
+      if (k + kAheadInTable < named.named()) send_to_row(row, kernel, rows[k + kAheadInTable] * width, std::min(width, kBlock / 4));
+      const std::int64_t place = rows[k] * width + within;
+      char* gradient = address(row.gradient, row, at);
+      char* parameter = address(row.parameter, row, place);
+      if (prepared) {
+        void* both[3] = {gradient, parameter, prepared_gradient};
+        request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
+        gradient = prepared_gradient;
+      }
+      point(row, kernel, place, gradient, parameter, tensors);
+      kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
+      at += n;
+    }
+  }
+
+  static void send_to_row(const Row& row, const UpdateKernel& kernel, std::int64_t place, std::int64_t elements) noexcept {
+#if defined(__GNUC__) || defined(__clang__)
+    const std::int64_t bytes = elements * bytes_of(row.dtype);
+    for (std::int64_t at = 0; at < bytes; at += 64) {
+      __builtin_prefetch(address(row.parameter, row, place) + at, 1);
+      for (std::int64_t s = 0; s < kernel.states; ++s) __builtin_prefetch(address(row.states[s], row, place) + at, 1);
+    }
+#else
+    (void)row, (void)kernel, (void)place, (void)elements;
+#endif
+  }
+
+  // A block of named rows gathered from the parameter and the states, stepped there, and put back.
+  void do_gathered(const Row& row, const UpdateKernel& kernel, const NamedRows& named, bool prepared, std::int64_t begin, std::int64_t n,
+                   double* partials) noexcept {
+    alignas(64) char parameter[kBlock * 8];
+    alignas(64) char states[kMaxStates][kBlock * 8];
+    alignas(64) char prepared_gradient[kBlock * 8];
+    alignas(64) char parameter_before[kBlock * 8];
+    char* gradient = address(row.gradient, row, begin);
+    const void* measured[3] = {gradient, parameter, parameter};
+    copy_named<true>(row, named, row.parameter, false, begin, n, parameter);
+    for (std::int64_t s = 0; s < kernel.states; ++s) copy_named<true>(row, named, row.states[s], true, begin, n, states[s]);
+    if (measure_parameter_) {
+      std::memcpy(parameter_before, parameter, static_cast<std::size_t>(n * bytes_of(row.dtype)));
+      measured[1] = parameter_before;
+    }
+    if (prepared) {
+      void* both[3] = {gradient, parameter, prepared_gradient};
+      request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
+      gradient = prepared_gradient;
+    }
+    void* tensors[2 + kMaxStates] = {gradient, parameter};
+    for (std::int64_t s = 0; s < kernel.states; ++s) tensors[2 + s] = states[s];
+    kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
+    copy_named<false>(row, named, row.parameter, false, begin, n, parameter);
+    for (std::int64_t s = 0; s < kernel.states; ++s) copy_named<false>(row, named, row.states[s], true, begin, n, states[s]);
+    measure(row, measured, n, partials);
+  }
+
+  // Copies elements [begin, begin + n) of the named rows between a tensor and a dense block.
+  template <bool kFetch>
+  static void copy_named(const Row& row, const NamedRows& named, std::int64_t base, bool state, std::int64_t begin, std::int64_t n,
+                         char* dense) noexcept {
+    const std::int64_t bytes = bytes_of(row.dtype);
+    const std::int64_t width = named.width();
+    std::int64_t k = begin / width;
+    std::int64_t within = begin % width;
+    while (n > 0) {
+      const std::int64_t run = std::min(width - within, n);
+      if (named.contiguous()) {
+        char* place = address(base, row, named.rows()[k] * width + within);
+        const auto length = static_cast<std::size_t>(run * bytes);
+        kFetch ? std::memcpy(dense, place, length) : std::memcpy(place, dense, length);
+      } else {
+        const std::int64_t* strides = named.strides(state);
+        char* place = address(base, row, 0) + named.rows()[k] * strides[0];
+        copy_strided<kFetch>(bytes, place, {named.dimensions(), named.shape(), strides + 1}, within, run, dense);
+      }
+      dense += run * bytes;
+      n -= run;
+      within = 0;
+      ++k;
+    }
   }
 
   void measure(const Row& row, const void* const* tensors, std::int64_t n, double* partials) noexcept {

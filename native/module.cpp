@@ -154,5 +154,6 @@ NB_MODULE(_native, m) {
   bind_table(m);
   openadam::bind_arrays(m);
   openadam::bind_tensors(m);
+  openadam::bind_row_sums(m);
   m.def("allocate", &allocate, nb::arg("bytes"), "Zeroed bytes, aligned to 64 and on huge pages where there are many.");
 }

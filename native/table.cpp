@@ -168,13 +168,35 @@ void Table::activate(std::size_t row, double t) {
   items_[row].t = t;
 }
 
+void Table::lay_out(std::size_t row, const std::vector<std::int64_t>& layout) {
+  rows_[row].layout = layout.empty() ? -1 : static_cast<std::int64_t>(layouts_.size());
+  layouts_.insert(layouts_.end(), layout.begin(), layout.end());
+  if (!layout.empty() && layout[0] == NamedRows::kMark) {
+    if (layout.size() < NamedRows::kHead) throw std::invalid_argument("the layout is too short");
+    rows_[row].length = layout[2] * layout[3];
+  }
+}
+
 // --- who shares memory ---------------------------------------------------------------------------------------------
+
+std::int64_t Table::elements(const Row& row) const { return names_rows(row) ? named(row).count() * named(row).width() : row.length; }
 
 std::pair<std::int64_t, std::int64_t> Table::extent(const Row& row, bool gradient) const {
   const std::int64_t base = gradient ? row.gradient : row.parameter;
   const std::int64_t bytes = bytes_of(row.dtype);
   if (row.length == 0) return {base, base};
   if (row.layout < 0) return {base, base + row.length * bytes};
+  if (names_rows(row)) {
+    const NamedRows rows = named(row);
+    if (gradient) return {base, base + row.length * bytes};
+    if (rows.contiguous()) return {base, base + elements(row) * bytes};
+    std::int64_t low = base;
+    std::int64_t high = base + bytes;
+    const std::int64_t* strides = rows.strides(false);
+    (strides[0] < 0 ? low : high) += strides[0] * (rows.count() - 1);
+    for (std::int64_t d = 0; d < rows.dimensions(); ++d) (strides[1 + d] < 0 ? low : high) += strides[1 + d] * (rows.shape()[d] - 1);
+    return {low, high};
+  }
   const std::int64_t* layout = layouts_.data() + row.layout;
   if (!layout[gradient ? 2 : 1]) return {base, base + row.length * bytes};
   std::int64_t low = base;
@@ -188,9 +210,19 @@ std::pair<std::int64_t, std::int64_t> Table::extent(const Row& row, bool gradien
 std::int64_t Table::digest(const Row& row, bool gradient) const {
   if (row.layout < 0) return 0;
   const std::int64_t* layout = layouts_.data() + row.layout;
-  if (!layout[gradient ? 2 : 1]) return 0;
   std::uint64_t hash = 14695981039346656037u;
   const auto mix = [&hash](std::int64_t number) { hash = (hash ^ static_cast<std::uint64_t>(number)) * 1099511628211u; };
+  if (names_rows(row)) {
+    const NamedRows rows = named(row);
+    if (gradient) {
+      mix(row.length);
+    } else if (!rows.contiguous()) {
+      mix(rows.count());
+      for (std::int64_t d = 0; d < 2 * rows.dimensions() + 1; ++d) mix(rows.shape()[d]);  // the parameter's strides follow
+    }
+    return static_cast<std::int64_t>(hash | 1);
+  }
+  if (!layout[gradient ? 2 : 1]) return 0;
   mix(layout[0]);
   for (std::int64_t d = 0; d < layout[0]; ++d) {
     mix(layout[3 + d]);
@@ -202,7 +234,7 @@ std::int64_t Table::digest(const Row& row, bool gradient) const {
 void Table::see(std::size_t row, std::int64_t (&numbers)[3 + kMaxStates]) const {
   const Row& r = rows_[row];
   numbers[0] = r.parameter;
-  numbers[1] = r.length * 2 + r.dtype;
+  numbers[1] = elements(r) * 2 + r.dtype;
   numbers[2] = digest(r, false);
   const std::int64_t states = kernels_->updates[r.kernel].states;
   for (std::int64_t s = 0; s < kMaxStates; ++s) numbers[3 + s] = s < states ? r.states[s] : 0;
@@ -228,7 +260,7 @@ std::pair<bool, std::vector<std::int64_t>> Table::settle() {
         if (!row.active || row.length == 0) continue;
         written_.push_back(extent(row, false));
         for (std::int64_t s = 0; s < kernels_->updates[row.kernel].states; ++s)
-          written_.emplace_back(row.states[s], row.states[s] + row.length * bytes_of(row.dtype));
+          written_.emplace_back(row.states[s], row.states[s] + elements(row) * bytes_of(row.dtype));
       }
       std::sort(written_.begin(), written_.end());
       std::size_t merged = 0;
@@ -281,8 +313,15 @@ std::vector<Piece> Table::pieces() const {
     const std::int64_t bytes = bytes_of(row.dtype);
     const auto at = static_cast<std::int64_t>(i);
     const auto add = [&](std::int64_t which, std::int64_t address, std::int64_t strided) {
-      Piece piece{at, which, address, bytes, {row.length}, {bytes}};
-      if (strided >= 0 && layouts_[static_cast<std::size_t>(row.layout + 1 + strided)]) {
+      Piece piece{at, which, address, bytes, {which == 1 ? row.length : elements(row)}, {bytes}};
+      if (names_rows(row)) {
+        const NamedRows rows = named(row);
+        if (which == 0 && !rows.contiguous()) {
+          piece.shape.assign(rows.shape(), rows.shape() + rows.dimensions());
+          piece.shape.insert(piece.shape.begin(), rows.count());
+          piece.strides.assign(rows.strides(false), rows.strides(false) + rows.dimensions() + 1);
+        }
+      } else if (strided >= 0 && layouts_[static_cast<std::size_t>(row.layout + 1 + strided)]) {
         const std::int64_t* layout = layouts_.data() + row.layout;
         const std::int64_t* strides = layout + 3 + layout[0] * (1 + strided);
         piece.shape.assign(layout + 3, layout + 3 + layout[0]);

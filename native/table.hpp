@@ -42,6 +42,7 @@ struct Item {
   nanobind::object array;         // the parameter, of a host that owns its parameters
   std::uintptr_t identity = 0;    // of a host that does not: which object the row was made for
   PyObject* parameter = nullptr;  // and the object, while a step holds it
+  std::int64_t elements = 0;      // of the parameter, of a host that tells once; a step may be over some of its rows only
   bool repeated = false;          // the same parameter as an earlier row: not stepped again
   // What was looked at when it was last found to share no memory: of the parameter and the states, and of the gradient.
   std::int64_t seen[3 + kMaxStates] = {};
@@ -180,6 +181,8 @@ class Table {
 
   void begin();                              // no row is active
   void activate(std::size_t row, double t);  // once its addresses are there
+  // Takes over how a row's elements lie; of one that names rows, how many are stepped.
+  void lay_out(std::size_t row, const std::vector<std::int64_t>& layout);
   void hold(PyObject* object) { held_.push_back(nanobind::borrow(object)); }
   void forget() noexcept;
   bool holds() const { return !held_.empty(); }
@@ -216,6 +219,9 @@ class Table {
   std::pair<double, double> total() const;
   bool as_seen(std::size_t row) const;
   void see(std::size_t row, std::int64_t (&numbers)[3 + kMaxStates]) const;
+  NamedRows named(const Row& row) const { return NamedRows(layouts_.data() + row.layout); }  // of a row with a layout
+  bool names_rows(const Row& row) const { return row.layout >= 0 && named(row).is_named(); }
+  std::int64_t elements(const Row& row) const;  // of its parameter
   std::pair<std::int64_t, std::int64_t> extent(const Row& row, bool gradient) const;
   std::int64_t digest(const Row& row, bool gradient) const;
 
@@ -239,5 +245,6 @@ const KernelSet* kernel_set_at(std::size_t index);
 
 void bind_tensors(nanobind::module_& m);
 void bind_arrays(nanobind::module_& m);
+void bind_row_sums(nanobind::module_& m);
 
 }  // namespace openadam

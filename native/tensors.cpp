@@ -323,9 +323,10 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
 }
 
 // Takes over a row that was looked at: the real tensors that stand for its parameter, gradient and states, and its numbers. Returns whether
-// the loop reaches it; if not, the row takes no part.
+// the loop reaches it; if not, the row takes no part. With a layout, the gradient is for the rows that it names: contiguous, as the others.
 bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::handle parameter, nb::handle gradient,
-                   const std::vector<nb::object>& states, nb::handle count, double steps, const std::vector<nb::object>& memory) {
+                   const std::vector<nb::object>& states, nb::handle count, double steps, const std::vector<nb::object>& memory,
+                   const std::vector<std::int64_t>& layout) {
   Viewed p;
   Viewed g;
   Viewed tensors[kMaxStates];
@@ -343,7 +344,17 @@ bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::
   if (!count.is_none() && (!framework.view(count.ptr(), &tensor) || !number_in(tensor, &item.count))) return false;
   for (std::size_t k = 0; k < memory.size(); ++k)
     if (!framework.view(memory[k].ptr(), &tensor) || !number_in(tensor, &item.memory[k]) || item.memory[k].type == Number::kWhole) return false;
-  if (!place(table, i, p, g, tensors, states.size(), true)) return false;
+  if (!place(table, i, p, layout.empty() ? g : p, tensors, states.size(), layout.empty())) return false;
+  if (!layout.empty()) {
+    Row& row = table.row(i);
+    row.gradient = address_of(g);
+    table.lay_out(i, layout);
+    std::int64_t values = 1;
+    for (std::int32_t d = 0; d < g.dimensions; ++d) values *= g.shape[d];
+    if (!is_contiguous(g) || !has_room(g) || g.dtype_bits != p.dtype_bits || g.dtype_code != p.dtype_code || g.device_type != kCpu ||
+        values != row.length || (values > 0 && (row.gradient & (bytes_of(row.dtype) - 1))))
+      return false;
+  }
   for (const nb::handle object : {parameter, gradient, count}) table.hold(object.ptr());
   for (const nb::object& object : states) table.hold(object.ptr());
   for (const nb::object& object : memory) table.hold(object.ptr());
@@ -378,7 +389,7 @@ void bind_tensors(nb::module_& m) {
   m.def("read_tensors", &read_tensors, nb::arg("framework"), nb::arg("table"), nb::arg("groups"), nb::arg("state"), nb::arg("threads"),
         "Begin a step with the rows that are plain; returns those that need a closer look, or None where the groups hold other parameters.");
   m.def("place_tensors", &place_tensors, nb::arg("framework"), nb::arg("table"), nb::arg("row"), nb::arg("parameter"), nb::arg("gradient"),
-        nb::arg("states"), nb::arg("count").none(), nb::arg("steps"), nb::arg("memory"),
+        nb::arg("states"), nb::arg("count").none(), nb::arg("steps"), nb::arg("memory"), nb::arg("layout") = std::vector<std::int64_t>{},
         "Let a row that was looked at take part; returns whether the loop reaches its tensors.");
   m.def("tell_active", &tell_active, nb::arg("table"), nb::arg("function"), "Call a function with lists of the parameters that take part.");
   m.def("advise_huge_pages", &advise, nb::arg("address"), nb::arg("bytes"), "Ask for huge pages where untouched memory fills them.");

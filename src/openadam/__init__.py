@@ -8,6 +8,7 @@ from .errors import __all__ as _errors
 from .family import MEMBERS, SGD, Adagrad, Adam, AdaMax, AdamW, AMSGrad, Momentum, NAdam, NAdamW, RAdam, RAdamW, RMSProp
 from .language.expression import exp, log, maximum, minimum, sign, sqrt, where
 from .language.rule import Step, rule
+from .row_sparse import Rows
 from .schedules import Cosine, Linear, WarmUp
 from .views.show import show
 from .views.trace import trace
@@ -31,6 +32,7 @@ __all__ = [
     "RAdam",
     "RAdamW",
     "RMSProp",
+    "Rows",
     "Step",
     "StepReport",
     "WarmUp",

@@ -173,7 +173,7 @@ class ReferenceEngine:
 
 
 class ReferenceTable:
-    """What the native table does, over rows of arrays; each has ``update``, ``view``, ``states``, ``numbers`` and ``gradient``."""
+    """What the native table does, over rows of arrays; each has ``update``, ``view``, ``states``, ``numbers``, ``gradient`` and ``named``."""
 
     def __init__(self, clip_value: float) -> None:
         self.clip_value = clip_value
@@ -181,7 +181,7 @@ class ReferenceTable:
         self.rows: Sequence[Any] = ()
         self.active: list[int] = []
         self._tallies = np.zeros((0, 0))
-        self._computed: tuple[list[Any], list[Any]] | None = None  # what is to be written, and where
+        self._computed: tuple[list[Any], list[Any], list[Any]] | None = None  # what is to be written, and where
 
     taken = property(lambda self: int(self.counts[0]), lambda self, value: self.counts.__setitem__(0, value))
     skipped = property(lambda self: int(self.counts[1]), lambda self, value: self.counts.__setitem__(1, value))
@@ -206,33 +206,40 @@ class ReferenceTable:
         self._tallies = np.zeros((len(self.rows), len(measures)))
         targets: list[Any] = []
         values: list[Any] = []
+        keys: list[Any] = []  # which part of each target
         with np.errstate(all="ignore"):
             for i in self.active:
                 row = self.rows[i]
-                p = row.view.reshape(-1)
+                p = row.touched(row.view)
                 t, *memory = row.numbers.tolist()
                 once = row.update.once(t + 1, factor, self.clip_value, memory)
-                states = [state.reshape(-1) for state in row.states]
+                states = [row.touched(state) for state in row.states]
                 outputs = outcome(row.update.program, row.gradient.reshape(-1), p, states, once)
                 self._tallies[i] = tally(measures, {"g": row.gradient.reshape(-1), "p": p, "p_after": outputs["p"]})
-                for target, name in zip((*row.states, row.view), (*row.update.program.states, "p"), strict=True):
-                    targets.append(target)
-                    values.append(np.broadcast_to(outputs[name], p.shape).reshape(target.shape))
-                    yield i, name, target.reshape(-1), values[-1].reshape(-1)
+                for target, before, name in zip((*row.states, row.view), (*states, p), (*row.update.program.states, "p"), strict=True):
+                    if row.named is None:
+                        targets.append(target)
+                        keys.append(...)
+                    else:
+                        targets.append(row.as_given(target))
+                        keys.append(row.named)
+                    values.append(np.broadcast_to(outputs[name], p.shape).reshape(target.shape if row.named is None else row.gradient.shape))
+                    yield i, name, before, values[-1].reshape(-1)
                 targets.append(row.numbers)
+                keys.append(...)
                 values.append(np.array([t + 1, *once.memory]))
                 for k, name in enumerate(row.update.program.memory):
                     yield i, name, row.numbers[k + 1 : k + 2], values[-1][k + 1 : k + 2]
-        self._computed = targets, values
+        self._computed = targets, values, keys
 
     def update(self, factor: float, measures: Sequence[int], threads: int) -> tuple[float, float]:
         if self._computed is None:
             collections.deque(self.compute(factor, measures), maxlen=0)
         assert self._computed is not None
-        targets, values = self._computed
+        targets, values, keys = self._computed
         self._computed = None
         latest = max((int(self.rows[i].numbers[0]) + 1 for i in self.active), default=0)
-        assign_all([*targets, self.counts], [*values, np.array([max(self.taken + 1, latest), self.skipped])])
+        assign_all([*targets, self.counts], [*values, np.array([max(self.taken + 1, latest), self.skipped])], [*keys, ...])
         return self._total()
 
     def forget(self) -> None:
@@ -289,10 +296,12 @@ def join(values: Array, reduction: str) -> Array:
     return partial
 
 
-def assign_all(targets: Sequence[Any], values: Sequence[Any]) -> None:
-    """Replace the contents of arrays (by arrays) and lists in one call into C: no Python code runs in between, so no signal handler does."""
+def assign_all(targets: Sequence[Any], values: Sequence[Any], keys: Sequence[Any] | None = None) -> None:
+    """Replace the contents of arrays (by arrays) and lists, or of the part of each that ``keys`` says, in one call into C: no Python code runs
+    in between, so no signal handler does.
+    """
     assign: Callable[[Any, Any, Any], None] = operator.setitem
-    keys = [slice(None) if isinstance(target, list) else ... for target in targets]
+    keys = keys or [slice(None) if isinstance(target, list) else ... for target in targets]
     collections.deque(map(assign, targets, keys, values), maxlen=0)
 
 

@@ -106,6 +106,10 @@ class Stepper:
         """The gradient of an active row in the order of its axes as given."""
         raise NotImplementedError
 
+    def element(self, i: int, index: int) -> int:
+        """The flat index in the parameter of an element of an active row's gradient, which may be for some rows of it only."""
+        return index
+
     def dtype(self, i: int) -> np.dtype[Any]:
         """What an active row is worked on in."""
         raise NotImplementedError
@@ -263,7 +267,7 @@ class Stepper:
             bad = np.flatnonzero(~np.isfinite(flat))
             if bad.size:
                 index = int(bad[0])
-                return NonFiniteGradientError(self.name(i), index, flat[index].item(), int(bad.size), self.steps + 1)
+                return NonFiniteGradientError(self.name(i), self.element(i, index), flat[index].item(), int(bad.size), self.steps + 1)
         return None
 
     def _try_out(self, factor: float) -> NonFiniteStateError | None:
@@ -287,9 +291,10 @@ class Stepper:
         if not bad.size:
             return None
         element = int(bad[0])
+        place = self.element(i, element) if after.size == gradient.size else element
         name, dtype = self.name(i), self.dtype(i)
         if element < gradient.size and abs(gradient[element]) > SUSPICIOUS.get(dtype, math.inf):
-            named, size = "it" if what == "p" else f"its state {what!r}", f"{float(gradient[element]):g} at element {element}"
+            named, size = "it" if what == "p" else f"its state {what!r}", f"{float(gradient[element]):g} at element {place}"
             return NonFiniteStateError(
                 f"the gradient of parameter {name!r} is so large ({size}) that {named} would not be finite in {dtype} at step {self.steps + 1}; "
                 "nothing was changed (clipping bounds gradients)"
@@ -297,7 +302,7 @@ class Stepper:
         named = f"parameter {self.name(i)!r}" if what == "p" else f"the state {what!r} of parameter {self.name(i)!r}"
         size = f" from the gradient {float(gradient[element]):g}" if element < gradient.size else ""
         return NonFiniteStateError(
-            f"{named} would not be finite, {after[element]:g} at flat index {element} in {self.dtype(i)}{size}, at step {self.steps + 1}; "
+            f"{named} would not be finite, {after[element]:g} at flat index {place} in {self.dtype(i)}{size}, at step {self.steps + 1}; "
             "nothing was changed (of a large gradient, clipping bounds it; of a rule of one's own, look at what it divides by and takes roots of)"
         )
 

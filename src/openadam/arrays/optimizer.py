@@ -242,7 +242,8 @@ class Optimizer:
         Args:
             grads: Gradients in the shape in which the parameters were given: one array, a sequence, a mapping of the same
                 names, or a list with one such entry per group. None leaves a parameter and its state alone. float32
-                gradients of float64 parameters are converted; nothing is ever broadcast or rounded.
+                gradients of float64 parameters are converted; nothing is ever broadcast or rounded. A `Rows` in the place of an array
+                is a gradient for some rows of its parameter, and steps these alone.
             measure: Also return what can be seen inside the step, per tensor.
 
         Raises:

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import GradientDtypeError, GradientError, GradientShapeError, SparseGradientError
+from ..row_sparse import Indices, Rows, by_row, refuse_places
 from .rows import Row
 
-__all__ = ["Group", "Structure", "as_gradient", "describe", "read_group", "read_structure"]
+__all__ = ["Group", "Structure", "as_gradient", "as_named", "describe", "read_group", "read_structure"]
 
 Array = npt.NDArray[Any]
 
@@ -163,25 +164,68 @@ def _name_parts(params: Any, first: int, prefix: str) -> tuple[Named, Structure]
 
 def as_gradient(row: Row, value: Any) -> Array:
     """The gradient as an array in the row's axis order and dtype; refuses by name what cannot be used."""
+    array = _as_numbers(row, value)
+    if array.shape != row.shape:
+        raise GradientShapeError(
+            f"the gradient of parameter {row.name!r} has shape {array.shape}, the parameter {row.shape}; gradients are never broadcast"
+        )
+    return row.canonical(_as_own_dtype(row, array))
+
+
+def as_named(row: Row, value: Rows) -> tuple[Indices, Array]:
+    """The rows that a gradient names, each once, and their values, contiguous, in the order of the parameter's axes; refuses as `as_gradient`."""
+    name = row.name
+    if not row.shape:
+        raise GradientShapeError(f"the gradient of parameter {name!r} names rows, and the parameter is a single number; give a number")
+    indices = _as_indices(row, value.indices)
+    values = _as_numbers(row, value.values)
+    if values.shape != (len(indices), *row.shape[1:]):
+        raise GradientShapeError(
+            f"the gradient of parameter {name!r} has values of shape {values.shape}; for {len(indices)} named rows of the parameter's "
+            f"{row.shape} they must have {(len(indices), *row.shape[1:])}"
+        )
+    return by_row(indices, np.require(_as_own_dtype(row, values), requirements=("C", "A")))
+
+
+def _as_indices(row: Row, value: Any) -> Indices:
+    """The named rows as they were given, as numbers of rows that the parameter has."""
+    name = row.name
+    if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
+        raise GradientError(f"the gradient of parameter {name!r} names rows in a masked array with masked elements; leave these out (.compressed())")
+    indices = np.asarray(value)
+    if indices.size == 0 and not isinstance(value, np.ndarray):
+        indices = indices.astype(np.int64)  # of an empty list
+    if indices.ndim != 1:
+        raise GradientShapeError(f"the gradient of parameter {name!r} names rows by an array of shape {indices.shape}; give one axis of indices")
+    if indices.dtype.kind not in "iu":
+        raise GradientDtypeError(f"the gradient of parameter {name!r} names rows by {indices.dtype}; indices are integers (.astype(np.int64))")
+    if indices.size:
+        refuse_places(name, "row", int(indices.min()), int(indices.max()), row.shape[0], "rows are numbered from 0")
+    return np.ascontiguousarray(indices, np.int64)
+
+
+def _as_numbers(row: Row, value: Any) -> Array:
+    """What was given for a gradient as an array; refuses what is none."""
     name, own = row.name, row.view.dtype
     if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
         raise GradientError(f"the gradient of parameter {name!r} is a masked array with masked elements; fill it first (.filled(0))")
     if not isinstance(value, np.ndarray):
         if getattr(value, "is_sparse", False) or "sparse" in str(getattr(value, "layout", "")) or hasattr(value, "tocsr"):
-            raise SparseGradientError(f"the gradient of parameter {name!r} is sparse ({type(value).__name__}); give a dense array")
+            raise SparseGradientError(f"the gradient of parameter {name!r} is sparse ({type(value).__name__}); give a dense array, or openadam.Rows")
         if not hasattr(value, "__array__") and not (type(value) is float and row.shape == ()):
             raise GradientDtypeError(f"the gradient of parameter {name!r} is {value!r:.80} ({type(value).__name__}), not an array of {own}")
     if hasattr(value, "unit") and hasattr(value, "to_value"):
         raise GradientError(f"the gradient of parameter {name!r} has a unit ({value.unit}), which a step would drop; give its numbers (.value)")
-    array = np.asarray(value)
-    if array.shape != row.shape:
-        raise GradientShapeError(
-            f"the gradient of parameter {name!r} has shape {array.shape}, the parameter {row.shape}; gradients are never broadcast"
-        )
+    return np.asarray(value)
+
+
+def _as_own_dtype(row: Row, array: Array) -> Array:
+    """The gradient in the parameter's dtype, if that holds every number of its own."""
+    own = row.view.dtype
     if array.dtype != own:  # byte order counts
         if not (array.dtype == np.float32 and own == np.float64):
             raise GradientDtypeError(
-                f"the gradient of parameter {name!r} is {array.dtype.str} ({array.dtype}), the parameter {own}; convert it with .astype({own})"
+                f"the gradient of parameter {row.name!r} is {array.dtype.str} ({array.dtype}), the parameter {own}; convert it with .astype({own})"
             )
         array = array.astype(own)
-    return row.canonical(array)
+    return array

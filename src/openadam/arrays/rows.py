@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from .. import engine as engines
 from ..errors import AliasError, ParameterDtypeError, ParameterError
 from ..memory import Piece, first_shared
+from ..row_sparse import Indices
+from ..row_sparse import layout as layout_of_named
 
 __all__ = ["Row", "allocate", "read_rows", "refuse_shared"]
 
@@ -33,7 +36,8 @@ class Row:
     states: tuple[Array, ...] = ()
     numbers: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))  # steps taken, then the scalar states
     update: engines.Update | None = None
-    gradient: Array | None = None  # of the step under way, in the view's axis order
+    gradient: Array | None = None  # of the step under way, in the view's axis order, or of the named rows, in the order of the axes as given
+    named: Indices | None = None  # the rows that the gradient is for, in ascending order; None: all
 
     @property
     def is_dense(self) -> bool:
@@ -56,8 +60,23 @@ class Row:
         """An array in the view's axis order in the order of the parameter's axes."""
         return array if self.axes is None else array.transpose(np.argsort(self.axes))
 
+    def touched(self, array: Array) -> Array:
+        """What the step under way reads and writes of the view or of a state, flat: all, or a copy of the named rows."""
+        return array.reshape(-1) if self.named is None else self.as_given(array)[self.named].reshape(-1)
+
+    @property
+    def width(self) -> int:
+        """Elements of each row of the first axis."""
+        return math.prod(self.shape[1:])
+
     def layout(self, gradient: Array) -> list[int]:
         """How to fetch elements where the parameter or the gradient is not dense, for the native table; empty where both are."""
+        if self.named is not None:
+            strided: list[Sequence[int]] = []
+            if not self.is_dense or self.axes is not None:
+                view, state = (self.as_given(array) for array in (self.view, (*self.states, self.view)[0]))
+                strided = [self.shape[1:], view.strides, state.strides]
+            return layout_of_named(self.named, self.width, self.shape[0], strided)
         dense = bool(gradient.flags.c_contiguous and gradient.flags.aligned)
         if self.is_dense and dense:
             return []

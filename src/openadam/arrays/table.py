@@ -13,8 +13,9 @@ from .. import engine as engines
 from ..errors import AliasError, HyperparameterError, NonFiniteStateError, RuleError
 from ..language.rule import Rule, Traced
 from ..memory import Piece, first_meeting
+from ..row_sparse import Rows
 from ..step import MAX_STEP, Stepper
-from .parameters import as_gradient
+from .parameters import as_gradient, as_named
 from .rows import Row, refuse_shared
 
 __all__ = ["ArrayStepper"]
@@ -83,7 +84,11 @@ class ArrayStepper(Stepper):
             row.refuse_unusable()
             if row.steps >= MAX_STEP:
                 raise HyperparameterError(f"parameter {row.name!r} has taken {MAX_STEP} steps, more than can be counted exactly")
-            row.gradient = as_gradient(row, gradients[i])
+            given = gradients[i]
+            if isinstance(given, Rows):
+                row.named, row.gradient = as_named(row, given)
+            else:
+                row.gradient = as_gradient(row, given)
             if native:
                 address = row.gradient.__array_interface__["data"][0]
                 engines.native().place_array(self.table, i, row.address, address, row.layout(row.gradient), row.gradient)
@@ -113,7 +118,7 @@ class ArrayStepper(Stepper):
         """Gradients are the caller's; keep none alive."""
         self._gradients = []
         for i in self._looked_at:
-            self._rows[i].gradient = None
+            self._rows[i].gradient = self._rows[i].named = None
         self.table.forget()
 
     def _canonical(self, i: int) -> Array:
@@ -130,7 +135,12 @@ class ArrayStepper(Stepper):
         return self._rows[i].name
 
     def gradient(self, i: int) -> Array:
-        return self._rows[i].as_given(self._canonical(i))
+        row = self._rows[i]
+        return self._canonical(i) if row.named is not None else row.as_given(self._canonical(i))
+
+    def element(self, i: int, index: int) -> int:
+        row = self._rows[i]
+        return index if row.named is None else int(row.named[index // row.width]) * row.width + index % row.width
 
     def dtype(self, i: int) -> np.dtype[Any]:
         return self._rows[i].view.dtype
@@ -156,9 +166,10 @@ class ArrayStepper(Stepper):
             return
         outside = np.flatnonzero((after < low) | (after > high))
         if outside.size:
-            index, value = int(outside[0]), float(after[outside[0]])
+            row, index, value = self._rows[i], int(outside[0]), float(after[outside[0]])
+            index = self.element(i, index) if name in self.updates[0].program.states else index
             says = f"`nonnegative` has {name!r}" if value < low else f"`at_most` has {name!r} at {high:g}"
-            found = f"the state of parameter {self._rows[i].name!r} would be {value:g} at flat index {index}, at step {self.steps + 1}"
+            found = f"the state of parameter {row.name!r} would be {value:g} at flat index {index}, at step {self.steps + 1}"
             raise RuleError(f"rule {self._rule.name!r}: {says}, and {found}; nothing was changed")
 
     def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
@@ -166,7 +177,7 @@ class ArrayStepper(Stepper):
         assert row.update is not None
         t, *memory = row.numbers.tolist()
         once = row.update.once(t + 1, factor, math.inf if self.clip_value is None else self.clip_value, memory)
-        before = [array.reshape(-1) for array in (*row.states, row.view)]
+        before = [row.touched(array) for array in (*row.states, row.view)]
         with np.errstate(all="ignore"):
             outputs = engines.outcome(row.update.program, g, before[-1], before[:-1], once)
         names = (*row.update.program.states, "p")

@@ -14,7 +14,7 @@ except ImportError as error:
 from . import members
 from .host import Host
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam"]
 
 
 class Adam(Host, torch.optim.Adam):
@@ -144,3 +144,31 @@ class SGD(Host, torch.optim.SGD):
     """
 
     member = members.SGD
+
+
+class SparseAdam(Host, torch.optim.SparseAdam):
+    """``torch.optim.SparseAdam`` with the step of openadam: Adam over the rows that a sparse gradient names.
+
+    Gradients are COO tensors, as ``torch.nn.Embedding(..., sparse=True)`` makes them; those of a row that is named twice are added. Only the
+    named rows of the parameter and of its moments are read and written; the number of the step counts for the whole parameter, also
+    where no row is named. Kingma and Ba, 2015, in the form of section 2 (eps-hat). For arguments see `torch.optim.SparseAdam` and `Host`;
+    there is no weight decay, so ``no_decay`` is refused.
+
+    >>> import torch
+    >>> from openadam.torch import SparseAdam
+    >>> table = torch.nn.Embedding(5, 2, sparse=True)
+    >>> _ = torch.nn.init.ones_(table.weight)
+    >>> optimizer = SparseAdam(table.parameters(), lr=0.25)
+    >>> (3 * table(torch.tensor([1, 3, 1]))).sum().backward()
+    >>> optimizer.step()
+    >>> table.weight.detach()
+    tensor([[1.0000, 1.0000],
+            [0.7500, 0.7500],
+            [1.0000, 1.0000],
+            [0.7500, 0.7500],
+            [1.0000, 1.0000]])
+    >>> optimizer.last_step.grad_norm  # of the sums: the square root of 2 * 6**2 + 2 * 3**2
+    9.486832980505138
+    """
+
+    member = members.SPARSE_ADAM

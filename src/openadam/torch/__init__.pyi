@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from .host import Host
 from .options import Engine, NoDecay, NonFinite
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam"]
 
 class _Options(TypedDict, total=False):
     clip_norm: float | None
@@ -161,5 +161,16 @@ class SGD(Host, torch.optim.SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+
+class SparseAdam(Host, torch.optim.SparseAdam):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        maximize: bool = False,
         **options: Unpack[_Options],
     ) -> None: ...

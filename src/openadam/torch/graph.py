@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
+import itertools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from ..language.arrays import run
 from ..language.program import Program
 from ..measures import MEASURES
 from ..rules import PREPARE
-from .memory import arithmetic_of, array_over, has_numbers, is_memory, real
+from .memory import arithmetic_of, array_over, has_numbers, is_memory
 from .rows import Reached
 
 __all__ = ["commit", "measured", "stepped"]
@@ -67,9 +69,9 @@ def stepped(row: Reached, factor: float, clip_value: float, how: str) -> tuple[l
     program = row.update.program
     once = row.update.once(row.steps + 1, factor, clip_value, row.memory)
     wide = arithmetic_of(row.parameter.dtype)
-    *states, p = (real(target).to(wide) for target in row.targets)
+    *states, p = (row.touched(target).to(wide) for target in row.targets)
     if not p.numel():
-        return list(row.targets), once.memory
+        return [target if row.rows is None else target[row.rows.places] for target in row.targets], once.memory
     flat = is_memory(p)
     g, *others = (tensor.reshape(-1) if flat else tensor for tensor in (row.gradient.to(wide), p, *states))
     if how == "blocks" and all(map(_lies_here, (g, *others))):
@@ -78,7 +80,7 @@ def stepped(row: Reached, factor: float, clip_value: float, how: str) -> tuple[l
         outputs = _in_operations(program, {"g": g, **dict(zip(("p", *program.states), others, strict=True))}, once, compile=how == "compiled")
     values = []
     for target, name in zip(row.targets, (*program.states, "p"), strict=True):
-        value = outputs[name].reshape(real(target).shape) if flat else outputs[name]
+        value = outputs[name].reshape(row.gradient.shape) if flat else outputs[name]
         values.append(torch.view_as_complex(value.contiguous()) if target.is_complex() else value)
     return values, once.memory
 
@@ -111,7 +113,11 @@ def _in_operations(program: Program, tensors: Mapping[str, Tensor], once: engine
 
 def commit(row: Reached, values: Sequence[Tensor], memory: Sequence[float]) -> None:
     """Write what `stepped` computed; where the tensors are plain memory, in one call that no signal handler can interrupt."""
-    if all(is_memory(target) and not target.is_neg() and not target.is_conj() for target in row.targets):
+    if row.rows is not None:
+        put = functools.partial(torch.Tensor.index_put_, accumulate=False)
+        placed = [value.to(target.dtype) for target, value in zip(row.targets, values, strict=True)]
+        collections.deque(map(put, row.targets, itertools.repeat(row.rows.places), placed), maxlen=0)
+    elif all(is_memory(target) and not target.is_neg() and not target.is_conj() for target in row.targets):
         torch._foreach_copy_(list(row.targets), list(values))
     else:
         for target, value in zip(row.targets, values, strict=True):
@@ -127,7 +133,7 @@ def measured(row: Reached, measures: Sequence[int], before: Tensor | None = None
         return [0.0] * len(measures)
     tensors = {"g": row.gradient}
     if before is not None:
-        tensors |= {"p": real(before), "p_after": real(row.parameter)}
+        tensors |= {"p": before, "p_after": row.touched(row.parameter)}
     if all(map(_lies_here, tensors.values())):  # in the order of the native loop
         held = {name: tensor.to(arithmetic_of(tensor.dtype)).reshape(-1).contiguous() for name, tensor in tensors.items()}
         with np.errstate(all="ignore"):

@@ -114,6 +114,8 @@ class Host(_Base):
         )  # fmt: skip
         if engine is None and engines.engine_of_environment() != "reference" and not engines.native_isas():
             engines.warn_of_no_kernels(stacklevel=3)
+        if not self.member.decays and not (isinstance(no_decay, tuple) and not no_decay):
+            raise HyperparameterError(f"no_decay={no_decay!r:.80} would do nothing: {type(self).__name__} has no weight decay")
         refuse_unknown(type(self), settings, OPTIONS)
         refuse_modes(type(self).__name__, settings)
         arguments = check_kinds(type(self), arguments, settings)
@@ -378,6 +380,10 @@ class Host(_Base):
     def state_dict(self) -> dict[str, Any]:
         """Torch's state dict; with ``max_skips``, also ``skips_in_a_row``, which torch's classes leave aside."""
         state = super().state_dict()
+        if self.member.counts_in_ints:
+            for key, own in state["state"].items():
+                if isinstance(own, dict) and isinstance(own.get("step"), Tensor):
+                    state["state"][key] = {**own, "step": int(own["step"])}
         if self._options["max_skips"] is not None:
             state["skips_in_a_row"] = self._stepper.skips_in_a_row if self._stepper is not None else self._counted[2]
         return state

@@ -52,7 +52,7 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
                 f"group {index} has {len(group['params'])} parameters, this optimizer's {len(mine['params'])}"
             )
     for index, group in enumerate(groups):
-        lacking = sorted({"lr", "weight_decay", *(key for key, _ in member.numbers.values())}.difference(group))
+        lacking = sorted(set(member.required).difference(group))
         if lacking:
             raise CheckpointMismatchError(f"group {index} of the loaded state dict has no {lacking}: it is not that of {whose}")
     saved_of = _matched(own, groups)
@@ -161,6 +161,8 @@ def _state(p: Any, described: str, group: Mapping[str, Any], member: Member, fou
             if not member.counts:
                 continue  # SGD before its first gradient
             raise CheckpointMismatchError(f"the state of {described} lacks {public!r}")
+        if member.sparse == "taken" and not member.counts and isinstance(value, Tensor) and value.layout is torch.sparse_coo:
+            value = value.to_dense()  # a velocity of torch's SGD over sparse gradients
         result[public] = _moment(p, value, f"{public!r} of {described}", finite=finite, nonnegative=name in rule.nonnegative)
     result.update({key: deepcopy(value) for key, value in given.items() if value is not None or key not in member.state_keys})
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from ..errors import HyperparameterError
 from ..hyperparameters import checked
 from ..language.rule import Rule, Traced
 
-__all__ = ["ADAGRAD", "ADAM", "ADAMAX", "MEMBERS", "NADAM", "RADAM", "RMSPROP", "SGD", "Member", "as_pair"]
+__all__ = ["ADAGRAD", "ADAM", "ADAMAX", "MEMBERS", "NADAM", "RADAM", "RMSPROP", "SGD", "SPARSE_ADAM", "Member", "as_pair"]
 
 Group = Mapping[str, Any]
+Sparse: TypeAlias = Literal["refused", "taken", "required"]
 BETAS: dict[str, tuple[str, int | None]] = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
 
 
@@ -31,6 +32,9 @@ class Member:
     states: Mapping[str, str]  # the rule's name -> torch's
     rules: tuple[Rule, ...]  # all that its groups may stand for
     counts: bool = True  # whether torch keeps a `step` for each parameter
+    counts_in_ints: bool = False  # whether its state dicts hold that as an int
+    decays: bool = True  # whether it has weight decay
+    sparse: Sparse = "refused"  # gradients
 
     @cached_property
     def state_keys(self) -> frozenset[str]:
@@ -42,7 +46,12 @@ class Member:
     def keys(self) -> tuple[str, ...]:
         """What of a group says how its parameters move."""
         flags = ("amsgrad", "nesterov", "centered", "maximize", "decoupled_weight_decay", "differentiable", "capturable")
-        return tuple(dict.fromkeys(["lr", "weight_decay", *(key for key, _ in self.numbers.values()), *flags]))
+        return tuple(dict.fromkeys([*self.required, *flags]))
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """The numbers that a group must have."""
+        return tuple(dict.fromkeys(["lr", *(["weight_decay"] if self.decays else []), *(key for key, _ in self.numbers.values())]))
 
     def traced(self, group: Group) -> Traced:
         """The rule of a group, with its options."""
@@ -67,8 +76,9 @@ class Member:
         Raises:
             HyperparameterError: One is missing, no number, or out of range.
         """
-        found: dict[str, Any] = {}
-        for name, (key, place) in {"lr": ("lr", None), "weight_decay": ("weight_decay", None), **self.numbers}.items():
+        found: dict[str, Any] = {} if self.decays else {"weight_decay": 0.0}
+        every = {"lr": ("lr", None), **({"weight_decay": ("weight_decay", None)} if self.decays else {}), **self.numbers}
+        for name, (key, place) in every.items():
             if key not in group:
                 raise HyperparameterError(f"group {index} has lost its {key!r}")
             value = group[key]
@@ -147,6 +157,17 @@ ADAGRAD = Member(
     {**EPS, "lr_decay": ("lr_decay", None), "initial_accumulator_value": ("initial_accumulator_value", None)},
     family.Adagrad.state_names,
     (rules.adagrad,),
+    sparse="taken",
+)
+SPARSE_ADAM = Member(
+    "SparseAdam",
+    lambda group: (rules.adam, {"epsilon": "hat"}),
+    {**BETAS, **EPS},
+    family.Adam.state_names,
+    (rules.adam,),
+    counts_in_ints=True,
+    decays=False,
+    sparse="required",
 )
 SGD = Member(
     "SGD",
@@ -155,5 +176,6 @@ SGD = Member(
     family.Momentum.state_names,
     (rules.sgd, rules.momentum),
     counts=False,
+    sparse="taken",
 )
-MEMBERS = (ADAM, NADAM, RADAM, ADAMAX, RMSPROP, ADAGRAD, SGD)
+MEMBERS = (ADAM, NADAM, RADAM, ADAMAX, RMSPROP, ADAGRAD, SGD, SPARSE_ADAM)

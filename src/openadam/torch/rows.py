@@ -9,6 +9,7 @@ its states: local parts of DTensors, pairs of reals for complex numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,9 +29,10 @@ from ..errors import (
     ParameterError,
     SparseGradientError,
 )
+from ..row_sparse import Indices, by_row, layout, refuse_places
 from ..step import MAX_STEP
 from .members import Member
-from .memory import arithmetic_of, dtype_name, has_numbers, is_memory, lies_within, make_state, real, scalar_dtype
+from .memory import arithmetic_of, array_over, dtype_name, has_numbers, is_memory, lies_within, make_state, real, scalar_dtype
 from .shards import is_distributed, local_part, with_layout_of
 
 __all__ = ["Reached", "Row", "whole_step"]
@@ -53,11 +55,31 @@ def whole_step(value: Any, what: str) -> int:
 
 
 @dataclass
+class NamedRows:
+    """The rows that a sparse gradient is for, each once; a row is what the axes that are not sparse span."""
+
+    places: tuple[Tensor, ...]  # the index along each sparse axis
+    flat: Indices | None  # in ascending order, over all sparse axes together; None where they do not lie in this machine's memory
+    width: int  # elements of a row
+    count: int  # rows of the parameter
+
+    def layout(self) -> list[int]:
+        """For the native table."""
+        assert self.flat is not None
+        return layout(self.flat, self.width, self.count)
+
+    def element(self, index: int) -> int:
+        """The flat index in the parameter of an element of the named rows."""
+        row = int(self.flat[index // self.width]) if self.flat is not None else index // self.width
+        return row * self.width + index % self.width
+
+
+@dataclass
 class Reached:
     """A row in one step: the tensors behind it, and what is to be shown to torch once the step is certain."""
 
     update: Update
-    gradient: Tensor  # real, in the parameter's shape
+    gradient: Tensor  # real, in the parameter's shape, or that of the rows that it names
     targets: tuple[Tensor, ...]  # the user's own memory: the states, then the parameter
     steps: int  # taken so far
     memory: list[float]  # scalar states
@@ -65,10 +87,15 @@ class Reached:
     numbers: tuple[Tensor, ...] = ()  # the tensors that show the scalar states
     new: dict[str, Tensor] = field(default_factory=dict)  # states by torch's names
     first: bool = False  # the states are all new
+    rows: NamedRows | None = None  # those that the gradient is for; None: all
 
     @property
     def parameter(self) -> Tensor:
         return self.targets[-1]
+
+    def touched(self, tensor: Tensor) -> Tensor:
+        """What the step reads and writes of the parameter or a state: all, or a copy of the rows that the gradient names."""
+        return real(tensor) if self.rows is None else real(tensor)[self.rows.places]
 
     def natively(self) -> tuple[Tensor, Tensor, list[Tensor]] | None:
         """Parameter, gradient and states as the native loop may reach them; None where it cannot."""
@@ -78,6 +105,10 @@ class Reached:
             if tensor is not None and is_memory(tensor):
                 tensor.data_ptr()  # one that is to be copied once somebody writes is copied now
         *states, p = (real(target.as_subclass(Tensor)) for target in self.targets)
+        if self.rows is not None and (
+            self.rows.flat is None or self.parameter.is_complex() or not all(each.is_contiguous() for each in (p, *states))
+        ):
+            return None
         if p.dtype not in NATIVE or any(state.dtype != p.dtype for state in states) or not is_memory(self.gradient):
             return None
         return p, self.gradient.as_subclass(Tensor).to(p.dtype), states
@@ -150,9 +181,13 @@ class Row:
             )
         if gradient.layout is torch.jagged and p.layout is torch.jagged:
             raise GradientError(f"parameter {name!r} is a jagged tensor, over which a step is not defined; optimize its values()")
-        if gradient.layout is not torch.strided:
-            advice = ", please consider SparseAdam instead" if self.member.name == "Adam" else ""
-            raise SparseGradientError(f"{self.member.name} does not support sparse gradients{advice} (the gradient of parameter {name!r})")
+        sparse = gradient.layout is not torch.strided
+        if sparse:
+            self._refuse_sparse(name, p, gradient)
+        elif self.member.sparse == "required":
+            raise GradientError(
+                f"{self.member.name} does not support dense gradients, please consider Adam instead (the gradient of parameter {name!r})"
+            )
         self.refuse_inference(p, groups)
         if is_distributed(gradient) != is_distributed(p):
             raise GradientError(f"of parameter {name!r} and its gradient, one is a DTensor and the other is not")
@@ -161,8 +196,13 @@ class Row:
         local, given = local_part(p), local_part(gradient) if part is None else part
         self._refuse(name, local, given)
         wide = arithmetic_of(local.dtype)
+        rows = None
+        if sparse:
+            given, rows = self._by_row(name, local, given)
+            if self.update.program.states and not self.member.counts:  # a velocity goes on moving what it has moved: as if it were dense
+                given, rows = torch.zeros(real(local).shape, dtype=given.dtype, device=given.device).index_put_(rows.places, given), None
         given = real(given)
-        reached = Reached(self.update, given.to(wide) if given.dtype != wide and local.dtype in NATIVE else given, (), 0, [])
+        reached = Reached(self.update, given.to(wide) if given.dtype != wide and local.dtype in NATIVE else given, (), 0, [], rows=rows)
         own = state.get(p, {})
         if not isinstance(own, Mapping):
             raise ParameterError(f"the state of parameter {name!r} is {type(own).__name__}, not a dict of states; delete it to start anew")
@@ -170,6 +210,49 @@ class Row:
         reached.targets = (*(local_part(each) for each in states), local)
         self._numbers(name, {} if reached.first else own, reached)
         return reached
+
+    def _refuse_sparse(self, name: str, p: Any, gradient: Any) -> None:
+        """Refuse a sparse gradient that this rule, or these settings, have no meaning for."""
+        if self.member.sparse == "refused":
+            advice = ", please consider SparseAdam instead" if self.member.name == "Adam" else ""
+            raise SparseGradientError(f"{self.member.name} does not support sparse gradients{advice} (the gradient of parameter {name!r})")
+        if gradient.layout is not torch.sparse_coo:
+            advice = f"{self.member.name} takes those of the layout torch.sparse_coo, convert it with .to_sparse_coo()"
+            raise SparseGradientError(f"the gradient of parameter {name!r} is {gradient.layout}; {advice}")
+        if self.update.values["weight_decay"] != 0:
+            advice = "give its group weight_decay=0, or name it in no_decay"
+            raise SparseGradientError(f"weight_decay option is not compatible with sparse gradients (the gradient of parameter {name!r}); {advice}")
+        if p.is_complex() and self.member.name != "SGD":
+            raise SparseGradientError(f"{self.member.name} does not support sparse gradients of complex parameters (parameter {name!r})")
+
+    def _by_row(self, name: str, p: Tensor, gradient: Tensor) -> tuple[Tensor, NamedRows]:
+        """The values of a sparse gradient, those of a row that is named twice added in the order given; and the rows."""
+        indices, values = gradient._indices(), gradient._values()
+        axes = gradient.sparse_dim()
+        if not axes:
+            raise GradientShapeError(f"the gradient of parameter {name!r} is sparse along no axis; make it dense (.to_dense())")
+        if not (lies_within(indices) and lies_within(values)):
+            raise GradientError(f"the gradient of parameter {name!r} has lost its memory: its storages are too small; give it memory again")
+        sizes, width = tuple(p.shape[:axes]), math.prod(p.shape[axes:])
+        what = "row" if axes == 1 else "along axis {} row"
+        for axis, size in enumerate(sizes if indices.shape[1] else ()):
+            low, high = indices[axis].aminmax()
+            refuse_places(name, what.format(axis), int(low), int(high), size, "its indices are damaged, make it anew")
+        flat = indices[0]
+        for axis in range(1, axes):
+            flat = flat * sizes[axis] + indices[axis]
+        values = real(values).to(arithmetic_of(values.dtype))
+        known: Indices | None = None
+        if values.device.type == "cpu" and is_memory(values) and has_numbers(values) and is_memory(indices):
+            flat, values = flat.contiguous(), values.contiguous()
+            given = array_over(values)
+            known, sums = by_row(array_over(flat), given)
+            flat, values = torch.from_numpy(known), values if sums is given else torch.from_numpy(sums)
+        else:
+            joined = torch.sparse_coo_tensor(flat[None], values, (math.prod(sizes), *values.shape[1:])).coalesce()
+            flat, values = joined._indices()[0], joined._values()
+        places = (flat,) if axes == 1 else tuple(torch.unravel_index(flat, sizes))
+        return values, NamedRows(places, known, width, math.prod(sizes))
 
     def refuse_inference(self, p: Any, groups: Sequence[Mapping[str, Any]]) -> None:
         """Refuse a parameter that must not be changed outside of inference mode."""

@@ -148,6 +148,8 @@ class TensorStepper(Stepper):
             self._regroup()
             others = self._read(threads)
             assert others is not None
+        if self.member.sparse == "required" and self._native is not None:  # a row that was plain has a dense gradient
+            others = [i for i in range(self.count) if i in set(others) or self.table.is_active(i)]
         if others:
             self._look(others)
         doubtful, suspects = self.table.settle() if self._native is not None else (False, [])
@@ -206,7 +208,8 @@ class TensorStepper(Stepper):
                 return False
         numbers = [tensor.as_subclass(Tensor) for tensor in reached.numbers]
         counter = None if count is None else count.as_subclass(Tensor)
-        return engines.native().place_tensors(FRAMEWORK, self.table, i, p, g, states, counter, reached.steps, numbers)  # type: ignore[no-any-return]
+        layout = reached.rows.layout() if reached.rows is not None else []
+        return engines.native().place_tensors(FRAMEWORK, self.table, i, p, g, states, counter, reached.steps, numbers, layout)  # type: ignore[no-any-return]
 
     def _refuse_shared(self, doubtful: bool, suspects: Iterable[int]) -> None:
         """Look exactly at who shares memory; what was found in order is not looked at again while all numbers stay the same."""
@@ -283,6 +286,10 @@ class TensorStepper(Stepper):
         reached = self._reached.get(i)
         return as_array(self.parameter(i).grad if reached is None else reached.gradient)
 
+    def element(self, i: int, index: int) -> int:
+        reached = self._reached.get(i)
+        return index if reached is None or reached.rows is None else reached.rows.element(index)
+
     @operations()
     def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
         row = self.rows[i]
@@ -290,7 +297,7 @@ class TensorStepper(Stepper):
         values, _ = graph.stepped(reached, factor, self._bound, self._how)
         found = zip((*row.keys, "p"), reached.targets, values, strict=True)
         return as_array(reached.gradient).reshape(-1), [
-            (name, as_array(before).reshape(-1), as_array(after.to(before.dtype)).reshape(-1)) for name, before, after in found
+            (name, as_array(reached.touched(before)).reshape(-1), as_array(after.to(before.dtype)).reshape(-1)) for name, before, after in found
         ]
 
     def measure(self, threads: int) -> tuple[float, float]:
@@ -317,7 +324,7 @@ class TensorStepper(Stepper):
         tallies = {}
         with operations():
             for i, reached in self._given.items():
-                p = reached.parameter.clone() if parameter else None
+                p = reached.touched(reached.parameter).clone() if parameter else None
                 graph.commit(reached, *(self._computed.pop(i, None) or graph.stepped(reached, factor, self._bound, self._how)))
                 tallies[i] = graph.measured(reached, measures, p)
         super().update(factor, measures, threads)
