@@ -75,10 +75,11 @@ hosts = pytest.importorskip("openadam.torch")
 @pytest.mark.parametrize("name", hosts.__all__)
 def test_a_whole_reset_over_torch_is_a_new_optimizer(name: str) -> None:
     settings: dict[str, Any] = {"momentum": 0.9, "dampening": 0.5} if name == "SGD" else {}
+    as_grad: Any = torch.Tensor.to_sparse if name == "SparseAdam" else torch.Tensor.clone
     p, q, twin = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
     optimizer = getattr(hosts, name)([("p", p), ("q", q)], lr=0.1, **settings)
     for _ in range(3):
-        p.grad, q.grad = torch.tensor(G, dtype=torch.float32), torch.ones(3)
+        p.grad, q.grad = as_grad(torch.tensor(G, dtype=torch.float32)), as_grad(torch.ones(3))
         optimizer.step()
     optimizer.reset(["p"])
     twin.data.copy_(p.data)

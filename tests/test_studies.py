@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openadam import cli
+from openadam import NonFiniteGradientError, cli
 from openadam.studies import digits, frame, gan, nlp, rl
 from openadam.studies.frame import Cell, CellFile, Claim, Setting, Study, StudyError, judge, planned, run_cells
 from openadam.views import study as view
@@ -159,6 +159,21 @@ def test_a_study_as_data_and_picture() -> None:
     assert list(data["claims"][0]) == ["claim", "source", "verdict", "effect", "interval", "seeds"]
     assert view.picture(STUDY, done, ".png")[:4] == b"\x89PNG"
     assert b"<svg" in view.picture(STUDY, done[:1], ".svg")[:1000]
+
+
+def diverges(setting: Setting, seed: int, full: bool) -> Cell:
+    if seed == 1:
+        raise NonFiniteGradientError("w", 0, math.inf, 1, 7)
+    return made_up(setting, seed, full)
+
+
+def test_a_run_that_diverges_has_no_numbers_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    study = dataclasses.replace(STUDY, run=diverges)
+    done = list(run_cells(study, planned(["low", "high"], 3)))
+    assert [cell.refused != "" for cell in done] == [False, False, True, True, False, False]
+    assert judge(STUDY.claims[0], done).seeds == 2
+    view.print_results(study, done, [])
+    assert "low diverged in 1 of 3 runs" in capsys.readouterr().out
 
 
 # --- the command --------------------------------------------------------------------------------------------------------

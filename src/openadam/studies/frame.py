@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import OpenAdamError
+from ..errors import NonFiniteGradientError, NonFiniteStateError, OpenAdamError
 from . import module
 
 __all__ = ["Cell", "CellFile", "Claim", "Setting", "Study", "StudyError", "Verdict", "judge", "planned", "run_cells"]
@@ -77,6 +77,8 @@ class Cell:
     images: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     """By name, rows of grey values from 0 to 1."""
     seconds: float = 0.0
+    refused: str = ""
+    """Where a step was refused because the run had diverged: why. It has no numbers then."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,11 @@ ONE_THREAD = dict.fromkeys(("OPENADAM_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS
 
 def _timed(run: Callable[[Setting, int, bool], Cell], setting: Setting, seed: int, full: bool) -> Cell:
     begun = time.perf_counter()
-    return replace(run(setting, seed, full), seconds=time.perf_counter() - begun)
+    try:
+        cell = run(setting, seed, full)
+    except (NonFiniteGradientError, NonFiniteStateError) as error:
+        cell = Cell(setting.name, seed, {}, refused=str(error))
+    return replace(cell, seconds=time.perf_counter() - begun)
 
 
 class CellFile:

@@ -123,6 +123,10 @@ def print_results(study: Study, cells: Sequence[Cell], files: Sequence[str]) -> 
     for name in columns:
         console.print(f"{name.replace('_', ' ')}: {study.metrics[name]}.", soft_wrap=not console.is_terminal)
     console.print("Means over the seeds, ± one standard deviation.")
+    for setting in _settings(study, cells):
+        own = [cell for cell in cells if cell.setting == setting]
+        if refused := [cell for cell in own if cell.refused]:
+            console.print(f"{setting} diverged in {len(refused)} of {len(own)} runs, which are in no number here: {refused[0].refused[:100]}")
     console.print("\n[bold]Claims[/bold], and what these runs say of them (effects paired by seed, with 95 % intervals)\n")
     for claim in study.claims:
         verdict = judge(claim, cells)
