@@ -36,6 +36,7 @@ STEP, ENGINE, ARRAYS, MEMORY = "src/openadam/step.py", "src/openadam/engine.py",
 EVALUATION, NOTATION = "src/openadam/language/arrays.py", "src/openadam/language/notation.py"
 TABLE, SCALARS, TENSORS, FRAMEWORK = "native/table.cpp", "src/openadam/language/cpp.py", "native/tensors.cpp", "native/framework.hpp"
 HOST, ROWS, ROW_TABLE, LOADING, SHARDS = (f"src/openadam/torch/{name}.py" for name in ("host", "rows", "table", "loading", "shards"))
+SPARSE = ("test_row_sparse.py", "test_torch_sparse.py")
 TORCH = ("test_tensors.py", "test_torch_memory.py", "test_torch.py", "test_torch_faults.py", "test_torch_checkpoints.py")
 
 MUTANTS = (
@@ -114,6 +115,22 @@ MUTANTS = (
     Mutant("the end of a name for a step", NOTATION, "return name[-1].isdigit() or any", "return any", ("test_trace.py",)),
     Mutant("one symbol for two names", NOTATION, "    return bool(twins) and", "    return False and", ("test_trace.py",)),
     Mutant("negative second moment accepted", "src/openadam/arrays/states.py", "(value < 0).any()", "False", ("test_checkpoint.py",)),
+    Mutant("a named row at the place of another", LOOP, "const std::int64_t place = rows[k] * width + within;",
+           "const std::int64_t place = rows[k > 0 ? k - 1 : 0] * width + within;", SPARSE),
+    Mutant("a named row behind the last", LOOP, "return before < named.count() ? nullptr", "return before <= named.count() ? nullptr", SPARSE),
+    Mutant("named rows in any order", LOOP, "if (named.rows()[k] <= before) return", "if (named.rows()[k] < 0) return", SPARSE),
+    Mutant("gathered rows that run over", LOOP, "const std::int64_t run = std::min(width - within, n);", "const std::int64_t run = std::min(width, n);", SPARSE),
+    Mutant("a row named twice has its last value", "native/row_sums.cpp", "sum[i] += value[i];", "sum[i] = value[i];", SPARSE),
+    Mutant("values added in another order", "native/row_sums.cpp",
+           "for (const Named& each : named) sorted[begins[static_cast<std::size_t>((each.row >> shift) & kMask)]++] = each;",
+           "for (auto each = named.rbegin(); each != named.rend(); ++each) sorted[begins[static_cast<std::size_t>((each->row >> shift) & kMask)]++] = *each;", SPARSE),
+    Mutant("an index one too large", "src/openadam/row_sparse.py", "if low < 0 or high >= count:", "if low < 0 or high > count:", SPARSE),
+    Mutant("rows that are not named unguarded", TABLE, "row.states[s] + elements(row) * bytes_of(row.dtype)", "row.states[s] + row.length * bytes_of(row.dtype)", SPARSE),
+    Mutant("more values trusted as fewer", TABLE, "      mix(row.length);\n", "", SPARSE),
+    Mutant("a dense step over as many elements as the lazy one before", "native/arrays.cpp", "  row.length = table.item(i).elements;\n  row.layout = -1;\n", "  row.layout = -1;\n", SPARSE),
+    Mutant("dense gradients of SparseAdam", ROW_TABLE, 'if self.member.sparse == "required" and', "if False and", SPARSE),
+    Mutant("decay beside sparse gradients", ROWS, '        if self.update.values["weight_decay"] != 0:\n', "        if False:\n", SPARSE),
+    Mutant("a step without rows not counted", ENGINE, "                targets.append(row.numbers)\n", "                targets.append(row.numbers if p.size else np.zeros_like(row.numbers))\n", SPARSE),
 )  # fmt: skip
 
 

@@ -343,6 +343,23 @@ def test_skipping_and_clipping() -> None:
         optimizer.step()
 
 
+def test_a_scaler() -> None:
+    """Unscales the sums inside the step, and skips a step in which a sum is not finite in any of its values."""
+    (p,), (q,) = (parameters(torch.float32, ((9, 5),)) for _ in range(2))
+    optimizer, plain = openadam.torch.SparseAdam([p]), openadam.torch.SparseAdam([q])
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for value in (1.0, float("inf"), 0.5):
+        scaler.scale(torch.zeros(1))
+        p.grad, q.grad = (sparse([4, 2, 4], torch.full((3, 5), value * scale), p.shape) for scale in (scaler.get_scale(), 1.0))
+        scaler.step(optimizer)
+        scaler.update()
+        if value < 2:
+            plain.step()
+            assert optimizer.last_step == plain.last_step
+    assert optimizer.skipped == 1
+    assert equal(optimizer, plain)
+
+
 def test_propagating() -> None:
     """What is not finite is let through, as torch does: to the rows that are named."""
     p, q = (parameters(torch.float32, ((9, 5),))[0] for _ in range(2))

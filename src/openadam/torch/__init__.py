@@ -119,6 +119,8 @@ class RMSprop(Host, torch.optim.RMSprop):
 class Adagrad(Host, torch.optim.Adagrad):
     """``torch.optim.Adagrad`` with the step of openadam. Duchi et al., 2011. For arguments see `torch.optim.Adagrad` and `Host`.
 
+    Of a sparse gradient only the rows that it names are read and written; it goes without weight decay, as in torch.
+
     >>> import torch
     >>> from openadam.torch import Adagrad
     >>> p = torch.tensor([1.0], requires_grad=True)
@@ -133,6 +135,9 @@ class Adagrad(Host, torch.optim.Adagrad):
 
 class SGD(Host, torch.optim.SGD):
     """``torch.optim.SGD`` with the step of openadam: plain, with momentum, dampened, or Nesterov's. For arguments see `torch.optim.SGD` and `Host`.
+
+    Of a sparse gradient only the rows that it names are read and written, unless there is momentum: a velocity goes on moving what it has
+    moved, so that all rows are stepped. It goes without weight decay, as in torch.
 
     >>> import torch
     >>> from openadam.torch import SGD

@@ -149,7 +149,7 @@ class TensorStepper(Stepper):
             others = self._read(threads)
             assert others is not None
         if self.member.sparse == "required" and self._native is not None:  # a row that was plain has a dense gradient
-            others = [i for i in range(self.count) if i in set(others) or self.table.is_active(i)]
+            others = sorted({*others, *filter(self.table.is_active, range(self.count))})
         if others:
             self._look(others)
         doubtful, suspects = self.table.settle() if self._native is not None else (False, [])
