@@ -23,7 +23,7 @@ from .model import AnswerError, Practice, Question, Verdict
 from .pitfalls import PITFALLS
 from .principles import PRINCIPLES
 
-__all__ = ["CHAPTER", "AnswerError", "Practice", "Question", "Verdict", "check", "find", "hint", "list", "question", "solution"]
+__all__ = ["CHAPTER", "AnswerError", "Practice", "Question", "Verdict", "attempt", "check", "find", "hint", "list", "question", "solution"]
 
 CHAPTER: tuple[Practice, ...] = (*PRINCIPLES, *PITFALLS, *APPLICATIONS)
 """All practices, each building on those before it."""
@@ -89,6 +89,20 @@ def check(name: str, answer: Any, seed: int = 0, *, keep: bool = False) -> Verdi
     if keep and verdict.right:
         progress.keep(find(name).name, seed)
     return verdict
+
+
+def attempt(name: str, answer: Any, seed: int = 0) -> str:
+    """What is to be said of an answer, for notebooks: as `check`, and an answer that cannot be understood is no error; right ones are kept.
+
+    >>> from openadam import practice
+    >>> print(practice.attempt("half-life", ...))
+    There is no answer yet; it has the form short, long (each a whole number).
+    """
+    try:
+        return str(check(name, answer, seed, keep=True))
+    except AnswerError as error:
+        said = str(error)
+        return f"{said[0].upper()}{said[1:]}."
 
 
 def hint(name: str, seed: int = 0) -> str:

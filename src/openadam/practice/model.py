@@ -303,6 +303,8 @@ class Parts:
         return [part.value if value is None else value for part, value in zip(self.parts, mistake.values, strict=True)]
 
     def is_telling(self) -> bool:
+        if any(sum(option.right for option in part.options) != 1 for part in self.parts if isinstance(part, Choice)):
+            return False
         finite = all(isinstance(value, str) or value is None or math.isfinite(value) for mistake in self.mistakes for value in mistake.values)
         return finite and all(self.check(self.of_mistake(mistake)).mistake == mistake.name for mistake in self.mistakes)
 
