@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -97,7 +96,7 @@ def test_its_own_solution_is_right(name, seed):
     assert question.lesson in str(verdict)
     for text in (question.text, question.hint, question.solution):
         assert text.strip()
-        assert "nan" not in text.lower().replace("finance", "")
+        assert not re.search(r"\bnan\b", text)
         assert "{" not in text
 
 
@@ -131,19 +130,23 @@ def names_of(question: Any) -> list[str]:
     return [part.name for part in question.asks.parts]
 
 
+CHANGES = [
+    ("beta1*m", "beta2*m"), ("(1 - beta1)*g", "(1 + beta1)*g"), ("g**2", "g**3"), ("return ", "return -"), ("beta2*v", "beta1*v"),
+    ("+ (1 - beta2)", "- (1 - beta2)"), ("(1 - beta1)*g", "beta1*g"), ("beta1*m", "1.0001*beta1*m"), ("g**2", "abs(g)"), ("beta1*m + ", ""),
+]  # fmt: skip
+"""What makes a right program wrong."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ten_wrong_answers_are_wrong(name, seed):
     question = asked(name, seed)
     if isinstance(question.asks, Task):
-        right = question.asks.answer
-        changes = [("beta1", "beta2"), ("1 -", "1 +"), ("g**2", "g**3"), ("return ", "return 2*"), ("+ (1", "- (1"), ("*g", "*g*0"), ("*m", "*m*1.0001"), ("*v", "*v*0.999"), ("*g", "*abs(g)"), ("m = ", "m = 1e-6 + ")]  # fmt: skip
-        for old, new in changes:
-            assert old in right
-            assert not question.check(compiled(right.replace(f"    {old}", f"    {new}").replace(old, new) if "def" not in old else right)).right, (old, new) if old not in ("beta1",) else True  # noqa: E501
+        for old, new in CHANGES:
+            assert old in question.asks.answer
+            assert not question.check(compiled(question.asks.answer.replace(old, new))).right, (old, new)
         return
-    values = [part.value for part in question.asks.parts]
-    draw, wrong = Draw(f"{name} {seed}"), 0
+    values, draw = [part.value for part in question.asks.parts], Draw(f"{name} {seed}")
     for turn in range(10):
         given = list(values)
         place = turn % len(values)
@@ -158,30 +161,21 @@ def test_ten_wrong_answers_are_wrong(name, seed):
         assert not verdict.right
         assert str(verdict).startswith("Wrong. ")
         assert verdict.parts == tuple(i != place for i in range(len(values)))
-        wrong += 1
-    assert wrong == 10
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_seeds_draw_other_numbers_and_the_same_ones_again(name):
     assert str(practice.question(name, 1)) == str(asked(name, 1))
-    texts = {str(asked(name, seed)) for seed in SEEDS}
-    answers = {asked(name, seed).asks.answer if not isinstance(asked(name, seed).asks, Task) else str(asked(name, seed).asks.cases) for seed in SEEDS}
-    assert len(answers) == len(SEEDS)
-    assert len(texts) > 1 or name.startswith("write-")
+    drawn = {str(asked(name, seed)) + str(asked(name, seed).asks) for seed in SEEDS}
+    assert len(drawn) == len(SEEDS)
 
 
 def test_numbers_are_the_same_on_every_machine():
     """Golden values: what a seed draws must not change with Python or with the machine."""
     draw = Draw("golden")
-    assert [draw.whole(1, 6) for _ in range(5)] == GOLDEN_WHOLE
-    assert draw.shuffled("abcde") == GOLDEN_ORDER
-    assert asked("half-life", 1).asks.answer == GOLDEN_ANSWER
-
-
-GOLDEN_WHOLE: list[int] = []
-GOLDEN_ORDER: list[str] = []
-GOLDEN_ANSWER = ""
+    assert [draw.whole(1, 6) for _ in range(5)] == [5, 3, 2, 1, 3]
+    assert "".join(draw.shuffled("abcde")) == "eabdc"
+    assert asked("half-life", 1).asks.answer == "2, 14"
 
 
 def test_the_article_s_numbers_are_what_hints_show():
@@ -367,7 +361,16 @@ def test_the_child_knows_no_answers():
     task = practice.question("write-adam").asks
     assert set(task._work()) == {"function", "arguments", "results", "cases"}
     source = Path(programs.child.__file__).read_text()
-    assert re.findall(r"^(?:import|from) (\S+)", source, flags=re.MULTILINE) == ["__future__", "io", "json", "os", "sys", "traceback", "collections.abc", "typing"]
+    assert re.findall(r"^(?:import|from) (\S+)", source, flags=re.MULTILINE) == [
+        "__future__",
+        "io",
+        "json",
+        "os",
+        "sys",
+        "traceback",
+        "collections.abc",
+        "typing",
+    ]
 
 
 # --- progress ----------------------------------------------------------------------------------------------------------
@@ -400,6 +403,7 @@ def test_python_keeps_only_when_asked(kept):
     assert progress.answered() == {"half-life": [0, 3]}
 
 
+@pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "null", '{"format": "other"}', '{"format": "openadam practice, format 1", "answered": {"a": ["x"]}}', "[" * 100000, "\x00\xff"],
@@ -418,6 +422,7 @@ def test_a_damaged_file_breaks_nothing_and_is_left_as_it_is(run, kept, content):
     assert kept.read_bytes() == content.encode("latin-1")
 
 
+@pytest.mark.filterwarnings("always")
 def test_where_nothing_can_be_kept(run, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OPENADAM_PRACTICE_FILE", str(tmp_path / "file" / "below.json"))
@@ -475,7 +480,7 @@ def test_a_question_its_hint_and_its_solution(run, name):
     assert (code, err) == (0, "")
     assert practice.find(name).title in out
     assert f"openadam practice {name} --seed 1 --hint" in out
-    assert "step 1" in run("practice", name, "--seed", "1", "--hint")[1] or "step" in run("practice", name, "--seed", "1", "--hint")[1]
+    assert "step" in run("practice", name, "--seed", "1", "--hint")[1]
     assert run("practice", name, "--seed", "1", "--solution")[0] == 0
 
 
@@ -542,10 +547,14 @@ def test_a_teacher_checks_forty_answers(tmp_path):
     (tmp_path / "answers.tsv").write_text("\n".join(lines) + "\n")
     loop = """
         while IFS="$(printf '\\t')" read -r name seed answer; do
-          if "$PYTHON" -m openadam practice "$name" --seed "$seed" --answer "$answer" > /dev/null; then echo "$name $seed right"; else echo "$name $seed wrong"; fi
+          verdict=right
+          "$PYTHON" -m openadam practice "$name" --seed "$seed" --answer "$answer" > /dev/null || verdict=wrong
+          echo "$name $seed $verdict"
         done < answers.tsv
     """
-    done = subprocess.run(["sh", "-c", loop], cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(
+        ["sh", "-c", loop], cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=240, check=True
+    )
     assert done.stderr == ""
     found = {(name, seed): verdict for name, seed, verdict in map(str.split, done.stdout.splitlines())}
     assert found == expected
@@ -555,7 +564,9 @@ def test_a_teacher_checks_forty_answers(tmp_path):
 def test_it_is_imported_only_when_it_is_used():
     loaded = "import sys, openadam; print([name for name in sys.modules if name.startswith('openadam.practice')])"
     assert python(loaded) == "[]\n"
-    heavy = "import sys; from openadam import practice; practice.list(); print([n for n in ('torch', 'rich', 'nbformat', 'scipy') if n in sys.modules])"
+    heavy = (
+        "import sys; from openadam import practice; practice.list(); print([n for n in ('torch', 'rich', 'nbformat', 'scipy') if n in sys.modules])"
+    )
     assert python(heavy) == "[]\n"
 
 
@@ -582,12 +593,17 @@ def execute(tmp_path, monkeypatch):
     """Run a notebook, and return what its cells print by their ids."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    for name, folder in (("JUPYTER_DATA_DIR", "data"), ("JUPYTER_CONFIG_DIR", "config"), ("IPYTHONDIR", "ipython"), ("JUPYTER_RUNTIME_DIR", "runtime")):
+    for name, folder in (
+        ("JUPYTER_DATA_DIR", "data"),
+        ("JUPYTER_CONFIG_DIR", "config"),
+        ("IPYTHONDIR", "ipython"),
+        ("JUPYTER_RUNTIME_DIR", "runtime"),
+    ):
         monkeypatch.setenv(name, str(tmp_path / folder))
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
 
     def execute(content):
-        book = nbformat.from_dict(content)
+        book = nbformat.reads(json.dumps(content), as_version=4)
         nbclient.NotebookClient(book, timeout=60, kernel_name="python3").execute()
         return {cell.id: "".join(output.get("text", "") for output in cell.outputs) for cell in book.cells if cell.cell_type == "code"}
 
@@ -599,7 +615,6 @@ def test_a_notebook_runs_as_it_is_and_with_answers(execute, kept):
     """The last of them, some of its answers put in."""
     title, practices = notebooks.NOTEBOOKS["3-applications"]
     made = notebooks.notebook(title, [*practices[:2], practice.find("write-moments"), practice.find("one-step")])
-    unanswered = copy.deepcopy(made)
     for cell in made["cells"]:
         name, _, what = cell["id"].rpartition("-")
         source = "".join(cell["source"])
@@ -609,7 +624,6 @@ def test_a_notebook_runs_as_it_is_and_with_answers(execute, kept):
             cell["source"] = source.replace("answer = ...", f"answer = {asked(name, 0).asks.answer!r}")
         elif what == "help":
             cell["source"] = source.replace("# ", "")
-    made["cells"] += unanswered["cells"][:0]
     printed = execute(made)
     assert printed["phase-lag-answer"].startswith("Right.")
     assert printed["write-moments-answer"].startswith("Right: ")

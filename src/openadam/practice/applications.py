@@ -27,7 +27,7 @@ def _angle(vector: Array) -> float:
     sentence="This accumulated momentum helps the optimizer maintain a consistent direction of travel through the parameter space.",
 )
 def phase_lag(draw: Draw) -> Question:
-    degrees, betas = float(draw.of(5, 6, 8, 10, 12)), (0.5, draw.of(0.8, 0.9))
+    degrees, betas = draw.number(4, 12), (0.5, draw.number(0.75, 0.92, 2))
     turns = [(math.cos(math.radians(degrees * t)), math.sin(math.radians(degrees * t))) for t in range(150)]
 
     def lag(beta1: float) -> float:
@@ -77,7 +77,7 @@ def _play(beta1: float, lr: float, steps: int, *, alternating: bool = True) -> f
     sentence=FIELDS,
 )
 def game(draw: Draw) -> Question:
-    lr, steps = draw.of(0.02, 0.025, 0.03, 0.04), draw.of(300, 350, 400)
+    lr, steps = draw.number(0.02, 0.04, 3), draw.whole(300, 400)
     radii = [_play(beta1, lr, steps) for beta1 in (0.0, 0.9)]
     both = [_play(beta1, lr, steps, alternating=False) for beta1 in (0.0, 0.9)]
     options = draw.shuffled(
@@ -124,7 +124,7 @@ def _settled(**h: Any) -> Run:
     sentence=FIELDS,
 )
 def target_switch(draw: Draw) -> Question:
-    factor, beta1, beta2 = float(draw.whole(4, 15)), draw.of(0.8, 0.9), draw.of(0.98, 0.99, 0.995)
+    factor, beta1, beta2 = draw.number(4, 15), draw.of(0.8, 0.9), draw.of(0.98, 0.99, 0.995)
     h: dict[str, Any] = {"lr": 1.0, "beta1": beta1, "beta2": beta2, "eps": 0.0}
     moved = _settled(**h).steps([factor] * 100).moved[BEFORE:, 0]
     peak = int(moved.argmax())
@@ -159,7 +159,7 @@ def target_switch(draw: Draw) -> Question:
     sentence="Because of this initialization, the estimates are biased towards zero, especially during the very first few iterations of training.",
 )
 def reset(draw: Draw) -> Question:
-    factor, beta1, beta2 = float(draw.whole(3, 15)), draw.of(0.8, 0.9), draw.of(0.995, 0.998, 0.999)
+    factor, beta1, beta2 = draw.number(3, 15), draw.of(0.8, 0.9), draw.of(0.995, 0.998, 0.999)
     h: dict[str, Any] = {"lr": 1.0, "beta1": beta1, "beta2": beta2, "eps": 0.0}
 
     def first(t: int | None = None, m: float | None = None, v: float | None = None) -> float:
@@ -209,7 +209,7 @@ ROUNDS = 20
     sentence="This is particularly useful in sparse gradient settings",
 )
 def absent_rows(draw: Draw) -> Question:
-    rows, beta1 = draw.whole(4, 12), draw.of(0.7, 0.8, 0.9)
+    rows, beta1 = draw.whole(4, 12), draw.number(0.6, 0.92, 2)
 
     def share(beta1: float, size: int = rows) -> float:
         run = Run("adam", [0.0] * size, lr=1.0, beta1=beta1, beta2=0.999).steps(np.eye(size)[t % size] for t in range(ROUNDS * size))
@@ -255,9 +255,9 @@ DISEASES = {
 
 
 def _gradients(disease: str, draw: Draw) -> list[float]:
-    noise = [draw.number(-1, 1, 6) for _ in range(30)]
+    noise = [draw.number(-1, 1, 6) for _ in range(24)]
     if disease == "stale":
-        return [1.0] * 16 + [draw.of(2e3, 5e3)] + [-1.0 - 0.1 * x for x in noise[:13]]
+        return [1.0] * 10 + [draw.of(2e3, 5e3)] + [-1.0 - 0.1 * x for x in noise[:13]]
     size = {"steady": 2.0, "noise": 1.0, "epsilon": 3e-10, "oscillation": 1.0}[disease]
     if disease == "oscillation":
         return [(-1) ** t * (1.0 + 0.1 * x) for t, x in enumerate(noise)]

@@ -95,7 +95,7 @@ def memory(draw: Draw) -> Question:
     sentence="A value close to 1 means that past gradients have a strong, persistent influence on the current momentum estimate.",
 )
 def half_life(draw: Draw) -> Question:
-    short, long = draw.of(0.7, 0.75, 0.8, 0.85, 0.9), draw.of(0.95, 0.97, 0.98, 0.985, 0.99)
+    short, long = draw.number(0.7, 0.9, 2), draw.number(0.95, 0.99, 3)
 
     def steps(beta: float) -> int:
         run = Run("adam", beta1=beta).step(1.0)
@@ -303,21 +303,21 @@ def scale(draw: Draw) -> Question:
     problem="2152280, 3095785",
 )
 def first_step(draw: Draw) -> Question:
-    beta1, beta2 = draw.of(0.5, 0.8, 0.9, 0.95), draw.of(0.8, 0.9, 0.95, 0.99, 0.999, 0.9999)
+    beta1, beta2 = draw.number(0.5, 0.95, 2), draw.of(draw.number(0.8, 0.98, 2), 0.99, 0.999, 0.9999)
     h: dict[str, Any] = {"lr": 1.0, "beta1": beta1, "beta2": beta2, "eps": 0.0}
     off, on = (Run("adam", bias_correction=choice, **h).step(3.0).moved[0, 0] for choice in ("off", "on"))
     ratio = float(off / on)
-    options = (
-        Option("larger", "compare the ratio with 1", ratio > 1.001),
-        Option("smaller", "compare the ratio with 1", ratio < 0.999),
-        Option("as large", "compare the ratio with 1", 0.999 <= ratio <= 1.001),
-    )
+    it_is = 0 if ratio > 1.001 else 1 if ratio < 0.999 else 2
+    options = [
+        Option(text, "" if place == it_is else "compare the ratio with 1", place == it_is)
+        for place, text in enumerate(("larger", "smaller", "as large"))
+    ]
     return Question(
         f"beta1 = {beta1:g}, beta2 = {beta2:g}, eps = 0. How many times as large is the first step of Adam without bias correction as the "
         "one with it?\n"
         "So, is it larger, smaller or as large?",
         Parts(
-            (Number("ratio", ratio), Choice("it_is", options)),
+            (Number("ratio", ratio), Choice("it_is", tuple(options))),
             (
                 mistake_of("root", (1 - beta1) / (1 - beta2), None),
                 Mistake("upside down", "this is with over without", (1 / ratio, None)),
@@ -341,7 +341,7 @@ def first_step(draw: Draw) -> Question:
     problem="3095785",
 )
 def worst_step(draw: Draw) -> Question:
-    beta1, beta2 = draw.of(0.8, 0.85, 0.9, 0.95), draw.of(0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
+    beta1, beta2 = draw.number(0.8, 0.95, 2), draw.number(0.98, 0.9995, 4)
     h: dict[str, Any] = {"lr": 1.0, "beta1": beta1, "beta2": beta2, "eps": 0.0}
     off, on = (Run("adam", bias_correction=choice, **h).steps([1.0] * 120).moved[:, 0] for choice in ("off", "on"))
     ratios = off / on
