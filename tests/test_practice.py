@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -13,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import python
 
 import openadam
@@ -175,7 +179,7 @@ def test_numbers_are_the_same_on_every_machine():
     draw = Draw("golden")
     assert [draw.whole(1, 6) for _ in range(5)] == [5, 3, 2, 1, 3]
     assert "".join(draw.shuffled("abcde")) == "eabdc"
-    assert asked("half-life", 1).asks.answer == "2, 14"
+    assert asked("half-life", 1).asks.answer == "3, 16"
 
 
 def test_the_article_s_numbers_are_what_hints_show():
@@ -249,6 +253,19 @@ def test_answers_may_be_written_in_many_ways(answer):
 def test_what_is_no_answer_is_said_so(answer, message):
     with pytest.raises(practice.AnswerError, match=re.escape(message)):
         PARTS.check(answer)
+
+
+ANYTHING = st.one_of(
+    st.text(max_size=40),
+    st.text("0123456789.,;/%=abc ()-e", max_size=30),
+    st.lists(st.none() | st.floats() | st.text(max_size=5), max_size=4),
+)
+
+
+@given(ANYTHING)
+def test_whatever_is_given_is_judged_or_not_understood(answer):
+    with contextlib.suppress(practice.AnswerError):
+        assert str(PARTS.check(answer)).startswith(("Right.", "Wrong."))
 
 
 @pytest.mark.parametrize(
@@ -486,7 +503,7 @@ def test_a_question_its_hint_and_its_solution(run, name):
 
 def test_exit_codes(run, tmp_path):
     (tmp_path / "mine.py").write_text(RIGHT)
-    (tmp_path / "wrong.py").write_text(RIGHT.replace("beta1", "0.5"))
+    (tmp_path / "wrong.py").write_text(RIGHT.replace("beta1*m", "0.5*m"))
     (tmp_path / "broken.py").write_text("def step(")
     for arguments, expected in [
         (("half-life", "--answer", right()), 0), (("half-life", "--answer", "1,1"), 1), (("half-life", "--answer", "one"), 2),
@@ -631,3 +648,33 @@ def test_a_notebook_runs_as_it_is_and_with_answers(execute, kept):
     assert printed[f"{practices[1].name}-answer"].startswith("There is no answer yet")
     assert "Answer: " in printed["phase-lag-help"]
     assert json.loads(kept.read_text())["answered"] == {"one-step": [0], "phase-lag": [0], "write-moments": [0]}
+
+
+# --- the page ----------------------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "practice.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "session", re.findall(r"^```console\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL), ids=lambda text: text.splitlines()[0]
+)
+def test_the_sessions_of_the_page_are_true_to_the_letter(run, session):
+    command, _, expected = session.partition("\n")
+    code, out, err = run(*shlex.split(command.removeprefix("$ openadam ")))
+    assert (out.strip(), err) == (expected.strip(), "")
+    assert code == out.startswith("Wrong.")
+
+
+def test_the_page_lists_every_practice():
+    rows = re.findall(r"^\| (\d+) \| `([a-z-]+)` \| (.*?) \| (.*?) \|", PAGE, flags=re.MULTILINE)
+    expected = [(str(place), each.name, each.title, asked(each.name, 0).asks.kind) for place, each in enumerate(practice.list(), 1)]
+    assert rows == expected
+
+
+def test_near_an_end_is_near_enough():
+    """Where the question asks for 1 or -1, these are right, whatever the seed."""
+    for seed in range(12):
+        question = practice.question("non-convergence", seed)
+        slope, adam, amsgrad = (part.value for part in question.asks.parts)
+        assert question.check([slope, round(adam), round(amsgrad)]).right
+        assert round(adam) == -round(amsgrad) == np.sign(slope)
