@@ -19,7 +19,7 @@ from typing import Any
 
 from . import progress
 from .applications import APPLICATIONS
-from .model import AnswerError, Practice, Question, Verdict
+from .model import AnswerError, Practice, Question, Verdict, reflowed
 from .pitfalls import PITFALLS
 from .principles import PRINCIPLES
 
@@ -112,7 +112,7 @@ def hint(name: str, seed: int = 0) -> str:
     >>> print(practice.hint("half-life"))  # doctest: +ELLIPSIS
     A gradient of 1 and then none; ...
     """
-    return question(name, seed).hint
+    return reflowed(question(name, seed).hint)
 
 
 def solution(name: str, seed: int = 0) -> str:
@@ -124,4 +124,4 @@ def solution(name: str, seed: int = 0) -> str:
     """
     found = question(name, seed)
     answer = found.asks.answer
-    return found.solution if "\n" in answer else f"Answer: {answer}\n\n{found.solution}"
+    return reflowed(found.solution if "\n" in answer else f"Answer: {answer}\n\n{found.solution}")

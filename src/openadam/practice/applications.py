@@ -37,10 +37,8 @@ def phase_lag(draw: Draw) -> Question:
     lags = [lag(beta) for beta in betas]
     return Question(
         "Two players of a game, a generator and a discriminator, drive the gradient of both around: it has always length 1 and turns by "
-        f"{degrees:g} degrees in\n"
-        f"every step. By how many degrees does the direction of m lag behind the gradient, once it has settled, for beta1 = {betas[0]:g} "
-        f"and for {betas[1]:g}?\n"
-        "(Run it: openadam.Adam on two coordinates, and look at opt.state.)",
+        f"{degrees:g} degrees in every step. By how many degrees does the direction of m lag behind the gradient, once it has settled, for "
+        f"beta1 = {betas[0]:g} and for {betas[1]:g}? (Run it: openadam.Adam on two coordinates, and look at opt.state.)",
         Parts(
             (Number("lag_a", lags[0], 0.01), Number("lag_b", lags[1], 0.01)),
             (
@@ -56,7 +54,8 @@ def phase_lag(draw: Draw) -> Question:
         f"The first steps, for beta1 = {betas[1]:g}; the angle of m is atan2(b, a):\n\n"
         + worked("adam", [tuple(round(x, 6) for x in turn) for turn in turns[:3]], ("g", "m"), beta1=betas[1]),
         columns(("beta1", "lag in degrees"), [(beta, lag(beta)) for beta in sorted({0.0, *betas, 0.95})])
-        + "\n\nIn a game the gradient turns with the players, and what lags pushes outwards. That is why GANs are trained with beta1 = 0.5 or 0.",
+        + "\n\nIn a game the gradient turns with the players, and what lags pushes outwards. It is a reason why GANs are often trained with "
+        "beta1 = 0.5 or 0.",
         "Momentum answers a turning gradient too late; a smaller beta1 answers sooner.",
     )
 
@@ -89,11 +88,10 @@ def game(draw: Draw) -> Question:
         ]
     )
     return Question(
-        "One player moves x to make x y small, the other moves y to make it large; both start at 1, and (0, 0) is where they should end. "
-        "Each has an Adam with\n"
-        f"lr = {lr:g} and beta2 = 0.9; in each of {steps} rounds x moves first, and y moves by the gradient at the new x. How far from (0, "
-        "0) are they then, with\n"
-        "beta1 = 0 and with beta1 = 0.9? And what makes the difference? (openadam.Adam with maximize=True is the second player.)",
+        "One player moves x to make x y small, the other moves y to make it large; both start at 1, and (0, 0) is where they should end. Each "
+        f"has an Adam with lr = {lr:g} and beta2 = 0.9; in each of {steps} rounds x moves first, and y moves by the gradient at the new x. How "
+        "far from (0, 0) are they then, with beta1 = 0 and with beta1 = 0.9? And what makes the difference? (openadam.Adam with maximize=True "
+        "is the second player.)",
         Parts(
             (Number("without", radii[0], 0.01), Number("with", radii[1], 0.01), Choice("because", tuple(options))),
             (
@@ -129,11 +127,9 @@ def target_switch(draw: Draw) -> Question:
     moved = _settled(**h).steps([factor] * 100).moved[BEFORE:, 0]
     peak = int(moved.argmax())
     return Question(
-        "In reinforcement learning the target network is replaced now and then, and errors are suddenly larger. Say that the gradient was 1\n"
-        f"for {BEFORE} steps, and is "
-        f"{factor:g} from then on; lr = 1, beta1 = {beta1:g}, beta2 = {beta2:g}, no eps. How large is the first step after the switch? How "
-        "large is the largest one, and which\n"
-        "step after the switch (1 is the first) is it?",
+        "In reinforcement learning the target network is replaced now and then, and errors are suddenly larger. Say that the gradient was 1 "
+        f"for {BEFORE} steps, and is {factor:g} from then on; lr = 1, beta1 = {beta1:g}, beta2 = {beta2:g}, no eps. How large is the first "
+        "step after the switch? How large is the largest one, and which step after the switch (1 is the first) is it?",
         Parts(
             (Number("first", float(moved[0])), Number("largest", float(moved[peak])), whole("which", peak + 1)),
             (
@@ -171,10 +167,8 @@ def reset(draw: Draw) -> Question:
     keep, everything, clock, moments = first(), first(0, 0.0, 0.0), first(0), first(BEFORE, 0.0, 0.0)
     return Question(
         f"The gradient was 1 for {BEFORE} steps, and after a switch of the target it is {factor:g}. lr = 1, beta1 = {beta1:g}, beta2 = "
-        f"{beta2:g}, no eps. By how much does the first\n"
-        "step after the switch move the parameter downwards (p before minus p after, with its sign), if the optimizer goes on as it is; if "
-        "m, v and t are reset to\n"
-        "0; and if only t is?",
+        f"{beta2:g}, no eps. By how much does the first step after the switch move the parameter downwards (p before minus p after, with its "
+        "sign), if the optimizer goes on as it is; if m, v and t are reset to 0; and if only t is?",
         Parts(
             (Number("kept", keep, 2e-3), Number("all", everything, 2e-3), Number("clock", clock, 2e-3)),
             (
@@ -193,9 +187,8 @@ def reset(draw: Draw) -> Question:
             [("nothing", keep), ("m, v and t", everything), ("t alone", clock), ("m and v, and not t (a mistake)", moments)],
         )
         + "\n\nA full reset makes a step of lr, in the direction of the new gradient. With t alone, both kept moments are divided by small "
-        "numbers, v by the smaller one:\n"
-        "the step shrinks, by sqrt(1 - beta2)/(1 - beta1) if they were settled. That is Adam on local time (Ellis et al., 2024); resetting "
-        "all is Asadi et al., 2023.",
+        "numbers, v by the smaller one: the step shrinks, by sqrt(1 - beta2)/(1 - beta1) if they were settled. That is Adam on local time "
+        "(Ellis et al., 2024); resetting all is Asadi et al., 2023.",
         "What is reset decides the size of the next step: lr, or less than lr.",
     )
 
@@ -226,9 +219,9 @@ def absent_rows(draw: Draw) -> Question:
         ]
     )
     return Question(
-        f"An embedding has {rows} rows. Each batch has one word, so one row has the gradient 1 and all others 0, in turn; beta1 = "
-        f"{beta1:g}, beta2 = 0.999. After {ROUNDS} rounds,\n"
-        "which share of all motion in a round (the sum of the lengths of all moves) is by rows that were absent from the batch? And what makes it 0?",
+        f"An embedding has {rows} rows. Each batch has one word, so one row has the gradient 1 and all others 0, in turn; beta1 = {beta1:g}, "
+        f"beta2 = 0.999. After {ROUNDS} rounds, which share of all motion in a round (the sum of the lengths of all moves) is by rows that "
+        "were absent from the batch? And what makes it 0?",
         Parts(
             (Number("share", right, 0.01), Choice("cure", tuple(options))),
             (
@@ -303,18 +296,16 @@ def report(draw: Draw) -> Question:
         choices.append(Choice(name, options, listed=place == 0))
     return Question(
         "Three tensors under Adam at lr = 1 and the usual settings, over the last 12 steps: the root mean square of g; sqrt(v_hat) at the "
-        "end; the mean size of a\n"
-        "step in units of lr (noise alone: about 0.2); the share of steps in which m_hat and g have different signs (noise alone: about "
-        "0.36); and sqrt(v_hat)/(sqrt(v_hat) + eps).\n\n"
+        "end; the mean size of a step in units of lr (noise alone: about 0.2); the share of steps in which m_hat and g have different signs "
+        "(noise alone: about 0.36); and sqrt(v_hat)/(sqrt(v_hat) + eps).\n\n"
         + columns(("tensor", "rms g", "sqrt(v_hat)", "step/lr", "against", "floor"), rows)
         + "\n\nWhich of these is the state of A, of B and of C?",
         Parts(tuple(choices)),
         "How a huge gradient among small ones looks in a trace, one step later:\n\n" + worked("adam", [1, 1, 2000, -1], (), 1, lr=1.0),
         "\n".join(f"{name}: {DISEASES[disease]}." for name, disease in zip("ABC", chosen, strict=True))
         + "\n\nfloor far below 1: eps. against near 1, and sqrt(v_hat) far above rms g: stale moments. step/lr near 1: a steady gradient. Of "
-        "the other two,\n"
-        "oscillation has the smaller step/lr, near (1 - beta1)/(1 + beta1) = 0.053, since its gradients cancel, and against = 0: m follows "
-        "the last one.",
+        "the other two, oscillation has the smaller step/lr, near (1 - beta1)/(1 + beta1) = 0.053, since its gradients cancel, and against "
+        "= 0: m follows the last one.",
         "Four numbers a tensor tell what a loss curve does not.",
     )
 

@@ -351,7 +351,7 @@ class Question:
 
     def __str__(self) -> str:
         options = self.asks.options if isinstance(self.asks, Parts) else ""
-        return "\n\n".join(part for part in (self.text, options, f"Answer: {self.asks.how}") if part)
+        return reflowed("\n\n".join(part for part in (self.text, options, f"Answer: {self.asks.how}") if part))
 
 
 def reflowed(text: str, width: int = 88) -> str:

@@ -92,8 +92,8 @@ def find_memory(draw: Draw) -> Question:
         draw,
         ("m", "v", "betas", "weights"),
         (Option("the parameter is moved before the gradient is computed", "then m and v would be right, up to the gradient of another place"),),
-        "Somebody's Adam does not remember as it should. Here are its traces, beside those of the right one; a moment stands as it is "
-        "after the step.",
+        "Somebody's Adam does not remember as it should. Here are its traces, beside those of the right one; a moment stands as it is after "
+        "the step.",
         "A moment that stays at 0 was not kept. If none does, look at step 1: it tells by how much a new gradient enters.",
         "States must be stored, with the weights that belong to them.",
     )
@@ -141,9 +141,8 @@ def find_counter(draw: Draw) -> Question:
         ]
     )
     return Question(
-        f"A model has {tensors} parameters, which always get the same gradient, 2. A right Adam with lr = 1 moves each by 1 in every step, "
-        "up to eps.\n"
-        f"This one, with beta1 = {h['beta1']:g} and beta2 = {h['beta2']:g}, moves them by\n\n"
+        f"A model has {tensors} parameters, which always get the same gradient, 2. A right Adam with lr = 1 moves each by 1 in every step, up "
+        f"to eps. This one, with beta1 = {h['beta1']:g} and beta2 = {h['beta2']:g}, moves them by\n\n"
         + columns(("parameter", "step 1", "step 2", "step 3"), rows)
         + f"\n\nWhat is wrong? And which t does it use for parameter {asked} in step {step}?",
         Parts(
@@ -158,9 +157,8 @@ def find_counter(draw: Draw) -> Question:
         ),
         "Parameter 1 is right in step 1 and no longer in step 2. How the correction depends on t, with a gradient of 2:\n\n"
         + worked("adam", [2, 2], ("m_hat", "v_hat"), **h),
-        f"The counter runs 1, 2, …, {tensors} within the first step, so that in step s parameter k is corrected with t = {tensors}(s - 1) + "
-        f"k: here {used}.\n"
-        f"DiffSharp had it. Parameter {asked}, worked through:\n\n"
+        f"The counter runs 1, 2, …, {tensors} within the first step, so that in step s parameter k is corrected with t = {tensors}(s - 1) + k: "
+        f"here {used}. DiffSharp had it. Parameter {asked}, worked through:\n\n"
         + worked(rule, [2.0] * 3, ("m_hat", "v_hat", "direction"), 1, tensors=tensors, place=asked, **h),
         "t belongs to a parameter's own steps.",
     )
@@ -213,9 +211,9 @@ def half_precision(draw: Draw) -> Question:
         low, high = (low, middle) if _float16(values("adam", [middle], beta2=beta2)[0]["v"]) else (middle, high)
     right = (_float16(eps), _bfloat16(beta1), _bfloat16(beta2), high)
     return Question(
-        f"What is stored of eps = {eps:g} in float16, and of beta1 = {beta1:g} and beta2 = {beta2:g} in bfloat16 (8 binary digits)?\n"
-        f"And with the exact beta2, what is the smallest first gradient for which v is not 0 in float16? (NumPy's float16 may help; bfloat16 is\n"
-        "float32 rounded to its first 16 bits.)",
+        f"What is stored of eps = {eps:g} in float16, and of beta1 = {beta1:g} and beta2 = {beta2:g} in bfloat16 (8 binary digits)? And with "
+        "the exact beta2, what is the smallest first gradient for which v is not 0 in float16? (NumPy's float16 may help; bfloat16 is float32 "
+        "rounded to its first 16 bits.)",
         Parts(
             (
                 Number("eps", right[0], 0.01, 1e-12),
@@ -278,9 +276,9 @@ def stale(draw: Draw) -> Question:
     count = len(moments) - 1
     root = math.sqrt(values("adam", [first] + [-1.0] * len(moments), **h)[-1]["v_hat"])
     return Question(
-        f"The first gradient is {first:g}; from t = 2 on all gradients are -1. beta1 = {beta1:g}, beta2 = 0.999. What is m at t = 2? How "
-        "many steps from t = 2 on\n"
-        "go the wrong way, since m is still positive? And how large is sqrt(v_hat) at the first step that goes the right way?",
+        f"The first gradient is {first:g}; from t = 2 on all gradients are -1. beta1 = {beta1:g}, beta2 = 0.999. What is m at t = 2? How many "
+        "steps from t = 2 on go the wrong way, since m is still positive? And how large is sqrt(v_hat) at the first step that goes the right "
+        "way?",
         Parts(
             (Number("m2", moments[0]), whole("steps", count), Number("root", root)),
             (
@@ -293,8 +291,9 @@ def stale(draw: Draw) -> Question:
         ),
         "The article's numbers, as far as the second wrong step:\n\n" + worked("adam", [100, -1, -1], ("g", "m", "v_hat"), 2, lr=1.0),
         columns(("t", "m"), [(str(t), m) for t, m in list(enumerate(moments, 2))[:3] + list(enumerate(moments, 2))[-2:]])
-        + f"\n\nm is above 0 for {count} steps, t = 2 to {count + 1}. When it has turned, sqrt(v_hat) is {root:.5g} where gradients are 1,\n"
-        f"so the way back begins with steps {root:.3g} times too small: beta1 is to blame for the direction, beta2 for how long the return takes.",
+        + f"\n\nm is above 0 for {count} steps, t = 2 to {count + 1}. When it has turned, sqrt(v_hat) is {root:.5g} where gradients are 1, so "
+        f"the way back begins with steps {root:.3g} times too small: beta1 is to blame for the direction, beta2 for how long the return "
+        "takes.",
         "The direction is stale because of beta1, and the return is slow because of beta2.",
     )
 
@@ -331,9 +330,9 @@ def cure(draw: Draw) -> Question:
     rows = [("Adam", str(_wrong_way(adam)), least), *((name, str(count), low) for (name, _), count, low in zip(runs, counts, lowest, strict=True))]
     return Question(
         f"A convex function has its minimum at 0: its slope is {-left:g} left of -0.5, {2 * left:g}x from there to 0, and {steep:g}x on the "
-        "right. Adam starts at 0.4 with\n"
-        f"lr = 1 and beta1 = {beta1:g}, jumps to -0.6, and momentum carries it further away. Which change leaves no step that goes the wrong way?\n"
-        "And how many wrong steps (from t = 2 on, each further left than the one before) does AMSGrad take?",
+        f"right. Adam starts at 0.4 with lr = 1 and beta1 = {beta1:g}, jumps to -0.6, and momentum carries it further away. Which change "
+        "leaves no step that goes the wrong way? And how many wrong steps (from t = 2 on, each further left than the one before) does AMSGrad "
+        "take?",
         Parts(
             (Choice("cure", tuple(options)), whole("amsgrad", counts[1])),
             (Mistake("none", "AMSGrad changes v, and the direction is m's: as many as Adam takes, or nearly", (None, 0.0)),),
@@ -341,8 +340,8 @@ def cure(draw: Draw) -> Question:
         "AMSGrad in the first wrong step; see which of its lines could change the sign:\n\n"
         + worked("amsgrad", [steep * 0.4, -left], (), 1, params=0.4, **h),
         columns(("change", "wrong steps", "lowest"), rows)
-        + "\n\nThe sign of a step is the sign of m. Only what changes m helps: a bound on the gradient that enters it, or a shorter memory of it.\n"
-        "AMSGrad and AdamW were made for other troubles.",
+        + "\n\nThe sign of a step is the sign of m. Only what changes m helps: a bound on the gradient that enters it, or a shorter memory of "
+        "it. AMSGrad and AdamW were made for other troubles.",
         "A variant cures what it was made for; this one is a matter of the gradient's size and of beta1.",
     )
 
@@ -366,11 +365,9 @@ def non_convergence(draw: Draw) -> Question:
     adam, amsgrad = ends("adam"), ends("amsgrad")
     slope = flip * (large - 2) / 3
     return Question(
-        f"In an online problem of the kind of Reddi, Kale and Kumar the slope is {flip * large:g} at every third step (the first "
-        f"included) and {-flip:g} otherwise; x is\n"
-        f"kept between -1 and 1. beta1 = 0, beta2 = {beta2:g}, lr = 0.5/sqrt(t), start at 0. What is the average slope? Near which end of "
-        "the interval\n"
-        "are Adam and AMSGrad after 1,000 steps, 1 or -1?",
+        f"In an online problem of the kind of Reddi, Kale and Kumar the slope is {flip * large:g} at every third step (the first included) and "
+        f"{-flip:g} otherwise; x is kept between -1 and 1. beta1 = 0, beta2 = {beta2:g}, lr = 0.5/sqrt(t), start at 0. What is the average "
+        "slope? Near which end of the interval are Adam and AMSGrad after 1,000 steps, 1 or -1?",
         Parts(
             (Number("slope", slope), Number("adam", adam, 0.0, 0.1), Number("amsgrad", amsgrad, 0.0, 0.1)),
             (
@@ -390,8 +387,8 @@ def non_convergence(draw: Draw) -> Question:
             [("Adam", adam), ("AMSGrad", amsgrad), ("Adam, beta2 = 0.999", ends("adam", 0.999))],
         )
         + f"\n\nThe average slope is {slope:.4g}, so the best x is {-flip:g}. With so short a memory Adam has forgotten the large slope when "
-        "the small ones come:\n"
-        "each step is about lr, and most steps point the wrong way. AMSGrad does not forget; nor, nearly, does Adam with a beta2 near 1.",
+        "the small ones come: each step is about lr, and most steps point the wrong way. AMSGrad does not forget; nor, nearly, does Adam "
+        "with a beta2 near 1.",
         "This is the failure that AMSGrad was made for: rare large gradients, forgotten before they count.",
     )
 

@@ -38,8 +38,8 @@ def moments(draw: Draw) -> Question:
 
     corrected = "these are the corrected moments, m_hat and v_hat, which come later; asked for are m and v"
     return Question(
-        f"Two coordinates, a and b, get the gradient g1 = ({g[0]:g}, {g[1]:g}). Both moments start at 0;\n"
-        f"beta1 = {h['beta1']:g}, beta2 = {h['beta2']:g}. What are the first and the second moment after this step?",
+        f"Two coordinates, a and b, get the gradient g1 = ({g[0]:g}, {g[1]:g}). Both moments start at 0; beta1 = {h['beta1']:g}, beta2 = "
+        f"{h['beta2']:g}. What are the first and the second moment after this step?",
         Parts(
             tuple(Number(name, value) for name, value in zip(names, (*right["m"], *right["v"]), strict=True)),
             (of("weights"), of("betas"), of("square"), Mistake("corrected", corrected, (*right["m_hat"], *right["v_hat"]))),
@@ -69,8 +69,8 @@ def memory(draw: Draw) -> Question:
     heavy = values("momentum", grads, momentum=beta1)[-1]["m"]
     given = ", ".join(f"g{t} = {g:g}" for t, g in enumerate(grads, 1))
     return Question(
-        f"A parameter gets the gradients {given}; beta1 = {beta1:g}, m0 = 0.\n"
-        "What is m4? And at which one step does m point against that step's own gradient?",
+        f"A parameter gets the gradients {given}; beta1 = {beta1:g}, m0 = 0. What is m4? And at which one step does m point against that "
+        "step's own gradient?",
         Parts(
             (Number("m4", m[-1]), whole("step", odd + 1)),
             (
@@ -108,8 +108,8 @@ def half_life(draw: Draw) -> Question:
     counts = steps(short), steps(long)
     horizons = [1 / (1 - beta) for beta in (short, long)]
     return Question(
-        "A gradient enters m with its full weight, 1 - beta1, and then fades. After how many further steps has it at most\n"
-        f"half of this weight, for beta1 = {short:g} and for beta1 = {long:g}?",
+        "A gradient enters m with its full weight, 1 - beta1, and then fades. After how many further steps has it at most half of this "
+        f"weight, for beta1 = {short:g} and for beta1 = {long:g}?",
         Parts(
             (whole("short", counts[0]), whole("long", counts[1])),
             (
@@ -122,8 +122,8 @@ def half_life(draw: Draw) -> Question:
         "A gradient of 1 and then none; watch m, here at beta1 = 0.5, where one further step is enough:\n\n"
         + worked("adam", [1, 0, 0], ("m",), beta1=0.5),
         f"Every further step multiplies the weight by beta1: {short:g}^{counts[0]} = {short ** counts[0]:.4g}, {long:g}^{counts[1]} = "
-        f"{long ** counts[1]:.4g},\n"
-        f"and one step earlier both are above 1/2. In closed form: log(1/2)/log(beta1), rounded up. For beta1 = {short:g}:\n\n"
+        f"{long ** counts[1]:.4g}, and one step earlier both are above 1/2. In closed form: log(1/2)/log(beta1), rounded up. For beta1 = "
+        f"{short:g}:\n\n"
         + columns(
             ("t", "m/m1"), [(str(t), step["m"] / (1 - short)) for t, step in enumerate(values("adam", [1.0] + [0.0] * counts[0], beta1=short))]
         ),
@@ -148,8 +148,8 @@ def squares(draw: Draw) -> Question:
 
     variance = last["v_hat"] - last["m_hat"] ** 2
     return Question(
-        f"A parameter gets the gradients {spoken(grads)}; beta2 = {h['beta2']:g}, v0 = 0.\n"
-        "What is v3? And what is it once the bias is corrected, v_hat3 = v3/(1 - beta2^3)?",
+        f"A parameter gets the gradients {spoken(grads)}; beta2 = {h['beta2']:g}, v0 = 0. What is v3? And what is it once the bias is "
+        "corrected, v_hat3 = v3/(1 - beta2^3)?",
         Parts(
             (Number("v3", last["v"]), Number("v_hat3", last["v_hat"])),
             (
@@ -211,8 +211,8 @@ def written_task(rng: Draw, arguments: str, results: str, wrongs: tuple[Wrong, .
 def write_moments(draw: Draw) -> Question:
     task = written_task(draw, "g, m, v, beta1, beta2", "m, v", tuple(WRONG[name] for name in ("weights", "betas", "square", "m", "v")))
     return Question(
-        "Write a function in a file of its own,\n\n    def step(g, m, v, beta1, beta2):\n        ...\n        return m, v\n\n"
-        "that takes a gradient and the two moments before it, and returns the two moments after it. All are numbers.",
+        "Write a function in a file of its own,\n\n    def step(g, m, v, beta1, beta2):\n        ...\n        return m, v\n\nthat takes a "
+        "gradient and the two moments before it, and returns the two moments after it. All are numbers.",
         task,
         "The formulas stand in every trace:\n\n" + worked("adam", [2], ("m", "v")),
         f"{listing(task.answer)}\n\nPrinted from the graph of the package's own rule.",
@@ -233,9 +233,8 @@ def adaptivity(draw: Draw) -> Question:
     run = Run("adam", [0.0] * 3, lr=lr, beta1=beta1, beta2=0.999, eps=0.0).steps([large, small, large * sign] for sign in signs)
     moved = [abs(float(x)) for x in run.moved[-1]]
     return Question(
-        f"Three coordinates under Adam with lr = {lr:g}, beta1 = {beta1:g}, beta2 = 0.999 and no eps. For 200 steps, a always has the "
-        f"gradient {large:g},\n"
-        f"b always {small:g}, and c has {large:g} and {-large:g} in turn. How far does each move in step 200 (without its sign)?",
+        f"Three coordinates under Adam with lr = {lr:g}, beta1 = {beta1:g}, beta2 = 0.999 and no eps. For 200 steps, a always has the gradient "
+        f"{large:g}, b always {small:g}, and c has {large:g} and {-large:g} in turn. How far does each move in step 200 (without its sign)?",
         Parts(
             tuple(Number(name, value, 0.01) for name, value in zip("abc", moved, strict=True)),
             (
@@ -252,10 +251,9 @@ def adaptivity(draw: Draw) -> Question:
         "The first steps of three such coordinates, in which b is a hundredth of a; compare the lines of m_hat and sqrt(v_hat):\n\n"
         + worked("adam", [(1, 0.01, 1), (1, 0.01, -1)], ("m_hat", "v_hat", "p"), eps=0.0, lr=1.0),
         f"a and b move by lr, {moved[0]:.4g} and {moved[1]:.4g}: v changes the multiplier of the gradient, and the step is the multiplier "
-        "times the gradient.\n"
-        f"c moves by {moved[2]:.4g}, which is (1 - beta1)/(1 + beta1) = {(1 - beta1) / (1 + beta1):.4g} of that: m averages signs that "
-        "disagree, v does not.\n"
-        "So a steady large gradient makes no smaller steps than a steady small one. Disagreement does.",
+        f"times the gradient. c moves by {moved[2]:.4g}, which is (1 - beta1)/(1 + beta1) = {(1 - beta1) / (1 + beta1):.4g} of that: m "
+        "averages signs that disagree, v does not. So a steady large gradient makes no smaller steps than a steady small one. Disagreement "
+        "does.",
         "Not size but disagreement makes steps small.",
     )
 
@@ -276,8 +274,8 @@ def scale(draw: Draw) -> Question:
 
     right = steps()
     return Question(
-        f"Three coordinates have the first gradients {usual:g}, {near:.3g} and {tiny:.3g}; lr = {lr:g}, eps = {eps:g}.\nHow far does the "
-        "first step of Adam move each?",
+        f"Three coordinates have the first gradients {usual:g}, {near:.3g} and {tiny:.3g}; lr = {lr:g}, eps = {eps:g}. How far does the first "
+        "step of Adam move each?",
         Parts(
             tuple(Number(name, value) for name, value in zip("abc", right, strict=True)),
             (
@@ -313,9 +311,8 @@ def first_step(draw: Draw) -> Question:
         for place, text in enumerate(("larger", "smaller", "as large"))
     ]
     return Question(
-        f"beta1 = {beta1:g}, beta2 = {beta2:g}, eps = 0. How many times as large is the first step of Adam without bias correction as the "
-        "one with it?\n"
-        "So, is it larger, smaller or as large?",
+        f"beta1 = {beta1:g}, beta2 = {beta2:g}, eps = 0. How many times as large is the first step of Adam without bias correction as the one "
+        "with it? So, is it larger, smaller or as large?",
         Parts(
             (Number("ratio", ratio), Choice("it_is", tuple(options))),
             (
@@ -328,8 +325,8 @@ def first_step(draw: Draw) -> Question:
         "With beta1 = 0.9 and beta2 = 0.999, without correction; with it, the first step is lr:\n\n"
         + worked("adam", [3], ("m", "v", "direction"), lr=1.0, bias_correction="off"),
         worked("adam", [3], ("m", "v", "direction"), bias_correction="off", **h)
-        + f"\n\nand with correction the direction is 1, so the ratio is (1 - beta1)/sqrt(1 - beta2) = {ratio:.5g}.\n"
-        "m and v both start too small. v is corrected by more, but stands under the root: which of the two wins is a matter of the betas.",
+        + f"\n\nand with correction the direction is 1, so the ratio is (1 - beta1)/sqrt(1 - beta2) = {ratio:.5g}. m and v both start too "
+        "small. v is corrected by more, but stands under the root: which of the two wins is a matter of the betas.",
         "The correction shrinks the first step at the usual betas, and not at all betas.",
     )
 
@@ -347,8 +344,8 @@ def worst_step(draw: Draw) -> Question:
     ratios = off / on
     at = int(ratios.argmax())
     return Question(
-        f"All gradients are 1; beta1 = {beta1:g}, beta2 = {beta2:g}, eps = 0. At which step t is a step without bias correction largest against\n"
-        "the one with it? And how many times as large is it there? (Draw the curve: a few lines of Python, or openadam.Adam with\n"
+        f"All gradients are 1; beta1 = {beta1:g}, beta2 = {beta2:g}, eps = 0. At which step t is a step without bias correction largest "
+        "against the one with it? And how many times as large is it there? (Draw the curve: a few lines of Python, or openadam.Adam with\n"
         'bias_correction="off".)',
         Parts(
             (whole("t", at + 1), Number("ratio", float(ratios[at]))),
@@ -362,9 +359,9 @@ def worst_step(draw: Draw) -> Question:
         "The second and third step without correction, at the usual betas; with it, every direction here is 1:\n\n"
         + worked("adam", [1, 1, 1], ("m", "v", "direction"), 2, lr=1.0, eps=0.0, bias_correction="off"),
         columns(("t", "ratio"), [(str(t + 1), float(ratios[t])) for t in sorted({0, 1, 4, at - 1, at, at + 1, 29, 59, 119})])
-        + f"\n\nThe ratio is (1 - beta1^t)/sqrt(1 - beta2^t). m is nearly full after 1/(1 - beta1) = {1 / (1 - beta1):.0f} steps, v only "
-        f"after {1 / (1 - beta2):.0f}:\n"
-        f"in between the numerator is there and the denominator is not. It peaks at t = {at + 1} with {ratios[at]:.5g}.",
+        + f"\n\nThe ratio is (1 - beta1^t)/sqrt(1 - beta2^t). m is nearly full after 1/(1 - beta1) = {1 / (1 - beta1):.0f} steps, v only after "
+        f"{1 / (1 - beta2):.0f}: in between the numerator is there and the denominator is not. It peaks at t = {at + 1} with "
+        f"{ratios[at]:.5g}.",
         "The article's 3.16 is the first step; the worst comes later.",
     )
 
@@ -394,9 +391,9 @@ def one_step(draw: Draw) -> Question:
     place = f"p{t}"
     start = step_from("adam", **{**state, "g": 0.0}, **h)
     return Question(
-        f"Adam with lr = {h['lr']:g}, beta1 = {h['beta1']:g}, beta2 = {h['beta2']:g}, eps = {h['eps']:g} (so large that its place can be "
-        f"seen) has taken {t - 1} steps.\n"
-        f"Now p = {state['p']:g}, m = {state['m']:g}, v = {state['v']:g}, and the next gradient is {state['g']:g}. Where is p after this step?",
+        f"Adam with lr = {h['lr']:g}, beta1 = {h['beta1']:g}, beta2 = {h['beta2']:g}, eps = {h['eps']:g} (so large that its place can be seen) "
+        f"has taken {t - 1} steps. Now p = {state['p']:g}, m = {state['m']:g}, v = {state['v']:g}, and the next gradient is {state['g']:g}. "
+        "Where is p after this step?",
         Parts(
             (Number(place, by(), 1e-3, 1e-4),),
             (
@@ -423,9 +420,9 @@ def write_adam(draw: Draw) -> Question:
     arguments = "p, g, m, v, t, lr, beta1, beta2, eps"
     task = written_task(draw, arguments, "p, m, v", tuple(WRONG[name] for name in named))
     return Question(
-        f"Write a function in a file of its own,\n\n    def step({arguments}):\n        ...\n        return p, m, v\n\n"
-        "that takes a parameter, its gradient, the moments before the step and the number t of the step (from 1), and returns the parameter and\n"
-        "the moments after it. All are numbers.",
+        f"Write a function in a file of its own,\n\n    def step({arguments}):\n        ...\n        return p, m, v\n\nthat takes a parameter, "
+        "its gradient, the moments before the step and the number t of the step (from 1), and returns the parameter and the moments after it. "
+        "All are numbers.",
         task,
         "Every line with its formula:\n\n" + worked("adam", [2]),
         f"{listing(task.answer)}\n\nPrinted from the graph of the package's own rule (openadam show adam).",
@@ -456,9 +453,8 @@ def flat_region(draw: Draw) -> Question:
         ]
     )
     return Question(
-        f"After {before} steps with the gradient 1 a parameter enters a flat region: its gradient is 0 from now on. beta1 = {beta1:g}, "
-        f"beta2 = {beta2:g},\n"
-        "and there is no eps. By which factor does m/sqrt(v) change in every further step? And so, what becomes of the update?",
+        f"After {before} steps with the gradient 1 a parameter enters a flat region: its gradient is 0 from now on. beta1 = {beta1:g}, beta2 = "
+        f"{beta2:g}, and there is no eps. By which factor does m/sqrt(v) change in every further step? And so, what becomes of the update?",
         Parts(
             (Number("factor", factor), Choice("then", tuple(options))),
             (
@@ -469,10 +465,9 @@ def flat_region(draw: Draw) -> Question:
             ),
         ),
         "One step with a gradient and two without, at other betas:\n\n" + worked("adam", [1, 0, 0], ("m", "v"), 2, beta1=0.5, beta2=0.81, eps=0.0),
-        f"Without a gradient m is multiplied by beta1 and sqrt(v) by sqrt(beta2), so their ratio by beta1/sqrt(beta2) = {factor:.6g}.\n"
-        f"It is below 1, so the update vanishes: after 61 such steps it is {abs(run.moved[-1, 0]):.3g} of lr. The article has it the other "
-        "way round.\n"
-        "What eps is for: a coordinate that never had a gradient (0/0), squares that vanish in the format, and noise near 0.",
+        f"Without a gradient m is multiplied by beta1 and sqrt(v) by sqrt(beta2), so their ratio by beta1/sqrt(beta2) = {factor:.6g}. It is "
+        f"below 1, so the update vanishes: after 61 such steps it is {abs(run.moved[-1, 0]):.3g} of lr. The article has it the other way "
+        "round. What eps is for: a coordinate that never had a gradient (0/0), squares that vanish in the format, and noise near 0.",
         "Without eps nothing blows up here: the update fades, since m forgets sooner than v.",
     )
 
@@ -490,10 +485,9 @@ def momentum(draw: Draw) -> Question:
     m = values("adam", grads, beta1=beta1)[-1]["m"]
     rate = lr * (m / a) / root if a else math.nan
     return Question(
-        f"Classical momentum, a_t = gamma a_(t-1) + g_t, with gamma = {beta1:g}, gets the gradients {spoken(grads)}. What is a3?\n"
-        f"And an Adam with beta1 = {beta1:g}, lr = {lr:g}, without correction and eps, whose second moment is held at V = {root * root:g}: "
-        "which learning rate must\n"
-        "momentum have, so that both make the same steps?",
+        f"Classical momentum, a_t = gamma a_(t-1) + g_t, with gamma = {beta1:g}, gets the gradients {spoken(grads)}. What is a3? And an Adam "
+        f"with beta1 = {beta1:g}, lr = {lr:g}, without correction and eps, whose second moment is held at V = {root * root:g}: which learning "
+        "rate must momentum have, so that both make the same steps?",
         Parts(
             (Number("a3", a), Number("rate", rate)),
             (

@@ -52,13 +52,12 @@ def adam_but(*words: str) -> Rule:
         if "counter" in words:
             t = (h.t - 1) * h.tensors + h.place
         first, second = 1 - h.beta1**t, 1 - h.beta2**t
-        if "multiplied" in words:
-            first, second = 1 / first, 1 / second
         m_hat, v_hat = m / first, v / second
+        if "multiplied" in words:
+            m_hat, v_hat = m * first, v * second
         kept = {"m": m, "v": v}
         if "place" in words:
-            kept = {"m": m_hat, "v": v_hat} if "multiplied" not in words else kept
-            m_hat, v_hat = kept["m"], kept["v"]
+            kept = {"m": m_hat, "v": v_hat}
         if "uncorrected" in words:
             m_hat, v_hat = m, v
         if "twice" in words:
@@ -92,7 +91,7 @@ WRONG = _all(
     Wrong("betas", "beta1 belongs to the first moment and beta2 to the second, and here they have changed places"),
     Wrong("square", "the second moment averages the squares of the gradients, and here it is their magnitudes"),
     Wrong("uncorrected", "the bias correction is missing", made_by="BERTAdam"),
-    Wrong("twice", "the correction is applied twice", made_by="an issue about PennyLane's documentation"),
+    Wrong("twice", "the correction is applied twice", made_by="PennyLane's documentation"),
     Wrong("place", "the corrected moments are stored in place of the moments, so that the next step corrects them again, and so on"),
     Wrong("multiplied", "the correction multiplies where it should divide", made_by="ConvNetJS"),
     Wrong("zero", "the steps are counted from 0; the first step has t = 1"),
