@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.?pp' -o -name 'CMakeLists.txt' \)) pyproject.toml
 
 
-.PHONY: help demo test test-integrations bench lint format mutants sanitize wheel clean
+.PHONY: help demo test test-integrations bench lint format notebooks mutants sanitize wheel clean
 
 help:
 	@echo "make demo               train the same network with six optimizers on real digits, and compare"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench              speed against named peers, in one run"
 	@echo "make lint               ruff, mypy, clang-format"
 	@echo "make format             rewrite the sources in the project's format"
+	@echo "make notebooks          the practices as notebooks, in docs/practice"
 	@echo "make mutants            seeded faults that the test suite must catch"
 	@echo "make sanitize           the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make wheel              a wheel in dist/"
@@ -61,6 +62,9 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i native/*.cpp native/*.hpp
+
+notebooks: .venv/.dev
+	$(BIN)/python -m openadam.practice.notebooks docs/practice
 
 mutants: .venv/.dev
 	$(BIN)/python tests/mutants.py

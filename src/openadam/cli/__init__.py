@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": "train the same network with several optimizers on real data",
     "study": "run an experiment with claims on real data: digits, gan, rl, nlp",
     "trace": "work an optimizer through by hand, every line with its numbers",
+    "practice": "ask questions about Adam, give hints from real traces, and judge answers",
     "show": "print an update rule as it is written, as LaTeX, or as the C++ that is compiled",
     "list": "list the members of the family with their defaults",
     "inspect": "tell what a checkpoint file holds",
