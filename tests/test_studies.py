@@ -206,6 +206,21 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeyp
         assert "Claims" in capsys.readouterr().out
 
 
+def test_an_interrupt_keeps_what_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(study: Study, cells: Any, **_: Any) -> Any:
+        for name, seed in cells[:3]:
+            yield Cell(name, seed, {"test_loss": 1.0 + seed})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(frame, "run_cells", interrupted)
+    path = tmp_path / "cells.jsonl"
+    assert cli.main(["study", "digits", "--settings", "adam;amsgrad", "--seeds", "2", "--json", "--out", str(path)]) == 130
+    out, err = capsys.readouterr()
+    assert f"interrupted after 3 of 4 cells; go on with --out {path} --resume" in err
+    assert [len(setting["metrics"]["test_loss"]["values"]) for setting in json.loads(out)["settings"]] == [2, 1]
+    assert len(path.read_text().splitlines()) == 4
+
+
 # --- what the studies show, on a small budget ---------------------------------------------------------------------------
 
 
