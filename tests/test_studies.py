@@ -281,3 +281,20 @@ def test_the_frame_restores_the_environment() -> None:
     list(run_cells(digits_quickly(), planned(["adam"], 2), workers=2))
     assert dict(os.environ) == before
     assert frame.ONE_THREAD
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_lose_the_results(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: Any) -> bytes:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(digits, "EPOCHS", 1)
+    monkeypatch.setattr(view, "picture", fails)
+    ask = ["study", "digits", "--settings", "adam;amsgrad", "--seeds", "1", "--workers", "1", "--picture"]
+    assert cli.main([*ask, str(tmp_path / "x.png")]) == 1
+    out, err = capsys.readouterr()
+    assert "test accuracy" in out
+    assert "the picture could not be drawn (RuntimeError: no font)" in err
+    assert cli.main([*ask, str(tmp_path / "nowhere" / "x.png")]) == 1
+    assert "no such directory" in capsys.readouterr().err

@@ -181,7 +181,7 @@ class ReferenceTable:
         self.rows: Sequence[Any] = ()
         self.active: list[int] = []
         self._tallies = np.zeros((0, 0))
-        self._computed: tuple[list[Any], list[Any], list[Any]] | None = None  # what is to be written, and where
+        self._computed: list[tuple[Any, Any, Any]] | None = None  # what is to be written: target, value, and which part of the target
 
     taken = property(lambda self: int(self.counts[0]), lambda self, value: self.counts.__setitem__(0, value))
     skipped = property(lambda self: int(self.counts[1]), lambda self, value: self.counts.__setitem__(1, value))
@@ -204,9 +204,7 @@ class ReferenceTable:
     def compute(self, factor: float, measures: Sequence[int]) -> Iterator[tuple[int, str, Array, Array]]:
         """What a step would write; yields row, state (or ``p``), before and after of each, all flat. `update` then writes it."""
         self._tallies = np.zeros((len(self.rows), len(measures)))
-        targets: list[Any] = []
-        values: list[Any] = []
-        keys: list[Any] = []  # which part of each target
+        writes: list[tuple[Any, Any, Any]] = []
         with np.errstate(all="ignore"):
             for i in self.active:
                 row = self.rows[i]
@@ -217,29 +215,26 @@ class ReferenceTable:
                 outputs = outcome(row.update.program, row.gradient.reshape(-1), p, states, once)
                 self._tallies[i] = tally(measures, {"g": row.gradient.reshape(-1), "p": p, "p_after": outputs["p"]})
                 for target, before, name in zip((*row.states, row.view), (*states, p), (*row.update.program.states, "p"), strict=True):
+                    after = np.broadcast_to(outputs[name], p.shape)
                     if row.named is None:
-                        targets.append(target)
-                        keys.append(...)
+                        writes.append((target, after.reshape(target.shape), ...))
                     else:
-                        targets.append(row.as_given(target))
-                        keys.append(row.named)
-                    values.append(np.broadcast_to(outputs[name], p.shape).reshape(target.shape if row.named is None else row.gradient.shape))
-                    yield i, name, before, values[-1].reshape(-1)
-                targets.append(row.numbers)
-                keys.append(...)
-                values.append(np.array([t + 1, *once.memory]))
+                        writes.append((row.as_given(target), after.reshape(row.gradient.shape), row.named))
+                    yield i, name, before, after
+                numbers = np.array([t + 1, *once.memory])
+                writes.append((row.numbers, numbers, ...))
                 for k, name in enumerate(row.update.program.memory):
-                    yield i, name, row.numbers[k + 1 : k + 2], values[-1][k + 1 : k + 2]
-        self._computed = targets, values, keys
+                    yield i, name, row.numbers[k + 1 : k + 2], numbers[k + 1 : k + 2]
+        self._computed = writes
 
     def update(self, factor: float, measures: Sequence[int], threads: int) -> tuple[float, float]:
         if self._computed is None:
             collections.deque(self.compute(factor, measures), maxlen=0)
         assert self._computed is not None
-        targets, values, keys = self._computed
-        self._computed = None
+        writes, self._computed = self._computed, None
         latest = max((int(self.rows[i].numbers[0]) + 1 for i in self.active), default=0)
-        assign_all([*targets, self.counts], [*values, np.array([max(self.taken + 1, latest), self.skipped])], [*keys, ...])
+        writes.append((self.counts, np.array([max(self.taken + 1, latest), self.skipped]), ...))
+        assign_all(*zip(*writes, strict=True))
         return self._total()
 
     def forget(self) -> None:

@@ -39,9 +39,6 @@ class Groups:
         self._told: list[Any] = []  # the settings as they were when the stepper was told; empty: never
         self._scheduled = False
 
-    def __len__(self) -> int:
-        return len(self._parameters)
-
     def read(self, index: int, given: Mapping[str, Any], base: Settings) -> Settings:
         """The settings of a new group: its own, the others those of the optimizer."""
         values = dict(base)
@@ -68,10 +65,6 @@ class Groups:
         self.settings += settings
         self.structures += structures
         self._parameters, self._singles, self._told = parameters, singles, []
-
-    def parameters(self) -> list[list[str]]:
-        """The names of the parameters of each group."""
-        return [list(names) for names in self._parameters]
 
     def check(self, settings: Sequence[Settings]) -> None:
         """Refuse settings that are out of range, or that the parameters' dtype cannot hold; keep numbers as Python floats."""

@@ -147,8 +147,7 @@ class Optimizer:
         self._base: dict[str, Any] = {"weight_decay": 0.0, "maximize": self._maximize}
         for name, value in merged.items():
             if name not in self._names:
-                of_others = chosen is not type(self).rule or any(name in (*t.hyperparameters, *t.initial.values()) for t in chosen.traces())
-                if name not in hyperparameters and of_others:
+                if name not in hyperparameters and (chosen is not type(self).rule or name in chosen.hyperparameters):
                     continue  # a default that this rule, or this variant of it, has no use for
                 raise suggest(type(self).__name__, name, [*self._names, *chosen.options, *OWN_KEYWORDS], ELSEWHERE)
             self._base[name] = checked_or_schedule(name, value)
@@ -387,7 +386,7 @@ class Optimizer:
         targets: list[Any] = []
         values: list[Any] = []
         for row in map(rows.__getitem__, dict.fromkeys(wanted)):
-            settings = {name: at(name, value, self.steps + 1) for name, value in self.groups[row.group].items() if name in self._names}
+            settings = self.groups[row.group]
             if moments:
                 targets += row.states
                 values += [self._initial(name, settings) for name in self._program.states]

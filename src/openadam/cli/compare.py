@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 import sys
 from pathlib import Path
 
 from .arguments import Parser, UsageError, hyperparameter, members, one_of, whole
-from .output import complain, print_json, printable
+from .output import complain, complain_of_picture, draw, print_json, printable, refuse_unwritable
 
 __all__ = ["add_arguments", "run"]
 
@@ -43,7 +41,8 @@ def run(given: argparse.Namespace) -> int:
             view.check_picture_format(picture.suffix)
         except ValueError as error:
             raise UsageError(f"--picture {given.picture}: {error}") from error
-        _check_output(picture, asked=given.picture is not None)
+        _refuse_foreign(picture, asked=given.picture is not None)
+        refuse_unwritable(picture)
     comparison = digits.Comparison(
         given.optimizers or digits.OPTIMIZERS, given.seeds or digits.SEEDS, given.epochs or digits.EPOCHS, given.lr, given.sweep
     )
@@ -66,30 +65,19 @@ def run(given: argparse.Namespace) -> int:
     failure: Exception | None = None
     written = None
     if comparison.runs and picture is not None:
-        try:
-            picture.write_bytes(view.picture(comparison, picture.suffix))
-            written = str(picture)
-        except Exception as error:  # of matplotlib, its settings, the disk: the results are worth printing all the same
-            failure = error
+        failure = draw(picture, lambda: view.picture(comparison, picture.suffix))
+        written = str(picture) if failure is None else None
     if given.json:
         print_json(view.as_json(comparison, written, interrupted=interrupted), indent=None)
     elif written is not None:
         print(f"\nCurves: {printable(picture)}")
-    if isinstance(failure, OSError):
-        raise failure
     if failure is not None:
-        complain(f"error: the picture could not be drawn ({type(failure).__name__}: {' '.join(str(failure).split())[:200]})")
+        complain_of_picture(failure)
         return 1
     return 130 if interrupted else 0
 
 
-def _check_output(path: Path, *, asked: bool) -> None:
-    """Refuse now what could not be written after the runs, and a file of somebody else's that nobody asked to replace."""
+def _refuse_foreign(path: Path, *, asked: bool) -> None:
+    """Refuse a file of somebody else's that nobody asked to replace."""
     if not asked and path.is_file() and DRAWN_BY not in path.read_bytes()[:4096]:
         raise UsageError(f"{path} is there already and was not drawn by this command; name another with --picture")
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a directory, not a picture", str(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(path.parent))
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PermissionError(errno.EACCES, "cannot be written", str(path))

@@ -1,17 +1,29 @@
-"""What commands print: results as JSON or in columns on stdout, complaints in one line on stderr."""
+"""What commands print and draw: results as JSON or in columns on stdout, complaints in one line on stderr, pictures in files."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["assignments", "complain", "discard_output", "print_columns", "print_json", "printable"]
+__all__ = [
+    "assignments",
+    "complain",
+    "complain_of_picture",
+    "discard_output",
+    "draw",
+    "print_columns",
+    "print_json",
+    "printable",
+    "refuse_unwritable",
+]
 
 
 NARROWEST = 20  # a column that is narrower is not worth wrapping
@@ -57,3 +69,32 @@ def print_columns(rows: Iterable[Sequence[object]]) -> None:
 def assignments(values: Mapping[str, Any]) -> str:
     """Names and values on one line: ``lr=0.001 beta1=0.9``."""
     return " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse now a picture that could not be written after the runs."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a directory, not a picture", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(path.parent))
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "cannot be written", str(path))
+
+
+def draw(path: Path, picture: Callable[[], bytes]) -> Exception | None:
+    """Write a picture. What goes wrong, of the library, its settings or the disk, is returned: the results are worth printing all the same."""
+    try:
+        path.write_bytes(picture())
+    except Exception as error:
+        return error
+    return None
+
+
+def complain_of_picture(failure: Exception) -> None:
+    """Say why there is no picture, once the results are out."""
+    if isinstance(failure, OSError):
+        raise failure
+    complain(f"error: the picture could not be drawn ({type(failure).__name__}: {' '.join(str(failure).split())[:200]})")

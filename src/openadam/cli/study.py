@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import Parser, UsageError, near, one_of, whole
-from .output import complain, print_json
+from .output import complain, complain_of_picture, draw, print_json, refuse_unwritable
 
 __all__ = ["add_arguments", "run"]
 
@@ -46,10 +46,11 @@ def run(given: argparse.Namespace) -> int:
                 raise UsageError(f"there is no setting {name!r}; {near(name, [setting.name for setting in study.settings])}")
     if given.resume and given.out is None:
         raise UsageError("--resume goes on with a file: name it with --out")
+    module("rich", "studies")
     if given.list:
         view.print_study(study)
         return 0
-    for needed in (*study.needs, "rich"):
+    for needed in study.needs:
         module(needed, "studies")
     if given.sweep:
         if study.sweep is None:
@@ -57,32 +58,27 @@ def run(given: argparse.Namespace) -> int:
         view.print_sweep(study, study.sweep())
         return 0
     if given.picture is not None:
-        _check_picture(given.picture, view)
+        try:
+            view.check_picture_format(given.picture.suffix)
+        except ValueError as error:
+            raise UsageError(f"--picture {given.picture}: {error}") from error
+        refuse_unwritable(given.picture)
     seeds = given.seeds or (study.full_seeds if given.full else study.seeds)
     workers = given.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     cells, interrupted = _cells(frame, view, study, frame.planned(settings, seeds), given, workers)
     if not cells:
         return 130
-    files = []
-    if given.picture is not None:
-        given.picture.write_bytes(view.picture(study, cells, given.picture.suffix))
-        files.append(str(given.picture))
-    if given.out is not None:
-        files.append(str(given.out))
+    failure = draw(given.picture, lambda: view.picture(study, cells, given.picture.suffix)) if given.picture is not None else None
+    files = [str(file) for file in (given.picture if failure is None else None, given.out) if file is not None]
     if given.json:
         print_json(view.as_json(study, cells, files), indent=None)
     else:
         view.print_results(study, cells, files)
+    if failure is not None:
+        sys.stdout.flush()
+        complain_of_picture(failure)
+        return 1
     return 130 if interrupted else 0
-
-
-def _check_picture(path: Path, view: Any) -> None:
-    try:
-        view.check_picture_format(path.suffix)
-    except ValueError as error:
-        raise UsageError(f"--picture {path}: {error}") from error
-    if not path.parent.is_dir() or path.is_dir():
-        raise UsageError(f"--picture {path}: there is no such directory, or it is one")
 
 
 def _cells(frame: Any, view: Any, study: Any, cells: list[tuple[str, int]], given: argparse.Namespace, workers: int) -> tuple[list[Any], bool]:

@@ -169,6 +169,13 @@ class Rule:
     def __deepcopy__(self, memo: object) -> Rule:
         return self
 
+    @property
+    def hyperparameters(self) -> list[str]:
+        """The hyperparameters of an optimizer of this rule, whatever its options: what it reads, where its states start, and those of all."""
+        traces = self.traces()
+        starts = [start for traced in traces for start in traced.initial.values() if isinstance(start, str)]
+        return list(dict.fromkeys([*ALWAYS_THERE, *(name for traced in traces for name in traced.hyperparameters), *starts]))
+
     def traces(self) -> list[Traced]:
         """The graph of every variant."""
         return [self.trace(**choice) for choice in self.variants()]

@@ -27,6 +27,7 @@ import numpy as np
 
 from .. import family
 from ..errors import GradientError
+from ..row_sparse import Rows
 from ..schedules import WarmUp
 from . import module
 from .digits import search
@@ -108,9 +109,7 @@ def _train_words(member: str, lr: float, seed: int, steps: int) -> tuple[dict[st
         batch = random.integers(len(words), size=BATCH)
         of_rows, of_output, of_bias = _word_gradients(weights, words[batch], nexts[batch])
         if lazy:
-            import openadam
-
-            embedding: Any = openadam.Rows(words[batch], of_rows)
+            embedding: Any = Rows(words[batch], of_rows)
         else:
             embedding = np.zeros_like(weights["embedding"])
             np.add.at(embedding, words[batch], of_rows)

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import collections
 import math
+import operator
 from typing import Any
 
 import numpy as np
 
+from .. import rules
+from ..language.arrays import NUMBERS, evaluate
 from . import module
 from .frame import Cell, Claim, Setting, Study
 
@@ -85,11 +88,12 @@ def run(setting: Setting, seed: int, full: bool) -> Cell:
         torch.nn.functional.mse_loss(values, goals).backward()
         since += 1
         look = since in PLACES and t > 2 * SYNC  # after the first changes all is new
+        before = [_second_moment(optimizer.state[p], p) for p in online.parameters()] if look else []
         optimizer.step(measure=look)
         if look:
             squares = sum(seen["update_sum_squares"] for seen in optimizer.last_step.measures.values())
             profiles[SIZE].setdefault(since, []).append(math.sqrt(squares / count) / LR)
-            profiles[RMS].setdefault(since, []).append(_rms(optimizer, count))
+            profiles[RMS].setdefault(since, []).append(_rms(optimizer, before) / math.sqrt(count))
     environment.close()
     curves = {
         name: ([float(place) for place in sorted(seen)], [float(np.mean(seen[place])) for place in sorted(seen)]) for name, seen in profiles.items()
@@ -101,15 +105,25 @@ def run(setting: Setting, seed: int, full: bool) -> Cell:
     return Cell(setting.name, seed, metrics, curves)
 
 
-def _rms(optimizer: Any, count: int) -> float:
-    """The root of the mean of g**2 / v_hat, v_hat as the step left it."""
+V_HAT = rules.adam.trace().named["v_hat"]
+ON_ARRAYS = {**NUMBERS, "power": operator.pow}
+
+
+def _second_moment(state: Any, p: Any) -> Any:
+    """As it is now, in float64; 0 where it was begun anew."""
+    return state["exp_avg_sq"].double().numpy().copy() if "exp_avg_sq" in state else np.zeros(tuple(p.shape))
+
+
+def _rms(optimizer: Any, before: list[Any]) -> float:
+    """The root of the sum of g**2 / v_hat, v_hat by the rule's own graph from the second moments before the step."""
     total = 0.0
     for group in optimizer.param_groups:
-        for p in group["params"]:
-            state = optimizer.state[p]
-            v_hat = state["exp_avg_sq"].double() / (1 - group["betas"][1] ** float(state["step"]))
-            total += float((p.grad.double() ** 2 / v_hat.clamp(min=1e-30)).sum())
-    return math.sqrt(total / count)
+        for p, v in zip(group["params"], before, strict=True):
+            g = p.grad.double().numpy()
+            scalars = {("scalar", "beta2"): group["betas"][1], ("scalar", "t"): float(optimizer.state[p]["step"])}
+            (v_hat,) = evaluate([V_HAT], {("tensor", "g"): g, ("state", "v"): v, **scalars}, ON_ARRAYS)
+            total += float((g**2 / np.maximum(v_hat, 1e-30)).sum())
+    return math.sqrt(total)
 
 
 STUDY = Study(

@@ -64,7 +64,7 @@ def stepped(row: Reached, factor: float, clip_value: float, how: str) -> tuple[l
         factor: What the gradient is multiplied by.
         clip_value: Largest magnitude of an element of it.
         how: ``graph``, in torch operations; ``compiled``, these under `torch.compile`; ``blocks``, where the row lies in this machine's
-            memory by the NumPy reference, which is several times as fast there.
+            memory by the NumPy reference, which keeps its intermediate values in the cache.
     """
     program = row.update.program
     once = row.update.once(row.steps + 1, factor, clip_value, row.memory)

@@ -51,7 +51,12 @@ class Member:
     @cached_property
     def required(self) -> tuple[str, ...]:
         """The numbers that a group must have."""
-        return tuple(dict.fromkeys(["lr", *(["weight_decay"] if self.decays else []), *(key for key, _ in self.numbers.values())]))
+        return tuple(dict.fromkeys(key for key, _ in self.places.values()))
+
+    @cached_property
+    def places(self) -> Mapping[str, tuple[str, int | None]]:
+        """Where a group has each number that moves its parameters."""
+        return {name: (name, None) for name in (["lr", "weight_decay"] if self.decays else ["lr"])} | dict(self.numbers)
 
     def traced(self, group: Group) -> Traced:
         """The rule of a group, with its options."""
@@ -77,8 +82,7 @@ class Member:
             HyperparameterError: One is missing, no number, or out of range.
         """
         found: dict[str, Any] = {} if self.decays else {"weight_decay": 0.0}
-        every = {"lr": ("lr", None), **({"weight_decay": ("weight_decay", None)} if self.decays else {}), **self.numbers}
-        for name, (key, place) in every.items():
+        for name, (key, place) in self.places.items():
             if key not in group:
                 raise HyperparameterError(f"group {index} has lost its {key!r}")
             value = group[key]

@@ -143,8 +143,9 @@ def check_names(no_decay: Any, groups: Sequence[Mapping[str, Any]]) -> None:
     every = [p for group in groups for p in group["params"]]
     parameters = dict(zip((n for group in groups for n in group["param_names"]) if named else map(str, range(len(every))), every, strict=False))
     if callable(no_decay):
+        asked = predicate(no_decay)
         for name, p in parameters.items():
-            predicate(no_decay)(name, p)
+            asked(name, p)
     refuse_strangers(no_decay, parameters, "a tensor", None if named else "give model.named_parameters()")
 
 
@@ -160,7 +161,7 @@ def chosen_parameters(params: Any, groups: Sequence[Mapping[str, Any]]) -> list[
             every.append((group, str(group["param_names"][k]) if "param_names" in group else str(len(every)), p))
     if params is None:
         return every
-    by_name, by_tensor = {name: each for each in every for name in [each[1]]}, {id(each[2]): each for each in every}
+    by_name, by_tensor = {each[1]: each for each in every}, {id(each[2]): each for each in every}
     found: dict[int, tuple[Mapping[str, Any], str, Any]] = {}
     for item in [params] if isinstance(params, (str, Tensor)) else params:
         each = by_name.get(item) if isinstance(item, str) else by_tensor.get(id(item))

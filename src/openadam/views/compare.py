@@ -21,7 +21,7 @@ from ..rules import update_program
 from ..studies import demo_module
 from ..studies.digits import BATCH, EPOCHS, EVERY, LAYERS, RATES, SWEEP_SEEDS, TARGET, Comparison, Run, best, load_data
 
-__all__ = ["Progress", "Summary", "as_json", "check_picture_format", "picture", "print_sweep", "print_table", "summarize"]
+__all__ = ["Progress", "Summary", "as_json", "check_picture_format", "new_console", "picture", "print_sweep", "print_table", "summarize"]
 
 # Okabe and Ito's colours, which most colour-blind people tell apart; line styles tell near-equal curves apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#8C6D31")
@@ -122,7 +122,8 @@ def _table(**settings: Any) -> Any:
     return demo_module("rich.table").Table(box=demo_module("rich.box").SIMPLE_HEAD, **settings)
 
 
-def _console() -> Any:
+def new_console() -> Any:
+    """What results are printed to: as wide as the terminal, wide in a file."""
     console = demo_module("rich.console").Console(highlight=False)
     if not console.is_terminal:
         console.width = 160  # a file has no width of its own
@@ -138,7 +139,7 @@ def _print_titled(console: Any, title: str, table: Any, notes: Sequence[str]) ->
 
 def print_table(comparison: Comparison, *, interrupted: bool = False) -> None:
     """The summaries as a table, and below it what the numbers are."""
-    console = _console()
+    console = new_console()
     table = _table(padding=(0, 1) if console.width >= WIDE else 0)
     table.add_column("optimizer", no_wrap=True)
     for column in ("learning\nrate", "test\naccuracy %", "test\nloss", "training\nloss", f"steps to\n{100 * TARGET:g} %", "µs per\nstep"):
@@ -214,7 +215,7 @@ def print_sweep(comparison: Comparison) -> None:
         winner = rates.index(best(scores))
         cells[winner] = f"[bold]{cells[winner].rstrip()}*[/bold]"
         rows.append([MEMBERS[optimizer].__name__, *cells])
-    console = _console()
+    console = new_console()
     if console.width < WIDE:
         rows = [list(column) for column in zip(*rows, strict=True)]  # there are more rates than optimizers
     table = _table(padding=0)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..studies import module
+from ..studies.digits import best
 from ..studies.frame import Cell, Study, judge
-from .compare import COLOURS, STYLES, check_picture_format
+from .compare import COLOURS, STYLES, check_picture_format, new_console
 
 __all__ = ["Progress", "as_json", "check_picture_format", "picture", "print_results", "print_study", "print_sweep"]
 
@@ -50,13 +51,6 @@ class Progress:
 # --- text --------------------------------------------------------------------------------------------------------------
 
 
-def _console() -> Any:
-    console = module("rich.console", "studies").Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # a file has no width of its own
-    return console
-
-
 def _table(*headings: str) -> Any:
     table = module("rich.table", "studies").Table(box=module("rich.box", "studies").SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for place, heading in enumerate(headings):
@@ -66,7 +60,7 @@ def _table(*headings: str) -> Any:
 
 def print_study(study: Study) -> None:
     """What a study will do: settings, numbers and claims."""
-    console = _console()
+    console = new_console()
     console.print(f"\n[bold]{study.title}[/bold]: {len(study.settings)} settings, {study.seeds} seeds (--full: {study.full_seeds})\n")
     for setting in study.settings:
         console.print(f"  {setting.name}: {', '.join(f'{name}={value}' for name, value in setting.hyperparameters.items())}", soft_wrap=True)
@@ -90,9 +84,9 @@ def print_sweep(study: Study, scores: Mapping[str, Mapping[float, float]]) -> No
     rates = sorted({rate for own in scores.values() for rate in own})
     table = _table("", *(f"{rate:g}" for rate in rates))
     for name, own in scores.items():
-        best = min(own, key=lambda rate: (own[rate], rate))
-        table.add_row(name, *("" if rate not in own else f"{own[rate]:.3f}{'*' if rate == best else ' '}" for rate in rates))
-    console = _console()
+        chosen = best(own)
+        table.add_row(name, *("" if rate not in own else f"{own[rate]:.3f}{'*' if rate == chosen else ' '}" for rate in rates))
+    console = new_console()
     console.print(f"\n[bold]{study.title}[/bold]: validation score by learning rate")
     console.print(table)
 
@@ -112,7 +106,7 @@ def _settings(study: Study, cells: Sequence[Cell]) -> list[str]:
 
 def print_results(study: Study, cells: Sequence[Cell], files: Sequence[str]) -> None:
     """The numbers of every setting, and below them what became of the claims."""
-    console = _console()
+    console = new_console()
     seeds = len({cell.seed for cell in cells})
     console.print(f"\n[bold]{study.title}[/bold], {seeds} seed{'s' if seeds != 1 else ''}")
     columns = _columns(study, cells)
@@ -187,7 +181,6 @@ def as_json(study: Study, cells: Sequence[Cell], files: Sequence[str]) -> dict[s
 def picture(study: Study, cells: Sequence[Cell], suffix: str) -> bytes:
     """Every curve as the mean over the seeds, and what was drawn on the way, in one of the formats of `check_picture_format`."""
     matplotlib = module("matplotlib", "studies")
-    matplotlib.use("Agg")
     figures = module("matplotlib.figure", "studies")
     names = list(dict.fromkeys(name for cell in cells for name in cell.curves))
     drawn = [cell for cell in cells if cell.images and cell.seed == min(other.seed for other in cells)]

@@ -159,8 +159,7 @@ def trace(
     (2.0, -4.0)
     """
     cls, chosen = find_member(rule)
-    known = {"lr", "weight_decay", *chosen.options, *(name for traced in chosen.traces() for name in traced.hyperparameters)}
-    known |= {start for traced in chosen.traces() for start in traced.initial.values() if isinstance(start, str)}
+    known = [*chosen.hyperparameters, *chosen.options]
     for name in hyperparameters:
         if name not in known:
             raise suggest(f"the trace of {chosen.name}", name, [*known, "coupling", "maximize", "clip_norm", "clip_value"])
