@@ -37,6 +37,8 @@ EVALUATION, NOTATION = "src/openadam/language/arrays.py", "src/openadam/language
 TABLE, SCALARS, TENSORS, FRAMEWORK = "native/table.cpp", "src/openadam/language/cpp.py", "native/tensors.cpp", "native/framework.hpp"
 HOST, ROWS, ROW_TABLE, LOADING, SHARDS = (f"src/openadam/torch/{name}.py" for name in ("host", "rows", "table", "loading", "shards"))
 SPARSE = ("test_row_sparse.py", "test_torch_sparse.py")
+FRAME, RATES, ANSWERS = "src/openadam/studies/frame.py", "src/openadam/studies/rates.py", "src/openadam/practice/model.py"
+STUDIES, PRACTICE = ("test_studies.py",), ("test_practice.py",)
 TORCH = ("test_tensors.py", "test_torch_memory.py", "test_torch.py", "test_torch_faults.py", "test_torch_checkpoints.py")
 
 MUTANTS = (
@@ -108,7 +110,7 @@ MUTANTS = (
     Mutant("each shard clipped for itself", SHARDS, "math.hypot(*column) if key in spread else norms[key]", "norms[key]", ("test_torch_distributed.py",)),
     Mutant("a choice written over what it chooses from", EVALUATION, 'if operation != "where" or (each == operands[2] and each not in operands[:2])', "if True", ("test_language.py", "test_own_rules.py", "test_native.py")),
     Mutant("the gradient prepared for the first block only", EVALUATION, '            if each is not program:\n                given["g"] = made[0]\n', '            if each is not program and not start:\n                given["g"] = made[0]\n', ("test_native.py", "test_contract.py", "test_language.py")),
-    Mutant("chunks measured without the last", ENGINE, "for start in range(0, p.size, PIECE):", "for start in range(0, p.size - 1, PIECE):", ("test_native.py", "test_contract.py")),
+    Mutant("chunks measured without the last", ENGINE, 'for start in range(0, arrays["g"].size, PIECE):', 'for start in range(0, arrays["g"].size - 1, PIECE):', ("test_native.py", "test_contract.py")),
     Mutant("skips counted over good steps", STEP, "return count if after == self.steps else 0", "return count", ("test_settings.py",)),
     Mutant("giving up that goes on counting", STEP, "            self.latest_skips = [taken, 0]\n", "", ("test_settings.py",)),
     Mutant("a schedule that gives way to a number", "src/openadam/arrays/states.py", "        elif callable(own[name]):\n", "        elif False:\n", ("test_settings.py",)),
@@ -130,7 +132,20 @@ MUTANTS = (
     Mutant("a dense step over as many elements as the lazy one before", "native/arrays.cpp", "  row.length = table.item(i).elements;\n  row.layout = -1;\n", "  row.layout = -1;\n", SPARSE),
     Mutant("dense gradients of SparseAdam", ROW_TABLE, 'if self.member.sparse == "required" and', "if False and", SPARSE),
     Mutant("decay beside sparse gradients", ROWS, '        if self.update.values["weight_decay"] != 0:\n', "        if False:\n", SPARSE),
-    Mutant("a step without rows not counted", ENGINE, "                targets.append(row.numbers)\n", "                targets.append(row.numbers if p.size else np.zeros_like(row.numbers))\n", SPARSE),
+    Mutant("a step without rows not counted", ENGINE, "writes.append((row.numbers, numbers, ...))", "writes.append((row.numbers, numbers if p.size else row.numbers, ...))", SPARSE),
+    Mutant("a reset that fills what it can", HOST, "or not can_be_filled(tensor)", "or tensor.is_inference()", ("test_reset.py",)),
+    Mutant("steps begun anew with the moments", HOST, "if moments and steps:", "if moments:", ("test_reset.py",)),
+    Mutant("an interval of the normal distribution", FRAME, '.t.ppf(0.975, len(effects) - 1)', ".norm.ppf(0.975)", STUDIES),
+    Mutant("an interval of one side", FRAME, "ppf(0.975,", "ppf(0.95,", STUDIES),
+    Mutant("seeds not paired", FRAME, "a, b = mine[seed], other[seed]", "a, b = mine[seed], other[min(other)]", STUDIES),
+    Mutant("not seen as within noise", FRAME, 'verdict = "seen" if claim.direction == "below" else "not seen"', 'verdict = "seen" if claim.direction == "below" else verdict', STUDIES),
+    Mutant("what is not finite counted", FRAME, "if math.isfinite(a) and math.isfinite(b) and", "if", STUDIES),
+    Mutant("differences without a sign", FRAME, "effects.append(math.log(a / b) if ratio else a - b)", "effects.append(math.log(a / b) if ratio else abs(a - b))", STUDIES),
+    Mutant("a line that was cut off kept", FRAME, '        path.write_text("\\n".join(whole) + "\\n")  # without a line that was cut off\n', "", STUDIES),
+    Mutant("cells of another budget gone on with", FRAME, "if not isinstance(found, dict) or {**found, \"openadam\": __version__} != header:", "if not isinstance(found, dict):", STUDIES),
+    Mutant("a sweep that stops at its grid", RATES, "pending = [low - 1] if chosen == rate(low)", "pending = [] if chosen == rate(low)", ("test_digits.py",)),
+    Mutant("any part right is right", ANSWERS, "        if all(right):\n", "        if any(right):\n", PRACTICE),
+    Mutant("known mistakes not named", ANSWERS, "if (value := mistake.values[place]) is not None and", "if (value := None) is not None and", PRACTICE),
 )  # fmt: skip
 
 

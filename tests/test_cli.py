@@ -372,7 +372,7 @@ def test_compare_prints_a_table_and_writes_a_picture(run, tmp_path):
     assert "on this machine" in out
     assert out.endswith("\nCurves: openadam-digits.png\n")
     assert (tmp_path / "openadam-digits.png").read_bytes().startswith(b"\x89PNG")
-    assert err.startswith("seed 1 of 2 done; about ")
+    assert err.startswith("1 of 4 done (seed 1 of 2: SGD); about ")
     assert err.count("\n") == 1
 
 
@@ -498,7 +498,7 @@ def test_interrupted_before_the_first_run(run, monkeypatch, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
 def test_ctrl_c(tmp_path):
     process = start(command("compare", "digits", "--optimizers", "adam", "--epochs", "1", "--seeds", "1000"), cwd=tmp_path)
-    assert process.stderr.readline().startswith("seed 1 of 1000 done")
+    assert process.stderr.readline().startswith("1 of 1000 done (seed 2 of 1000: Adam); about ")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130

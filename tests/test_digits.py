@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from openadam.studies import demo_module, digits
+from openadam.studies import demo_module, digits, rates
 from openadam.views.compare import summarize
 
 DATA = digits.load_data()
@@ -150,9 +150,9 @@ def test_summary():
 
 
 def test_rates_are_half_decades():
-    assert [digits.rate(k) for k in range(-4, 3)] == [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
-    assert {digits.rate(k) for k in digits.SWEEP_GRID} == {0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3}
-    assert set(digits.RATES.values()) <= {digits.rate(k) for k in digits.SWEEP_LIMITS}
+    assert [rates.rate(k) for k in range(-4, 3)] == [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
+    assert {rates.rate(k) for k in rates.GRID} == {0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3}
+    assert set(digits.RATES.values()) <= {rates.rate(k) for k in rates.LIMITS}
 
 
 @pytest.mark.parametrize(
@@ -161,25 +161,25 @@ def test_rates_are_half_decades():
         (-3, [-4, -3, -2]),  # within the grid
         (-7, [-8, -7, -6, -5, -4, -3, -2]),  # widened downwards
         (1, [-4, -3, -2, -1, 0, 1, 2]),  # and upwards
-        (-99, list(range(digits.SWEEP_LIMITS[0], -1))),  # not for ever
-        (99, list(range(-4, digits.SWEEP_LIMITS[-1] + 1))),
+        (-99, list(range(rates.LIMITS[0], -1))),  # not for ever
+        (99, list(range(-4, rates.LIMITS[-1] + 1))),
     ],
 )
 def test_search_widens_the_grid_until_the_best_is_within(optimum, tried):
-    place = {digits.rate(k): k for k in digits.SWEEP_LIMITS}
-    scores = digits.search(lambda lr: abs(place[lr] - optimum), grid=range(-4, -1))
-    assert list(scores) == [digits.rate(k) for k in tried]
-    assert digits.best(scores) == digits.rate(min(max(optimum, digits.SWEEP_LIMITS[0]), digits.SWEEP_LIMITS[-1]))
+    place = {rates.rate(k): k for k in rates.LIMITS}
+    scores = rates.search(lambda lr: abs(place[lr] - optimum), grid=range(-4, -1))
+    assert list(scores) == [rates.rate(k) for k in tried]
+    assert rates.best(scores) == rates.rate(min(max(optimum, rates.LIMITS[0]), rates.LIMITS[-1]))
 
 
 def test_search_never_chooses_what_diverged():
-    scores = digits.search(lambda lr: math.nan if lr > 0.01 else 1.0 + (lr - 0.003) ** 2, grid=range(-8, 0))
-    assert digits.best(scores) == 0.003
+    scores = rates.search(lambda lr: math.nan if lr > 0.01 else 1.0 + (lr - 0.003) ** 2, grid=range(-8, 0))
+    assert rates.best(scores) == 0.003
     assert scores[0.03] == math.inf
 
 
 def test_a_tie_goes_to_the_smaller_rate():
-    assert digits.best({0.1: 1.0, 0.01: 1.0, 0.001: 2.0}) == 0.01
+    assert rates.best({0.1: 1.0, 0.01: 1.0, 0.001: 2.0}) == 0.01
 
 
 def test_reduced_sweep_picks_the_best_of_a_tiny_grid():
@@ -188,8 +188,8 @@ def test_reduced_sweep_picks_the_best_of_a_tiny_grid():
     for lr in scores:
         assert scores[lr] == pytest.approx(np.mean([train("adam", lr, seed, epochs=1).validation_loss for seed in (1000, 1001)]))
     assert len(heard) == 2 * len(scores)
-    assert digits.best(scores) == min(scores, key=scores.get)
-    assert min(scores) < digits.best(scores) < max(scores)
+    assert rates.best(scores) == min(scores, key=scores.get)
+    assert min(scores) < rates.best(scores) < max(scores)
 
 
 def test_the_stated_rate_of_adam_is_what_its_sweep_finds():
@@ -197,7 +197,7 @@ def test_the_stated_rate_of_adam_is_what_its_sweep_finds():
     around = range(-6, -3)
     scores = digits.sweep("adam", digits.EPOCHS, DATA, grid=around)
     assert len(scores) == len(around)
-    assert digits.best(scores) == digits.RATES["adam"]
+    assert rates.best(scores) == digits.RATES["adam"]
 
 
 def test_sweep_and_comparison_share_no_seed():
@@ -230,7 +230,7 @@ def test_comparison_with_one_rate_for_all():
 def test_comparison_with_sweep_uses_what_it_found(monkeypatch):
     monkeypatch.setattr(digits, "sweep", lambda optimizer, epochs, data, on_run: {0.1: 2.0, 0.2: 1.0, 0.3: 3.0})
     comparison = digits.Comparison(("adam",), seeds=1, epochs=1, with_sweep=True)
-    assert comparison.planned == 1 + len(digits.SWEEP_GRID) * len(digits.SWEEP_SEEDS)
+    assert comparison.planned == 1 + len(rates.GRID) * len(digits.SWEEP_SEEDS)
     comparison.run(DATA)
     assert [run.lr for run in comparison.runs] == [0.2]
     assert comparison.planned == 1 + 3 * len(digits.SWEEP_SEEDS)

@@ -125,3 +125,31 @@ def test_what_cannot_be_reset_over_torch_is_refused_by_name() -> None:
         optimizer.reset(steps=False)
     with pytest.raises(HyperparameterError, match="counts no steps"):
         hosts.SGD([p], momentum=0.9).reset(moments=False)
+
+
+def _expanded(state: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(1).expand(state.shape)
+
+
+def _emptied(state: torch.Tensor) -> torch.Tensor:
+    state.untyped_storage().resize_(0)
+    return state
+
+
+def _of_inference(state: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.zeros_like(state)
+
+
+@pytest.mark.parametrize("spoil", [_expanded, _emptied, _of_inference, torch.Tensor.to_sparse])
+def test_a_state_that_refuses_to_be_filled_leaves_the_others_as_they_were(spoil: Any) -> None:
+    first, second = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = hosts.Adam([("v", first), ("w", second)])
+    first.grad, second.grad = torch.ones(3), torch.ones(3)
+    optimizer.step()
+    before = {key: value.clone() for key, value in optimizer.state[first].items()}
+    optimizer.state[second]["exp_avg_sq"] = spoil(optimizer.state[second]["exp_avg_sq"])
+    with pytest.raises(ParameterError, match="state 'exp_avg_sq' of parameter 'w' is no tensor that can be written; nothing was changed"):
+        optimizer.reset(steps=False)
+    assert all(torch.equal(before[key], value) for key, value in optimizer.state[first].items())
+    assert optimizer.state[second]["exp_avg"].all()

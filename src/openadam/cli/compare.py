@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -32,13 +33,14 @@ def add_arguments(parser: Parser) -> None:
 def run(given: argparse.Namespace) -> int:
     from ..studies import demo_module, digits
     from ..views import compare as view
+    from ..views import pictures, terminal
 
     for module in ("rich", "sklearn", "matplotlib"):
         demo_module(module)
     picture = Path(given.picture or DEFAULT_PICTURE) if given.picture is not None or not given.json else None
     if picture is not None:
         try:
-            view.check_picture_format(picture.suffix)
+            pictures.check_picture_format(picture.suffix)
         except ValueError as error:
             raise UsageError(f"--picture {given.picture}: {error}") from error
         _refuse_foreign(picture, asked=given.picture is not None)
@@ -52,8 +54,9 @@ def run(given: argparse.Namespace) -> int:
     interrupted = False
     try:
         data = digits.load_data()
-        with view.Progress(comparison) as progress:
-            comparison.run(data, progress.doing)
+        with terminal.Progress(comparison.planned) as progress:
+            begun = itertools.count()
+            comparison.run(data, lambda stage, what: progress.at(done := next(begun), max(comparison.planned, done + 1), f"{stage}: {what}"))
     except KeyboardInterrupt:
         interrupted = True
         complain("interrupted; what is done follows" if comparison.runs or comparison.sweeps else "interrupted before the first run was done")

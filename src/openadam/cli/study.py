@@ -35,6 +35,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     from ..studies import frame, module
+    from ..views import pictures
     from ..views import study as view
 
     study: frame.Study = importlib.import_module(f"..studies.{given.study}", __package__).STUDY
@@ -59,13 +60,13 @@ def run(given: argparse.Namespace) -> int:
         return 0
     if given.picture is not None:
         try:
-            view.check_picture_format(given.picture.suffix)
+            pictures.check_picture_format(given.picture.suffix)
         except ValueError as error:
             raise UsageError(f"--picture {given.picture}: {error}") from error
         refuse_unwritable(given.picture)
     seeds = given.seeds or (study.full_seeds if given.full else study.seeds)
     workers = given.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    cells, interrupted = _cells(frame, view, study, frame.planned(settings, seeds), given, workers)
+    cells, interrupted = _cells(frame, study, frame.planned(settings, seeds), given, workers)
     if not cells:
         return 130
     failure = draw(given.picture, lambda: view.picture(study, cells, given.picture.suffix)) if given.picture is not None else None
@@ -81,8 +82,10 @@ def run(given: argparse.Namespace) -> int:
     return 130 if interrupted else 0
 
 
-def _cells(frame: Any, view: Any, study: Any, cells: list[tuple[str, int]], given: argparse.Namespace, workers: int) -> tuple[list[Any], bool]:
+def _cells(frame: Any, study: Any, cells: list[tuple[str, int]], given: argparse.Namespace, workers: int) -> tuple[list[Any], bool]:
     """The finished cells, in the order in which they were planned; and whether there was an interrupt."""
+    from ..views import terminal
+
     try:
         file = frame.CellFile(given.out, study, full=given.full, resume=given.resume) if given.out is not None else None
     except FileExistsError as error:
@@ -90,14 +93,14 @@ def _cells(frame: Any, view: Any, study: Any, cells: list[tuple[str, int]], give
     done = {(cell.setting, cell.seed): cell for cell in (file.cells if file is not None else ()) if (cell.setting, cell.seed) in cells}
     left = [cell for cell in cells if cell not in done]
     interrupted = False
-    with view.Progress(study.title, len(left)) as progress:
+    with terminal.Progress(len(left)) as progress:
         running = frame.run_cells(study, left, full=given.full, workers=workers)
         try:
             for cell in running:
                 done[cell.setting, cell.seed] = cell
                 if file is not None:
                     file.append(cell)
-                progress.done(f"{cell.setting}, seed {cell.seed}")
+                progress.at(len(done) - len(cells) + len(left), len(left), f"{cell.setting}, seed {cell.seed}")
         except KeyboardInterrupt:
             interrupted = True
         finally:

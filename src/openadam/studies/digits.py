@@ -28,10 +28,11 @@ from ..errors import NonFiniteGradientError, NonFiniteStateError
 from ..family import MEMBERS
 from . import demo_module
 from .frame import Cell, Claim, Setting, Study, planned, run_cells
+from .rates import GRID, best, search
 
 __all__ = [
-    "BATCH", "EPOCHS", "EVERY", "LAYERS", "OPTIMIZERS", "RATES", "SEEDS", "STUDY", "SWEEP_GRID", "SWEEP_SEEDS", "TARGET",
-    "Comparison", "Data", "Images", "Run", "best", "load_data", "search", "sweep", "train",
+    "BATCH", "EPOCHS", "EVERY", "LAYERS", "OPTIMIZERS", "RATES", "SEEDS", "STUDY", "SWEEP_SEEDS", "TARGET",
+    "Comparison", "Data", "Images", "Run", "load_data", "sweep", "train",
 ]  # fmt: skip
 
 Array = npt.NDArray[np.float32]
@@ -54,8 +55,6 @@ RATES = {
     "adamax": 0.01, "nadam": 0.003, "nadamw": 0.03, "radam": 0.01, "radamw": 0.01,
 }  # fmt: skip
 SWEEP_SEEDS = range(1000, 1005)
-SWEEP_GRID = range(-8, 0)  # in half decades, see `rate`: 0.0001 to 0.3
-SWEEP_LIMITS = range(-16, 9)  # no further than 0.00000001 to 10000
 
 
 class Images(NamedTuple):
@@ -205,39 +204,13 @@ def train(optimizer: str, lr: float, seed: int, epochs: int, data: Data, *, ever
 # --- the sweep of learning rates ---------------------------------------------------------------------------------------
 
 
-def rate(half_decade: int) -> float:
-    """The rates 1 and 3 times the powers of ten, in order: ..., -3: 0.03, -2: 0.1, -1: 0.3, 0: 1, ..."""
-    return float(f"{(1, 3)[half_decade % 2]}e{half_decade // 2}")
-
-
-def best(scores: Mapping[float, float]) -> float:
-    """The rate with the least score, the smaller of two that tie."""
-    return min(scores, key=lambda lr: (scores[lr], lr))
-
-
-def search(score: Callable[[float], float], grid: Iterable[int] = SWEEP_GRID) -> dict[float, float]:
-    """The scores of the grid's rates, widened half a decade at a time until the best is not at an end; NaN counts as infinite."""
-    scores: dict[float, float] = {}
-    pending = sorted(grid)
-    low, high = pending[0], pending[-1]
-    while pending:
-        for half_decade in pending:
-            value = score(rate(half_decade))
-            scores[rate(half_decade)] = math.inf if math.isnan(value) else value
-        low, high = min(low, *pending), max(high, *pending)
-        chosen = best(scores)
-        pending = [low - 1] if chosen == rate(low) else [high + 1] if chosen == rate(high) else []
-        pending = [half_decade for half_decade in pending if half_decade in SWEEP_LIMITS]
-    return dict(sorted(scores.items()))
-
-
 def sweep(
     optimizer: str,
     epochs: int,
     data: Data,
     *,
     seeds: Sequence[int] = SWEEP_SEEDS,
-    grid: Iterable[int] = SWEEP_GRID,
+    grid: Iterable[int] = GRID,
     on_run: Callable[[str], None] = lambda rate: None,
 ) -> dict[float, float]:
     """The mean validation loss after training at each rate; `best` of it is the rate to use. ``on_run`` hears of every run."""
@@ -268,7 +241,7 @@ class Comparison:
     @property
     def planned(self) -> int:
         """How many runs there will be, as far as that is known: a sweep may go further than its grid."""
-        rates = sum(len(self.sweeps.get(optimizer, SWEEP_GRID)) for optimizer in self.optimizers) if self.with_sweep else 0
+        rates = sum(len(self.sweeps.get(optimizer, GRID)) for optimizer in self.optimizers) if self.with_sweep else 0
         return len(self.optimizers) * self.seeds + rates * len(SWEEP_SEEDS)
 
     def rate_of(self, optimizer: str) -> float:

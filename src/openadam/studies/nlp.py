@@ -30,8 +30,8 @@ from ..errors import GradientError
 from ..row_sparse import Rows
 from ..schedules import WarmUp
 from . import module
-from .digits import search
 from .frame import Cell, Claim, Setting, Study
+from .rates import search
 
 __all__ = ["STUDY"]
 

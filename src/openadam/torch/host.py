@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import itertools
 import operator
 import os
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
@@ -21,6 +23,7 @@ from ..hyperparameters import checked
 from ..step import StepReport, alone, check_dtype
 from . import loading
 from .members import Member
+from .memory import can_be_filled
 from .options import (
     Chosen,
     Engine,
@@ -364,12 +367,11 @@ class Host(_Base):
                 tensor = state.get(key)
                 if tensor is None:
                     continue
-                if not isinstance(tensor, Tensor) or tensor.is_inference():
+                if not isinstance(tensor, Tensor) or not can_be_filled(tensor):
                     raise ParameterError(f"reset: the state {key!r} of parameter {name!r} is no tensor that can be written; nothing was changed")
                 filled.append((tensor, first))
-        with torch.no_grad():
-            for tensor, first in filled:
-                tensor.fill_(first)
+        with torch.no_grad():  # no Python code runs between the fills, so no signal handler does
+            deque(itertools.starmap(Tensor.fill_, filled), maxlen=0)
         for state in dropped:
             for key in self.member.state_keys.intersection(state):
                 del state[key]

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from .. import engine as engines
-from ..memory import Piece
+from ..memory import Piece, first_shared
 
 __all__ = [
     "FRAMEWORK",
     "arithmetic_of",
     "array_over",
     "as_array",
+    "can_be_filled",
     "dtype_name",
     "has_numbers",
     "is_memory",
@@ -88,6 +89,13 @@ def lies_within(tensor: Tensor) -> bool:
         return True
     reach = tensor.storage_offset() + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (reach + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def can_be_filled(tensor: Tensor) -> bool:
+    """Whether every element of a tensor can be overwritten: it is no inference tensor, lies in its storage, and no two share a place."""
+    if tensor.is_inference() or tensor.layout is not torch.strided or not lies_within(tensor):
+        return False
+    return not is_memory(tensor) or first_shared([piece(tensor)[1]]) is None
 
 
 def dtype_name(dtype: torch.dtype) -> str:

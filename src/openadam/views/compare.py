@@ -6,8 +6,6 @@ import io
 import math
 import platform
 import statistics
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,13 +17,12 @@ from .. import engine as engines
 from ..family import MEMBERS
 from ..rules import update_program
 from ..studies import demo_module
-from ..studies.digits import BATCH, EPOCHS, EVERY, LAYERS, RATES, SWEEP_SEEDS, TARGET, Comparison, Run, best, load_data
+from ..studies.digits import BATCH, EPOCHS, EVERY, LAYERS, RATES, SWEEP_SEEDS, TARGET, Comparison, Run, load_data
+from ..studies.rates import best
+from .pictures import COLOURS, STYLES
+from .terminal import new_console
 
-__all__ = ["Progress", "Summary", "as_json", "check_picture_format", "new_console", "picture", "print_sweep", "print_table", "summarize"]
-
-# Okabe and Ito's colours, which most colour-blind people tell apart; line styles tell near-equal curves apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#8C6D31")
-STYLES = ("-", "--", "-.", ":")
+__all__ = ["Summary", "as_json", "picture", "print_sweep", "print_table", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -76,42 +73,6 @@ def _by_optimizer(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return {name: [run for run in runs if run.optimizer == name] for name in names}
 
 
-# --- progress ----------------------------------------------------------------------------------------------------------
-
-
-class Progress:
-    """What is being done and how long it may still take, on stderr: a bar on a terminal, elsewhere a line whenever a stage is done."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        progress, console = (
-            demo_module("rich.progress"),
-            demo_module("rich.console").Console(stderr=True, **({"file": io.StringIO()} if sys.stderr is None else {})),
-        )  # closed: not into the results
-        self.comparison, self.live = comparison, console.is_interactive
-        self.started, self.begun, self.stage = time.monotonic(), 0, ""
-        columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TaskProgressColumn()]
-        columns += [progress.TimeRemainingColumn(), progress.TextColumn("left")]
-        self.bar = progress.Progress(*columns, console=console, transient=True, disable=not self.live)
-        self.task = self.bar.add_task("", total=comparison.planned)
-
-    def __enter__(self) -> Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
-    def doing(self, stage: str, what: str) -> None:
-        """The next run of the comparison starts."""
-        done, total = self.begun, max(self.comparison.planned, self.begun + 1)
-        if self.live:
-            self.bar.update(self.task, description=f"{stage}: {what}", completed=done, total=total)
-        elif self.stage not in ("", stage):
-            left = (time.monotonic() - self.started) * (total / done - 1)
-            print(f"{self.stage} done; about {left:.0f} s left", file=sys.stderr, flush=True)
-        self.begun, self.stage = done + 1, stage
-
-
 # --- tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -120,14 +81,6 @@ WIDE = 78  # columns from which on tables are set with room between theirs
 
 def _table(**settings: Any) -> Any:
     return demo_module("rich.table").Table(box=demo_module("rich.box").SIMPLE_HEAD, **settings)
-
-
-def new_console() -> Any:
-    """What results are printed to: as wide as the terminal, wide in a file."""
-    console = demo_module("rich.console").Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # a file has no width of its own
-    return console
 
 
 def _print_titled(console: Any, title: str, table: Any, notes: Sequence[str]) -> None:
@@ -286,12 +239,6 @@ def _finite(value: Any) -> Any:
 
 
 # --- the picture -------------------------------------------------------------------------------------------------------
-
-
-def check_picture_format(suffix: str) -> None:
-    """Raise ValueError if no picture can be written to a file with this ending."""
-    if suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"a picture's file name ends in .png, .pdf or .svg, not in {suffix!r}")
 
 
 def picture(comparison: Comparison, suffix: str) -> bytes:

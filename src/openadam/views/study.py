@@ -1,51 +1,21 @@
-"""A study as people see it: what it will do, progress while it runs, a table with its verdicts, JSON, and a picture."""
+"""A study as people see it: what it will do, a table with its verdicts, JSON, and a picture."""
 
 from __future__ import annotations
 
 import io
 import math
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..studies import module
-from ..studies.digits import best
 from ..studies.frame import Cell, Study, judge
-from .compare import COLOURS, STYLES, check_picture_format, new_console
+from ..studies.rates import best
+from .pictures import COLOURS, STYLES
+from .terminal import new_console
 
-__all__ = ["Progress", "as_json", "check_picture_format", "picture", "print_results", "print_study", "print_sweep"]
-
-
-class Progress:
-    """How many cells are done and how long it may still take, on stderr: a bar on a terminal, elsewhere a line now and then."""
-
-    def __init__(self, title: str, total: int) -> None:
-        progress, console = module("rich.progress", "studies"), module("rich.console", "studies")
-        screen = console.Console(stderr=True, **({"file": io.StringIO()} if sys.stderr is None else {}))
-        self.live, self.total, self.count, self.begun, self.told = screen.is_interactive, total, 0, time.monotonic(), 0.0
-        columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn()]
-        self.bar = progress.Progress(*columns, console=screen, transient=True, disable=not self.live)
-        self.task = self.bar.add_task(title[:40], total=total)
-
-    def __enter__(self) -> Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
-    def done(self, what: str) -> None:
-        """One more cell is done."""
-        self.count += 1
-        self.bar.update(self.task, completed=self.count)
-        spent = time.monotonic() - self.begun
-        if not self.live and sys.stderr is not None and (spent - self.told > 10 or self.count == self.total):
-            left = spent / self.count * (self.total - self.count)
-            print(f"{self.count} of {self.total} cells ({what}); about {left:.0f} s left", file=sys.stderr, flush=True)
-            self.told = spent
+__all__ = ["as_json", "picture", "print_results", "print_study", "print_sweep"]
 
 
 # --- text --------------------------------------------------------------------------------------------------------------
