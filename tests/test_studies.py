@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,7 @@ def numbered(*values: float) -> dict[int, float]:
 
 
 BELOW, ABOVE = STUDY.claims[0], dataclasses.replace(STUDY.claims[0], direction="above")
+RATIO = dataclasses.replace(BELOW, statistic="ratio", bound=1.0)
 NOISE = (0.3, -0.2, 0.1, -0.1, 0.2)
 VERDICTS: dict[str, tuple[Claim, list[Cell], str, int]] = {
     "an effect": (BELOW, cells(numbered(*NOISE), numbered(*(x + 5 for x in NOISE[::-1]))), "seen", 5),
@@ -60,9 +65,28 @@ VERDICTS: dict[str, tuple[Claim, list[Cell], str, int]] = {
     "NaN and infinity are no seeds": (BELOW, cells(numbered(0, 0.1, math.nan, 0.0), numbered(5, 5.1, 5, math.inf)), "seen", 2),
     "a number": (dataclasses.replace(BELOW, against=None, bound=2.0), cells(numbered(*NOISE), {}), "seen", 5),
     "a bound": (dataclasses.replace(BELOW, bound=-6.0), cells(numbered(*NOISE), numbered(*(x + 5 for x in NOISE))), "not seen", 5),
+    "within": (dataclasses.replace(BELOW, direction="within", bound=1.0), cells(numbered(*NOISE), numbered(*NOISE[::-1])), "seen", 5),
+    "within, and far below": (
+        dataclasses.replace(BELOW, direction="within", bound=1.0),
+        cells(numbered(*NOISE), numbered(*(x + 5 for x in NOISE))),
+        "not seen",
+        5,
+    ),
+    "within, and far above": (
+        dataclasses.replace(BELOW, direction="within", bound=1.0),
+        cells(numbered(*NOISE), numbered(*(x - 5 for x in NOISE))),
+        "not seen",
+        5,
+    ),
+    "within, and across": (
+        dataclasses.replace(BELOW, direction="within", bound=0.1),
+        cells(numbered(*NOISE), numbered(*NOISE[::-1])),
+        "within noise",
+        5,
+    ),
     "a ratio": (dataclasses.replace(BELOW, statistic="ratio", bound=0.6), cells(numbered(1, 2, 4), numbered(2, 4, 8)), "seen", 3),
     "a ratio above": (dataclasses.replace(BELOW, statistic="ratio", bound=0.4), cells(numbered(1, 2, 4), numbered(2, 4, 8)), "not seen", 3),
-    "a ratio of what is not positive": (dataclasses.replace(BELOW, statistic="ratio"), cells(numbered(-1, 0), numbered(1, 1)), "within noise", 0),
+    "a ratio of what is not positive": (RATIO, cells(numbered(-1, 0), numbered(1, 1)), "within noise", 0),
 }
 
 
@@ -100,7 +124,8 @@ def test_cells_side_by_side_are_those_of_one_after_the_other() -> None:
 
 
 def digits_quickly() -> Study:
-    return dataclasses.replace(digits.STUDY, settings=[Setting(name, {"lr": digits.RATES[name], "epochs": 1}) for name in ("adam", "momentum")])
+    settings = [Setting(name, {"lr": digits.RATES[name], "epochs": 1}) for name in ("adam", "momentum")]
+    return dataclasses.replace(digits.STUDY, settings=settings, claims=[])
 
 
 def test_resumed_is_as_if_never_interrupted(tmp_path: Path) -> None:
@@ -121,6 +146,74 @@ def test_resumed_is_as_if_never_interrupted(tmp_path: Path) -> None:
     last = CellFile(path, STUDY, full=False, resume=True)
     assert json.dumps([dataclasses.asdict(cell) for cell in without_time(last.cells)]) == json.dumps([dataclasses.asdict(cell) for cell in whole])
     assert [judge(claim, last.cells) for claim in STUDY.claims] == [judge(claim, whole) for claim in STUDY.claims]
+
+
+def test_going_on_writes_nothing_that_it_need_not(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    file = CellFile(path, STUDY, full=False, resume=False)
+    for cell in run_cells(STUDY, CELLS):
+        file.append(cell)
+    before, modified = path.read_bytes(), path.stat().st_mtime_ns
+    assert len(CellFile(path, STUDY, full=False, resume=True).cells) == len(CELLS)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (before, modified)
+    path.write_bytes(before[:-7])  # the last line lost its end
+    assert len(CellFile(path, STUDY, full=False, resume=True).cells) == len(CELLS) - 1
+    assert path.read_bytes() == before[: before[:-1].rindex(b"\n") + 1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[]", b"{}", b"5", b'"x"', b"nothing", b"\xff\xfe", b"", b'{"setting": "low", "seed": 0}']
+    + [
+        json.dumps({**dataclasses.asdict(Cell("low", 0, {"x": 1.0})), **wrong}).encode()
+        for wrong in (
+            {"seed": "0"},
+            {"metrics": {}},
+            {"metrics": [1]},
+            {"metrics": {"x": "a"}},
+            {"curves": {"walk": [1]}},
+            {"colour": 1},
+            {"setting": 3},
+        )
+    ],
+)
+def test_a_line_that_is_no_cell_is_named_and_left(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "cells.jsonl"
+    file = CellFile(path, STUDY, full=False, resume=False)
+    file.append(made_up(STUDY.settings[0], 0, False))
+    with path.open("ab") as damaged:
+        damaged.write(line + b"\n")
+    file.append(made_up(STUDY.settings[1], 0, False))
+    before = path.read_bytes()
+    with pytest.raises(StudyError, match=r"line 3 of .* is no cell of a study"):
+        CellFile(path, STUDY, full=False, resume=True)
+    assert path.read_bytes() == before
+
+
+def test_what_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="leave --resume out"):
+        CellFile(tmp_path / "typo.jsonl", STUDY, full=False, resume=True)
+    with pytest.raises(IsADirectoryError, match="is a directory"):
+        CellFile(tmp_path, STUDY, full=False, resume=False)
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    CellFile(empty, STUDY, full=False, resume=False)
+    header = json.loads(empty.read_text())
+    empty.write_text(json.dumps({**header, "openadam": "0.0.1"}) + "\n")
+    with pytest.raises(StudyError, match=r"begun by openadam 0\.0\.1"):
+        CellFile(empty, STUDY, full=False, resume=True)
+
+
+def test_a_study_that_contradicts_itself_is_refused() -> None:
+    for wrong in ({"direction": "under"}, {"statistic": "quotient"}, {"statistic": "ratio"}, {"direction": "within"}):
+        with pytest.raises(StudyError, match="low is lower"):
+            dataclasses.replace(BELOW, **wrong)
+    with pytest.raises(StudyError, match="has no setting 'lower'; there are: low; high"):
+        dataclasses.replace(STUDY, claims=[dataclasses.replace(BELOW, setting="lower")])
+    with pytest.raises(StudyError, match="two settings of one name"):
+        dataclasses.replace(STUDY, settings=[*STUDY.settings, STUDY.settings[0]])
+    with pytest.raises(StudyError, match="has no setting 'lower'"):
+        list(run_cells(STUDY, [("lower", 0)]))
 
 
 def test_files_of_others_are_refused(tmp_path: Path) -> None:
@@ -145,18 +238,17 @@ def test_claims_are_of_settings_and_numbers_that_there_are(study: Study) -> None
         assert claim.setting in names
         assert claim.against is None or claim.against in names
         assert claim.metric in study.metrics
-        assert claim.direction in ("below", "above")
-        assert claim.statistic in ("difference", "ratio")
         assert claim.source
 
 
 def test_a_study_as_data_and_picture() -> None:
     done = list(run_cells(STUDY, CELLS))
     data = json.loads(json.dumps(view.as_json(STUDY, done, ["a file"]), allow_nan=False))
-    assert list(data) == ["study", "settings", "claims", "files"]
-    assert [list(setting) for setting in data["settings"]] == [["name", "hyperparameters", "metrics"]] * 2
+    assert list(data) == ["openadam", "study", "full", "settings", "claims", "files"]
+    assert [list(setting) for setting in data["settings"]] == [["name", "hyperparameters", "metrics", "seeds", "diverged"]] * 2
     assert len(data["settings"][0]["metrics"]["x"]["values"]) == 4
-    assert list(data["claims"][0]) == ["claim", "source", "verdict", "effect", "interval", "seeds"]
+    assert list(data["claims"][0])[:7] == ["claim", "source", "verdict", "effect", "interval", "seeds", "left_out"]
+    assert {name: data["claims"][0][name] for name in ("metric", "setting", "direction")} == {"metric": "x", "setting": "low", "direction": "below"}
     assert view.picture(STUDY, done, ".png")[:4] == b"\x89PNG"
     assert b"<svg" in view.picture(STUDY, done[:1], ".svg")[:1000]
 
@@ -188,19 +280,32 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeyp
     assert [setting["name"] for setting in data["settings"]] == ["adam", "amsgrad"]
     assert data["files"] == ["digits.svg", "cells.jsonl"]
     assert cli.main(ask) == 2  # the file is there
+    assert "give --resume" in capsys.readouterr().err
     assert cli.main([*ask, "--resume"]) == 0
     out, err = capsys.readouterr()
     assert "within noise" in out or "seen" in out
-    assert "cells" in err
+    assert err == ""
+    assert cli.main([*ask[:-2], "--settings", "adam;adam"]) == 0
+    out, err = capsys.readouterr()
+    assert "1 of 2 done (adam, seed 0); about" in err
     for wrong, says in (
         (["study", "gann"], "did you mean 'gan'?"),
         (["study", "digits", "--settings", "adm"], "no setting 'adm'; did you mean 'adam'?"),
         (["study", "digits", "--resume"], "name it with --out"),
+        (["study", "digits", "--resume", "--out", "typo.jsonl"], "there is no typo.jsonl to go on with"),
+        (["study", "digits", "--out", "x.png", "--picture", "x.png"], "cannot hold both"),
+        (["study", "digits", "--list", "--json", "--seeds", "2"], "leave --seeds, --json out"),
+        (["study", "digits", "--sweep", "--settings", "adam"], "leave --settings out"),
+        (["study", "gan", "--settings", "nonsense"], "betas (0.9, 0.999); betas (0.5, 0.999)"),
+        (["study", "json:loads"], "not an openadam.studies.frame.Study"),
+        (["study"], "which study? digits, gan, rl, nlp"),
         (["study", "digits", "--picture", "x.bmp"], "--picture x.bmp"),
         (["study", "gan", "--sweep"], "chooses no learning rates"),
     ):
         assert cli.main(wrong) == 2
         assert says in capsys.readouterr().err
+    assert cli.main(["study", "--list"]) == 0
+    assert capsys.readouterr().out.startswith("digits  Handwritten digits")
     for name in ("digits", "gan", "rl", "nlp"):
         assert cli.main(["study", name, "--list"]) == 0
         assert "Claims" in capsys.readouterr().out
@@ -219,6 +324,60 @@ def test_an_interrupt_keeps_what_is_done(capsys: pytest.CaptureFixture[str], tmp
     assert f"interrupted after 3 of 4 cells; go on with --out {path} --resume" in err
     assert [len(setting["metrics"]["test_loss"]["values"]) for setting in json.loads(out)["settings"]] == [2, 1]
     assert len(path.read_text().splitlines()) == 4
+
+
+def test_a_full_disk_loses_no_result(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: CellFile, cell: Cell) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(digits, "EPOCHS", 1)
+    monkeypatch.setattr(CellFile, "append", full)
+    ask = ["study", "digits", "--settings", "adam", "--seeds", "2", "--workers", "1", "--out", str(tmp_path / "cells.jsonl")]
+    assert cli.main(ask) == 1
+    out, err = capsys.readouterr()
+    assert "test accuracy" in out
+    assert err.count("No space left on device; the cells from here on are in no file") == 1
+
+
+def test_a_study_of_ones_own_runs_by_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # closed
+    assert cli.main(["study", f"{__name__}:STUDY", "--seeds", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["study"] == "made-up"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_program(tmp_path: Path, number: int) -> None:
+    (tmp_path / "endless.py").write_text(
+        "import dataclasses, os, pathlib, time\n"
+        "from openadam.studies.frame import Cell, Setting, Study\n"
+        "def run(setting, seed, full):\n"
+        "    pathlib.Path(str(os.getpid())).touch()\n"
+        "    time.sleep(600)\n"
+        "STUDY = Study('endless', 'Endless', {'x': 'nothing'}, [Setting('a', {}), Setting('b', {})], [], run, 1, 1)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openadam", "study", "endless:STUDY", "--workers", "2"], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(workers := [int(file.name) for file in tmp_path.iterdir() if file.name.isdecimal()]) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+        while any(alive(worker) for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 # --- what the studies show, on a small budget ---------------------------------------------------------------------------

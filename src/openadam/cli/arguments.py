@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -13,7 +15,7 @@ from ..family import MEMBERS
 from ..hyperparameters import HYPERPARAMETERS, SYNONYMS, checked
 from ..rules import FAMILY
 
-__all__ = ["Parser", "UsageError", "hyperparameter", "members", "near", "normalized", "one_of", "setting", "whole"]
+__all__ = ["Parser", "UsageError", "hyperparameter", "members", "named_object", "near", "normalized", "one_of", "setting", "whole"]
 
 
 class UsageError(Exception):
@@ -83,11 +85,27 @@ def normalized(arguments: Iterable[str]) -> list[str]:
     return result
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def named_object(name: str) -> Any:
+    """What ``module:attribute`` names, of a module in the current directory too."""
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: people try out files of the directory they are in
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except SystemExit as left:
+        raise UsageError(f"{name}: the module ended the program, sys.exit({left.code!r})") from left
+    except Exception as error:  # whatever the module's own code raises
+        raise UsageError(f"{name}: {error if isinstance(error, (OpenAdamError, ImportError)) else f'{type(error).__name__}: {error}'}") from error
+    return found
+
+
+def near(name: str, known: Iterable[str], separator: str = ", ") -> str:
     """What a wrong name may have been meant to be, or all that there is."""
     known = list(known)
     close = difflib.get_close_matches(name.lower(), known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"there {'is' if len(known) == 1 else 'are'} {', '.join(known)}"
+    return f"did you mean {close[0]!r}?" if close else f"there {'is' if len(known) == 1 else 'are'} {separator.join(known)}"
 
 
 def one_of(what: str, words: Sequence[str]) -> Callable[[str], str]:

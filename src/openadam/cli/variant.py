@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..arrays.optimizer import Optimizer
-from ..errors import OpenAdamError
 from ..family import MEMBERS
 from ..hyperparameters import HYPERPARAMETERS
 from ..language.rule import Rule
-from .arguments import UsageError, near, one_of, setting
+from .arguments import UsageError, named_object, near, one_of, setting
 
 __all__ = ["add_variant_arguments", "as_usage", "chosen_options", "find_rule"]
 
@@ -34,17 +31,7 @@ def find_rule(name: str) -> Any:
         if name.lower() not in MEMBERS:
             raise UsageError(f"there is no rule {name!r}; {near(name, MEMBERS)}")
         return name.lower()
-    module, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: people try out files of the directory they are in
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except SystemExit as left:
-        raise UsageError(f"{name}: the module ended the program, sys.exit({left.code!r})") from left
-    except Exception as error:  # whatever the module's own code raises
-        raise UsageError(f"{name}: {error if isinstance(error, (OpenAdamError, ImportError)) else f'{type(error).__name__}: {error}'}") from error
+    found = named_object(name)
     if not isinstance(found, Rule) and not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise UsageError(f"{name} is of type {type(found).__name__}, not a function decorated with @openadam.rule")
     return found

@@ -7,10 +7,12 @@ import math
 import multiprocessing
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from . import module
 __all__ = ["Cell", "CellFile", "Claim", "Setting", "Study", "StudyError", "Verdict", "judge", "planned", "run_cells"]
 
 
-class StudyError(OpenAdamError):
-    """A file of cells is not that of this study."""
+class StudyError(OpenAdamError, ValueError):
+    """A study contradicts itself, or a file of cells is not that of this study."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,16 @@ class Claim:
     setting: str
     against: str | None
     direction: str
-    """``below`` or ``above`` the bound."""
+    """``below`` or ``above`` the bound, or ``within`` it in either direction from 0."""
     bound: float = 0.0
     statistic: str = "difference"
-    """Or ``ratio``, of metrics that are positive."""
+    """Or ``ratio``, of metrics that are positive; its mean is the geometric one."""
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("below", "above", "within") or self.statistic not in ("difference", "ratio"):
+            raise StudyError(f"{self.claim!r}: {self.direction!r} of a {self.statistic!r} is not below, above or within, of a difference or ratio")
+        if (self.statistic == "ratio" or self.direction == "within") and not self.bound > 0:
+            raise StudyError(f"{self.claim!r}: the bound of a ratio, or of what lies within it, is above 0, not {self.bound!r}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,10 @@ class Verdict:
     verdict: str
     effect: float
     interval: tuple[float, float] | None
+    """None for fewer than two seeds, of which nothing can be told from noise."""
     seeds: int
+    left_out: int = 0
+    """Seeds that were run and have no finite number (or for a ratio, none above 0)."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +111,27 @@ class Study:
     sweep: Callable[[], Mapping[str, Mapping[float, float]]] | None = None
     """Chooses the learning rates anew: by setting, the validation score of each rate."""
     notes: Sequence[str] = ()
+    across: str = "step"
+    """What its curves are drawn over."""
+
+    def __post_init__(self) -> None:
+        names = [setting.name for setting in self.settings]
+        if len(set(names)) < len(names):
+            raise StudyError(f"the study {self.name} has two settings of one name: {'; '.join(names)}")
+        for claim in self.claims:
+            for name in filter(None, (claim.setting, claim.against)):
+                self.setting(name)
 
     def setting(self, name: str) -> Setting:
-        """The setting of this name."""
-        return next(setting for setting in self.settings if setting.name == name)
+        """The setting of this name.
+
+        Raises:
+            StudyError: There is none.
+        """
+        for setting in self.settings:
+            if setting.name == name:
+                return setting
+        raise StudyError(f"the study {self.name} has no setting {name!r}; there are: {'; '.join(setting.name for setting in self.settings)}")
 
 
 # --- running -----------------------------------------------------------------------------------------------------------
@@ -116,7 +144,10 @@ def planned(settings: Iterable[str], seeds: int) -> list[tuple[str, int]]:
 
 
 def run_cells(study: Study, cells: Sequence[tuple[str, int]], *, full: bool = False, workers: int = 1) -> Iterator[Cell]:
-    """Run cells, side by side in processes of their own where there are workers; yields each when it is done."""
+    """Run cells, side by side in processes of their own where there are workers; yields each when it is done.
+
+    Every cell has one thread, so that its numbers do not depend on how many run beside it.
+    """
     if workers == 1 or len(cells) < 2:
         for name, seed in cells:
             yield _timed(study.run, study.setting(name), seed, full)
@@ -126,7 +157,7 @@ def run_cells(study: Study, cells: Sequence[tuple[str, int]], *, full: bool = Fa
     os.environ.update(ONE_THREAD)  # the workers read it when they start
     waiting = iter(cells)
     running: set[Future[Cell]] = set()
-    pool = ProcessPoolExecutor(min(workers, len(cells)), context)
+    pool = ProcessPoolExecutor(min(workers, len(cells)), context, _end_with_parent)
     try:
         while True:
             while len(running) < workers and (cell := next(waiting, None)) is not None:
@@ -150,10 +181,23 @@ def run_cells(study: Study, cells: Sequence[tuple[str, int]], *, full: bool = Fa
 ONE_THREAD = dict.fromkeys(("OPENADAM_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
+def _end_with_parent() -> None:
+    """Let a worker end when the process that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _timed(run: Callable[[Setting, int, bool], Cell], setting: Setting, seed: int, full: bool) -> Cell:
     begun = time.perf_counter()
     try:
-        cell = run(setting, seed, full)
+        with module("threadpoolctl", "studies").threadpool_limits(1):
+            cell = run(setting, seed, full)
     except (NonFiniteGradientError, NonFiniteStateError) as error:
         cell = Cell(setting.name, seed, {}, refused=str(error))
     return replace(cell, seconds=time.perf_counter() - begun)
@@ -164,29 +208,38 @@ class CellFile:
 
     Raises:
         FileExistsError: There is a file, and it is not to be gone on with.
-        StudyError: It is of another study or budget, or no such file.
+        FileNotFoundError: There is none to go on with.
+        StudyError: It is of another study, budget or version, or no such file; it is left as it is.
     """
 
     def __init__(self, path: Path, study: Study, *, full: bool, resume: bool) -> None:
         self.path = path
         self.cells: list[Cell] = []
         header = {"study": study.name, "full": full, "openadam": __version__}
-        if not path.exists():
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "is a directory, not a file of cells", str(path))
+        if resume and not path.exists():
+            raise FileNotFoundError(f"there is no {path} to go on with; leave --resume out to begin it")
+        if not path.exists() or path.stat().st_size == 0:
             path.write_text(json.dumps(header) + "\n")
             return
         if not resume:
             raise FileExistsError(f"{path} is there already; give --resume to go on with it, or another name")
-        first, *lines = path.read_text().splitlines() or [""]
-        found = _parsed(first)
-        if not isinstance(found, dict) or {**found, "openadam": __version__} != header:
-            raise StudyError(f"{path} is not a file of cells of the study {study.name}{' --full' if full else ''}: it begins with {first[:80]!r}")
-        whole = [first]
-        for line in lines:
-            cell = _parsed(line)
-            if cell is not None:
-                self.cells.append(Cell(**cell))
-                whole.append(line)
-        path.write_text("\n".join(whole) + "\n")  # without a line that was cut off
+        content = path.read_bytes()
+        *lines, rest = content.split(b"\n")
+        found = _parsed(lines[0] if lines else rest)
+        if not isinstance(found, dict) or found.keys() != header.keys() or {**found, "openadam": __version__} != header:
+            what = f"the study {study.name}{' --full' if full else ''}"
+            raise StudyError(f"{path} is not a file of cells of {what}: it begins with {content[:80]!r}")
+        if found != header:
+            raise StudyError(f"{path} was begun by openadam {found['openadam']}, this is {__version__}: cells of two versions do not belong together")
+        for number, line in enumerate(lines[1:], 2):
+            cell = _cell(_parsed(line))
+            if cell is None:
+                raise StudyError(f"line {number} of {path} is no cell of a study: {line[:80]!r}; delete the line to have it run anew")
+            self.cells.append(cell)
+        if rest:  # it was cut off while it was written
+            os.truncate(path, len(content) - len(rest))
 
     def append(self, cell: Cell) -> None:
         """Keep a finished cell."""
@@ -195,11 +248,29 @@ class CellFile:
             file.write(json.dumps(asdict(cell)) + "\n")
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def _cell(found: Any) -> Cell | None:
+    """What a line says; None if that is no cell."""
+    numbers = (int, float)
+    if not isinstance(found, dict) or found.keys() != {each.name for each in fields(Cell)}:
+        return None
+    sound = (
+        isinstance(found["setting"], str)
+        and isinstance(found["seed"], int)
+        and isinstance(found["seconds"], numbers)
+        and isinstance(found["refused"], str)
+        and all(isinstance(found[name], dict) for name in ("metrics", "curves", "images"))
+        and (found["metrics"] or found["refused"])
+        and all(isinstance(value, numbers) for value in found["metrics"].values())
+        and all(isinstance(pair, list) and len(pair) == 2 and len(pair[0]) == len(pair[1]) for pair in found["curves"].values())
+    )
+    return Cell(**found) if sound else None
 
 
 # --- verdicts ----------------------------------------------------------------------------------------------------------
@@ -216,7 +287,7 @@ def judge(claim: Claim, cells: Iterable[Cell]) -> Verdict:
     cells = list(cells)
 
     def values(setting: str) -> dict[int, float]:
-        return {cell.seed: cell.metrics[claim.metric] for cell in cells if cell.setting == setting and claim.metric in cell.metrics}
+        return {cell.seed: cell.metrics.get(claim.metric, math.nan) for cell in cells if cell.setting == setting}
 
     mine = values(claim.setting)
     ratio = claim.statistic == "ratio"
@@ -226,8 +297,9 @@ def judge(claim: Claim, cells: Iterable[Cell]) -> Verdict:
         a, b = mine[seed], other[seed]
         if math.isfinite(a) and math.isfinite(b) and (not ratio or (a > 0 and b > 0)):
             effects.append(math.log(a / b) if ratio else a - b)
+    left_out = len(mine.keys() & other.keys()) - len(effects)
     if not effects:
-        return Verdict(claim.claim, claim.source, "within noise", math.nan, None, 0)
+        return Verdict(claim.claim, claim.source, "within noise", math.nan, None, 0, left_out)
     mean = statistics.fmean(effects)
     interval = None
     if len(effects) > 1:
@@ -238,8 +310,10 @@ def judge(claim: Claim, cells: Iterable[Cell]) -> Verdict:
         mean, interval = math.exp(mean), interval and (math.exp(interval[0]), math.exp(interval[1]))
     verdict = "within noise"
     if interval is not None:
-        if interval[1] < claim.bound:
-            verdict = "seen" if claim.direction == "below" else "not seen"
-        elif interval[0] > claim.bound:
-            verdict = "seen" if claim.direction == "above" else "not seen"
-    return Verdict(claim.claim, claim.source, verdict, mean, interval, len(effects))
+        low, high = interval
+        above, below = low > claim.bound, high < claim.bound
+        if claim.direction == "within":
+            above, below = above or high < -claim.bound, below and low > -claim.bound
+        if above or below:
+            verdict = "seen" if above == (claim.direction == "above") else "not seen"
+    return Verdict(claim.claim, claim.source, verdict, mean, interval, len(effects), left_out)

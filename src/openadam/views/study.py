@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import __version__
 from ..studies import module
-from ..studies.frame import Cell, Study, judge
+from ..studies.frame import Cell, Claim, Study, judge
 from ..studies.rates import best
 from .pictures import COLOURS, STYLES
 from .terminal import new_console
@@ -42,11 +43,17 @@ def print_study(study: Study) -> None:
         console.print(f"  {claim.claim} ({claim.source}): {_comparison(claim)}", soft_wrap=True)
 
 
-def _comparison(claim: Any) -> str:
+def _comparison(claim: Claim) -> str:
     quantity = f"{claim.metric} of {claim.setting}"
     if claim.against is not None:
         quantity += f" {'/' if claim.statistic == 'ratio' else '-'} that of {claim.against}"
-    return f"{quantity} {claim.direction} {claim.bound:.3g}"
+    if claim.statistic == "ratio":
+        quantity += " (geometric mean)"
+    return f"{quantity} {claim.direction} {'±' if claim.direction == 'within' else ''}{claim.bound:.3g}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def print_sweep(study: Study, scores: Mapping[str, Mapping[float, float]]) -> None:
@@ -78,12 +85,22 @@ def print_results(study: Study, cells: Sequence[Cell], files: Sequence[str]) -> 
     """The numbers of every setting, and below them what became of the claims."""
     console = new_console()
     seeds = len({cell.seed for cell in cells})
-    console.print(f"\n[bold]{study.title}[/bold], {seeds} seed{'s' if seeds != 1 else ''}")
+    console.print(f"\n[bold]{study.title}[/bold], {_counted(seeds, 'seed')}")
     columns = _columns(study, cells)
-    table = _table("", *(name.replace("_", " ") for name in columns))
-    for setting in _settings(study, cells):
-        table.add_row(setting, *(_spread(_values(cells, setting, name)) for name in columns))
-    console.print(table)
+    rows = [(setting, *(_spread(_values(cells, setting, name)) for name in columns)) for setting in _settings(study, cells)]
+    headings = ("", *(name.replace("_", " ") for name in columns))
+    if sum(max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)) <= console.width:
+        table = _table(*headings)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:  # a number to a line rather than a number in two
+        for setting, *values in rows:
+            console.print(f"\n{setting}")
+            for heading, value in zip(headings[1:], values, strict=True):
+                if value:
+                    console.print(f"  {heading}: {value}", soft_wrap=True)
+        console.print()
     for name in columns:
         console.print(f"{name.replace('_', ' ')}: {study.metrics[name]}.", soft_wrap=not console.is_terminal)
     console.print("Means over the seeds, ± one standard deviation.")
@@ -94,10 +111,13 @@ def print_results(study: Study, cells: Sequence[Cell], files: Sequence[str]) -> 
     console.print("\n[bold]Claims[/bold], and what these runs say of them (effects paired by seed, with 95 % intervals)\n")
     for claim in study.claims:
         verdict = judge(claim, cells)
-        if verdict.seeds:
-            interval = "" if verdict.interval is None else f", {verdict.interval[0]:.3g} to {verdict.interval[1]:.3g}"
-            console.print(f"  [bold]{verdict.verdict}[/bold]: {claim.claim} ({claim.source})", soft_wrap=not console.is_terminal)
-            console.print(f"      {_comparison(claim)}: {verdict.effect:.3g}{interval}; {verdict.seeds} seeds", soft_wrap=not console.is_terminal)
+        if not verdict.seeds and not verdict.left_out:
+            continue  # its settings were not run
+        interval = ", and one seed has no interval" if verdict.interval is None else f", {verdict.interval[0]:.3g} to {verdict.interval[1]:.3g}"
+        found = f"{verdict.effect:.3g}{interval}; {_counted(verdict.seeds, 'seed')}" if verdict.seeds else "no seed has both numbers"
+        without = f" ({_counted(verdict.left_out, 'seed')} left out: no finite number)" if verdict.left_out else ""
+        console.print(f"  [bold]{verdict.verdict}[/bold]: {claim.claim} ({claim.source})", soft_wrap=not console.is_terminal)
+        console.print(f"      {_comparison(claim)}: {found}{without}", soft_wrap=not console.is_terminal)
     for note in study.notes:
         console.print(f"\n{note}", soft_wrap=not console.is_terminal)
     for file in files:
@@ -120,7 +140,7 @@ def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 # --- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def as_json(study: Study, cells: Sequence[Cell], files: Sequence[str]) -> dict[str, Any]:
+def as_json(study: Study, cells: Sequence[Cell], files: Sequence[str], *, full: bool = False) -> dict[str, Any]:
     """Everything as plain data; what is not a finite number is None."""
 
     def number(value: float | None) -> float | None:
@@ -133,19 +153,29 @@ def as_json(study: Study, cells: Sequence[Cell], files: Sequence[str]) -> dict[s
             if values := _values(cells, name, metric):
                 mean, spread = _mean_and_spread(values)
                 metrics[metric] = {"mean": number(mean), "std": number(spread), "values": [number(value) for value in values]}
-        settings.append({"name": name, "hyperparameters": dict(study.setting(name).hyperparameters), "metrics": metrics})
+        own = [cell for cell in cells if cell.setting == name]
+        settings.append({
+            "name": name, "hyperparameters": dict(study.setting(name).hyperparameters), "metrics": metrics,
+            "seeds": [cell.seed for cell in own if not cell.refused],
+            "diverged": [{"seed": cell.seed, "why": cell.refused} for cell in own if cell.refused],
+        })  # fmt: skip
     claims = []
     for claim in study.claims:
         verdict = judge(claim, cells)
         interval = None if verdict.interval is None else [number(bound) for bound in verdict.interval]
         claims.append({
             "claim": claim.claim, "source": claim.source, "verdict": verdict.verdict,
-            "effect": number(verdict.effect), "interval": interval, "seeds": verdict.seeds,
+            "effect": number(verdict.effect), "interval": interval, "seeds": verdict.seeds, "left_out": verdict.left_out,
+            **{name: getattr(claim, name) for name in ("metric", "setting", "against", "statistic", "direction", "bound")},
         })  # fmt: skip
-    return {"study": study.name, "settings": settings, "claims": claims, "files": list(files)}
+    about = {"openadam": __version__, "study": study.name, "full": full}
+    return {**about, "settings": settings, "claims": claims, "files": list(files)}
 
 
 # --- the picture -------------------------------------------------------------------------------------------------------
+
+
+WIDE_RANGE = 30.0  # values that span more than this factor are drawn on a logarithmic axis
 
 
 def picture(study: Study, cells: Sequence[Cell], suffix: str) -> bytes:
@@ -163,17 +193,23 @@ def picture(study: Study, cells: Sequence[Cell], suffix: str) -> bytes:
         parts = figure.subfigures(2 if down else 1, 1, height_ratios=[4, 0.9 * down] if down else None, squeeze=False)[:, 0]
         figure.suptitle(study.title, fontsize=11)
         settings = _settings(study, cells)
+        labels: dict[str, Any] = {}
         for axes, name in zip(np.atleast_1d(parts[0].subplots(1, columns)), names, strict=False):
             for k, setting in enumerate(settings):
                 own = [cell.curves[name] for cell in cells if cell.setting == setting and name in cell.curves]
                 if own:
-                    axes.plot(own[0][0], np.mean([values for _, values in own], axis=0), color=COLOURS[k % 8], ls=STYLES[k % 4], label=setting)
+                    places, values = own[0][0], np.array([values for _, values in own])
+                    axes.plot(places, values.mean(axis=0), color=COLOURS[k % 8], ls=STYLES[k % 4], label=setting)
+                    axes.fill_between(places, *np.percentile(values, [25, 75], axis=0), color=COLOURS[k % 8], alpha=0.13, lw=0)
             axes.set_title(name, fontsize=10)
-            axes.set_xlabel("step")
-            axes.legend(fontsize=7, frameon=False)
+            axes.set_xlabel(study.across)
             axes.grid(alpha=0.25)
-            if name.startswith("distance"):
+            drawn_values = np.concatenate([line.get_ydata() for line in axes.lines])
+            if drawn_values.size and drawn_values.min() > 0 and drawn_values.max() > WIDE_RANGE * drawn_values.min():
                 axes.set_yscale("log")
+            labels |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        parts[0].legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+        parts[0].supxlabel("Lines are means over the seeds, bands their middle half.", fontsize=8, color="#555555")
         for axes, (setting, name, image) in zip(np.ravel(parts[1].subplots(down, across)) if down else (), sheets, strict=False):
             axes.imshow(np.array(image), cmap="gray", vmin=0, vmax=1)
             axes.set_axis_off()
