@@ -513,7 +513,7 @@ def test_missing_extra_is_one_line(run, monkeypatch, module):
     code, out, err = run(*DIGITS)
     assert (code, out) == (1, "")
     assert err.startswith(f"openadam: error: this needs {module}, ")
-    assert err.endswith("pip install 'openadam[demo]'\n")
+    assert err.endswith("pip install '.[demo]'\n")
     assert err.count("\n") == 1
 
 

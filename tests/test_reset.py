@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,12 @@ def test_what_cannot_be_reset_over_torch_is_refused_by_name() -> None:
     optimizer.state[p]["exp_avg"] = 3.0
     with pytest.raises(ParameterError, match="state 'exp_avg' of parameter 'w' is no tensor"):
         optimizer.reset(steps=False)
+    with pytest.raises(ParameterError, match=r"reset: 0 \(int\) is neither a parameter or its name"):
+        optimizer.reset(0)
+    with pytest.raises(HyperparameterError, match="reset: moments='no' is neither True nor False"):
+        optimizer.reset(moments="no")
+    with pytest.raises(HyperparameterError, match="leave nothing to begin anew"):
+        optimizer.reset(moments=False, steps=False)
     with pytest.raises(HyperparameterError, match="counts no steps"):
         hosts.SGD([p], momentum=0.9).reset(moments=False)
 
@@ -153,3 +160,41 @@ def test_a_state_that_refuses_to_be_filled_leaves_the_others_as_they_were(spoil:
         optimizer.reset(steps=False)
     assert all(torch.equal(before[key], value) for key, value in optimizer.state[first].items())
     assert optimizer.state[second]["exp_avg"].all()
+
+
+def test_after_a_reset_torch_takes_the_state_dict() -> None:
+    for name in sorted(cls.__name__ for cls in (hosts.Adam, hosts.Adagrad, hosts.SGD, hosts.NAdam)):
+        p = torch.nn.Parameter(torch.ones(3))
+        settings = {"initial_accumulator_value": 0.25} if name == "Adagrad" else {}
+        optimizer = getattr(hosts, name)([p], lr=0.1, **settings)
+        p.grad = torch.tensor([1.0, 2.0, 3.0])
+        optimizer.step()
+        optimizer.reset()
+        theirs = getattr(torch.optim, name)([torch.nn.Parameter(p.detach().clone())], lr=0.1, **settings)
+        theirs.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # torch would share its tensors
+        other = theirs.param_groups[0]["params"][0]
+        other.grad = p.grad.clone()
+        theirs.step()
+        optimizer.step()
+        assert torch.allclose(p, other, rtol=1e-6), name
+    sums = hosts.Adagrad([p], initial_accumulator_value=0.25)
+    sums.step()
+    sums.reset()
+    assert sums.state[p]["sum"].tolist() == [0.25] * 3
+    sums.share_memory()
+
+
+def test_over_arrays_reset_takes_the_arrays_themselves() -> None:
+    a, b = np.ones(3), np.ones(3)
+    optimizer = openadam.Adam({"a": a, "b": b})
+    optimizer.step({"a": a.copy(), "b": b.copy()})
+    optimizer.reset(a)
+    assert (optimizer.state["a"]["step"], optimizer.state["b"]["step"]) == (0, 1)
+    optimizer.reset([b, "a"])
+    assert optimizer.state["b"]["step"] == 0
+    with pytest.raises(ParameterError, match="of type ndarray is no parameter"):
+        optimizer.reset(np.ones(3))
+    with pytest.raises(ParameterError, match=r"reset: 3 \(int\) is neither"):
+        optimizer.reset(3)  # type: ignore[arg-type]
+    with pytest.raises(HyperparameterError, match="leave nothing"):
+        optimizer.reset(moments=False, steps=False)

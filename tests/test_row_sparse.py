@@ -283,7 +283,7 @@ BAD: Mapping[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = 
     "far out of range": (lambda: Rows(np.array([2**64 - 1, 0], np.uint64), some()), GradientError, (str(2**64 - 1),)),
     "float indices": (lambda: Rows([0.0, 1.0], some()), GradientDtypeError, ("float64", "integers")),
     "bool indices": (lambda: Rows(np.array([True, False]), some()), GradientDtypeError, ("bool",)),
-    "no integers": (lambda: Rows(np.zeros(0), some(0)), GradientDtypeError, ("float64",)),
+    "no integers": (lambda: Rows(np.zeros(1), some(1)), GradientDtypeError, ("float64",)),
     "strings": (lambda: Rows(["a", "b"], some()), GradientDtypeError, ("integers",)),
     "None": (lambda: Rows(None, some()), GradientShapeError, ("shape ()",)),
     "indices of two axes": (lambda: Rows([[0], [1]], some()), GradientShapeError, ("(2, 1)", "one axis")),
@@ -465,3 +465,11 @@ def test_the_table_checks_named_rows() -> None:
         module.sum_rows(negative, g)
     with pytest.raises(ValueError, match="differ in length"):
         module.sum_rows(rows[:1], g)
+
+
+def test_an_empty_batch_as_numpy_makes_it_names_no_rows() -> None:
+    table = np.ones((4, 2))
+    optimizer = openadam.Adam(table)
+    optimizer.step(Rows(np.array([]), np.zeros((0, 2))))
+    assert optimizer.steps == 1
+    assert (table == 1).all()

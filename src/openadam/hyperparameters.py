@@ -22,6 +22,7 @@ __all__ = [
     "limit_of_skips",
     "nearest",
     "number",
+    "refuse_no_reset",
     "refuse_no_schedule",
     "suggest",
 ]
@@ -170,6 +171,15 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "step_size": ("lr",),
     "wd": ("weight_decay",),
 }
+
+
+def refuse_no_reset(moments: Any, steps: Any) -> None:
+    """Refuse what is no wish of a ``reset``."""
+    for name, value in (("moments", moments), ("steps", steps)):
+        if not isinstance(value, bool):
+            raise HyperparameterError(f"reset: {name}={value!r} is neither True nor False")
+    if not moments and not steps:
+        raise HyperparameterError("reset: moments=False and steps=False leave nothing to begin anew")
 
 
 def suggest(what: str, unknown: str, allowed: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> UnknownHyperparameterError:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .. import engine as engines
 from ..errors import CheckpointMismatchError, GradientError, HyperparameterError, ParameterError
-from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, nearest, suggest
+from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, nearest, refuse_no_reset, suggest
 from ..language.rule import Rule
 from ..no_decay import predicate, read_no_decay, refuse_strangers
 from ..step import FLOAT32_LARGEST, StepReport, alone
@@ -356,7 +356,7 @@ class Optimizer:
         self._take_over(states.read(self._contents(), state_dict))
 
     @alone
-    def reset(self, names: str | Iterable[str] | None = None, *, moments: bool = True, steps: bool = True) -> None:
+    def reset(self, names: str | Array | Iterable[str | Array] | None = None, *, moments: bool = True, steps: bool = True) -> None:
         """Let parameters forget: begin their states anew, or count their steps from 1 again, or both; all of it, or nothing.
 
         When what is learnt changes at a stroke (a target network, a new task), old moments mislead. Asadi et al., 2023, begin
@@ -364,12 +364,13 @@ class Optimizer:
         makes the first steps small. Settings, and the number of steps by which schedules go, stay as they are.
 
         Args:
-            names: Which parameters; default all.
+            names: Which parameters, by name, or the arrays themselves; default all.
             moments: Begin what the rule remembers of each element anew.
             steps: Count each parameter's steps anew, and whatever else the rule remembers that is one number for it.
 
         Raises:
-            ParameterError: A name is that of no parameter.
+            ParameterError: A name or an array is that of no parameter.
+            HyperparameterError: Neither is asked for.
 
         >>> import numpy as np, openadam
         >>> opt = openadam.Adam({"w": np.zeros(2)}, beta1=0.9)
@@ -378,11 +379,24 @@ class Optimizer:
         >>> opt.state["w"]["step"], opt.state["w"]["exp_avg"], opt.steps
         (0, array([ 0.2, -0.4]), 1)
         """
+        refuse_no_reset(moments, steps)
         rows = {row.name: row for row in self._rows}
-        wanted = list(rows) if names is None else [names] if isinstance(names, str) else list(names)
+        by_array = {id(row.array): row.name for row in self._rows}
+        wanted: list[Any] = list(rows)
+        if names is not None:
+            if not isinstance(names, (str, np.ndarray, Iterable)):
+                raise ParameterError(f"reset: {names!r:.80} ({type(names).__name__}) is neither a parameter or its name nor a list of these")
+            wanted = [
+                name if isinstance(name, str) else by_array.get(id(name), name)
+                for name in ([names] if isinstance(names, (str, np.ndarray)) else names)
+            ]
         for name in wanted:
+            if not isinstance(name, str):
+                raise ParameterError(
+                    f"reset: an object of type {type(name).__name__} is no parameter of this optimizer; give names, or its own arrays"
+                )
             if name not in rows:
-                raise ParameterError(f"reset: no parameter is called {name!r}; {nearest(str(name), rows)}")
+                raise ParameterError(f"reset: no parameter is called {name!r}; {nearest(name, rows)}")
         targets: list[Any] = []
         values: list[Any] = []
         for row in map(rows.__getitem__, dict.fromkeys(wanted)):

@@ -193,8 +193,8 @@ def _as_indices(row: Row, value: Any) -> Indices:
     if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
         raise GradientError(f"the gradient of parameter {name!r} names rows in a masked array with masked elements; leave these out (.compressed())")
     indices = np.asarray(value)
-    if indices.size == 0 and not isinstance(value, np.ndarray):
-        indices = indices.astype(np.int64)  # of an empty list
+    if indices.shape == (0,) and (not isinstance(value, np.ndarray) or value.dtype == np.float64):  # what NumPy makes of an empty list
+        indices = indices.astype(np.int64)
     if indices.ndim != 1:
         raise GradientShapeError(f"the gradient of parameter {name!r} names rows by an array of shape {indices.shape}; give one axis of indices")
     if indices.dtype.kind not in "iu":

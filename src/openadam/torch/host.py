@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import engine as engines
 from ..errors import HyperparameterError, HyperparameterWarning, ParameterError
-from ..hyperparameters import checked
+from ..hyperparameters import checked, refuse_no_reset
 from ..step import StepReport, alone, check_dtype
 from . import loading
 from .members import Member
@@ -340,7 +340,7 @@ class Host(_Base):
 
         Raises:
             ParameterError: A name or tensor is no parameter, or a state cannot be written; nothing was changed.
-            HyperparameterError: Steps alone are asked for where none are counted (SGD).
+            HyperparameterError: Neither is asked for, or steps alone where none are counted (SGD).
 
         >>> import torch
         >>> from openadam.torch import Adam
@@ -352,6 +352,7 @@ class Host(_Base):
         >>> optimizer.state[p]["step"], optimizer.state[p]["exp_avg"]
         (tensor(0.), tensor([ 0.2000, -0.4000]))
         """
+        refuse_no_reset(moments, steps)
         if steps and not moments and not self.member.counts:
             raise HyperparameterError(f"{type(self).__name__} counts no steps that could be begun anew; leave moments=False out")
         filled: list[tuple[Tensor, float]] = []
@@ -360,7 +361,7 @@ class Host(_Base):
             state = self.state.get(p)
             if not state:
                 continue
-            if moments and steps:
+            if moments and steps and not self.member.made_at_once:
                 dropped.append(state)
                 continue
             for key, first in self.member.first_values(group, moments=moments, steps=steps):

@@ -35,6 +35,7 @@ class Member:
     counts_in_ints: bool = False  # whether its state dicts hold that as an int
     decays: bool = True  # whether it has weight decay
     sparse: Sparse = "refused"  # gradients
+    made_at_once: bool = False  # whether torch makes the states with the optimizer, not in the first step
 
     @cached_property
     def state_keys(self) -> frozenset[str]:
@@ -162,6 +163,7 @@ ADAGRAD = Member(
     family.Adagrad.state_names,
     (rules.adagrad,),
     sparse="taken",
+    made_at_once=True,
 )
 SPARSE_ADAM = Member(
     "SparseAdam",

@@ -82,6 +82,7 @@ def accepted(cls: type) -> list[str]:
 def refuse_unknown(cls: type, settings: Iterable[str], own: Sequence[str]) -> None:
     """Refuse keywords that neither torch nor we know, with the nearest one that exists."""
     known = accepted(cls)
+    own = [name for name in own if name != "no_decay" or "weight_decay" in known]
     for name in settings:
         if name not in known:
             raise suggest(cls.__name__, name, [*known, *own], ELSEWHERE)
@@ -163,6 +164,8 @@ def chosen_parameters(params: Any, groups: Sequence[Mapping[str, Any]]) -> list[
         return every
     by_name, by_tensor = {each[1]: each for each in every}, {id(each[2]): each for each in every}
     found: dict[int, tuple[Mapping[str, Any], str, Any]] = {}
+    if not isinstance(params, (str, Tensor, Iterable)):
+        raise ParameterError(f"reset: {params!r:.80} ({type(params).__name__}) is neither a parameter or its name nor a list of these")
     for item in [params] if isinstance(params, (str, Tensor)) else params:
         each = by_name.get(item) if isinstance(item, str) else by_tensor.get(id(item))
         if each is None:
