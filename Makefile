@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.?pp' -o -name 'CMakeLists.txt' \)) pyproject.toml
 
 
-.PHONY: help demo test test-integrations bench lint format notebooks mutants sanitize wheel clean
+.PHONY: help demo test test-integrations bench lint format notebooks documents mutants sanitize wheel clean
 
 help:
 	@echo "make demo               train the same network with six optimizers on real digits, and compare"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint               ruff, mypy, clang-format"
 	@echo "make format             rewrite the sources in the project's format"
 	@echo "make notebooks          the practices as notebooks, in docs/practice"
+	@echo "make documents          run the commands that docs/applications.md quotes, and put in what they print"
 	@echo "make mutants            seeded faults that the test suite must catch"
 	@echo "make sanitize           the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make wheel              a wheel in dist/"
@@ -65,6 +66,9 @@ format: .venv/.dev
 
 notebooks: .venv/.dev
 	$(BIN)/python -m openadam.practice.notebooks docs/practice
+
+documents: .venv/.dev
+	$(BIN)/python docs/refresh.py docs/applications.md
 
 mutants: .venv/.dev
 	$(BIN)/python tests/mutants.py

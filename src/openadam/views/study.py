@@ -191,7 +191,7 @@ def picture(study: Study, cells: Sequence[Cell], suffix: str) -> bytes:
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "text.usetex": False}):
         figure = figures.Figure(figsize=(max(5 * columns, 9), 4 + 0.9 * down), layout="constrained")
         parts = figure.subfigures(2 if down else 1, 1, height_ratios=[4, 0.9 * down] if down else None, squeeze=False)[:, 0]
-        figure.suptitle(study.title, fontsize=11)
+        figure.suptitle(f"{study.title}; lines are means over the seeds, bands their middle half", fontsize=11)
         settings = _settings(study, cells)
         labels: dict[str, Any] = {}
         for axes, name in zip(np.atleast_1d(parts[0].subplots(1, columns)), names, strict=False):
@@ -199,7 +199,7 @@ def picture(study: Study, cells: Sequence[Cell], suffix: str) -> bytes:
                 own = [cell.curves[name] for cell in cells if cell.setting == setting and name in cell.curves]
                 if own:
                     places, values = own[0][0], np.array([values for _, values in own])
-                    axes.plot(places, values.mean(axis=0), color=COLOURS[k % 8], ls=STYLES[k % 4], label=setting)
+                    axes.plot(places, values.mean(axis=0), color=COLOURS[k % 8], ls=STYLES[(k + k // 8) % 4], label=setting)
                     axes.fill_between(places, *np.percentile(values, [25, 75], axis=0), color=COLOURS[k % 8], alpha=0.13, lw=0)
             axes.set_title(name, fontsize=10)
             axes.set_xlabel(study.across)
@@ -209,7 +209,6 @@ def picture(study: Study, cells: Sequence[Cell], suffix: str) -> bytes:
                 axes.set_yscale("log")
             labels |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         parts[0].legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-        parts[0].supxlabel("Lines are means over the seeds, bands their middle half.", fontsize=8, color="#555555")
         for axes, (setting, name, image) in zip(np.ravel(parts[1].subplots(down, across)) if down else (), sheets, strict=False):
             axes.imshow(np.array(image), cmap="gray", vmin=0, vmax=1)
             axes.set_axis_off()
