@@ -20,16 +20,16 @@ MARK = "// Printed by native/generate.py from src/openadam/rules.py and measures
 def kernels() -> str:
     """The generated kernels: a function per program, and tables of them with their digests."""
     from openadam.language import cpp
-    from openadam.measures import MEASURES
+    from openadam.measures import MEASURES, printed
     from openadam.rules import FAMILY, PREPARE, update_program
 
     updates = [update_program(rule.trace(**choice)) for rule in FAMILY for choice in rule.variants()]
     parts = [MARK]
     parts += [cpp.update(program) for program in [PREPARE, *updates]]
-    parts += [measure.cpp() for measure in MEASURES]
+    parts.append(printed())
     rows = [f'  X("{p.name}", "{p.digest}", {p.name}, {len(p.states)}, {len(p.scalars)})' for p in [PREPARE, *updates]]
     parts.append("#define UPDATE_KERNELS(X) \\\n" + " \\\n".join(rows))
-    rows = [f'  X("{m.name}", "{m.digest}", {m.name}, {flag(m.reduction == "max")}, {flag(m.reads_parameter)})' for m in MEASURES]
+    rows = [f'  X("{m.name}", "{m.digest}", {flag(m.reduction == "max")}, {flag(m.reads_parameter)})' for m in MEASURES]
     parts.append("#define MEASURE_KERNELS(X) \\\n" + " \\\n".join(rows))
     return "\n\n".join(parts) + "\n"
 

@@ -38,16 +38,12 @@ constexpr float smallest_normal<float> = 1.17549435e-38F;
 inline double sum(double a, double b) { return a + b; }
 inline double largest(double a, double b) { return (a > b || a != a) ? a : b; }
 
-// Joins value(0) ... value(n - 1): element i goes to lane i % 16, then the lanes are folded in halves. The order is the
-// same whatever the width of the vectors, so the result is too.
-template <class Value, class Join>
-inline double over_lanes(Value value, std::int64_t n, Join join) {
-  constexpr int kLanes = 16;
-  double lanes[kLanes] = {};
-  std::int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = join(lanes[lane], value(i + lane));
-  for (int lane = 0; i < n; ++i, ++lane) lanes[lane] = join(lanes[lane], value(i));
+// Values are joined lane by lane, element i in lane i % kLanes, and the lanes are then folded in halves. The order is the same whatever the
+// width of the vectors, so the result is too.
+using openadam::kLanes;
+
+template <class T, class Join>
+inline T fold(T* lanes, Join join) {
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int lane = 0; lane < width; ++lane) lanes[lane] = join(lanes[lane], lanes[lane + width]);
   return lanes[0];
@@ -55,14 +51,17 @@ inline double over_lanes(Value value, std::int64_t n, Join join) {
 
 #include "generated_kernels.hpp"
 
+#include "interpreter.hpp"
+
 #define UPDATE_ROW(name, digest, function, states, scalars) {name, digest, {function<float>, function<double>}, states, scalars},
 const openadam::UpdateKernel kUpdates[] = {UPDATE_KERNELS(UPDATE_ROW)};
 
-#define MEASURE_ROW(name, digest, function, is_max, reads_parameter) {name, digest, {function<float>, function<double>}, is_max, reads_parameter},
+#define MEASURE_ROW(name, digest, is_max, reads_parameter) {name, digest, is_max, reads_parameter},
 const openadam::MeasureKernel kMeasures[] = {MEASURE_KERNELS(MEASURE_ROW)};
 
 const openadam::KernelSet kSet = {
     TEXT(OPENADAM_ISA), kUpdates, sizeof(kUpdates) / sizeof(kUpdates[0]), kMeasures, sizeof(kMeasures) / sizeof(kMeasures[0]),
+    {norm<float>, norm<double>}, {all_measures<float>, all_measures<double>}, {interpret<float>, interpret<double>},
 };
 
 }  // namespace

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "code.hpp"
+
 namespace openadam {
 
 enum Dtype : std::int64_t { kFloat32 = 0, kFloat64 = 1, kDtypes = 2 };
@@ -16,11 +18,10 @@ struct UpdateKernel {
   std::int64_t scalars;
 };
 
-// One measure: tensors are the addresses of g, p before the update and p after it.
+// One measure. Those who take them are given the addresses of g, p before the update and p after it, and a place for each measure.
 struct MeasureKernel {
   const char* name;
   const char* digest;
-  double (*run[kDtypes])(const void* const* tensors, std::int64_t n);
   bool is_max;           // joined by the largest value, else by the sum
   bool reads_parameter;  // p before or after; otherwise the gradient alone
 };
@@ -29,8 +30,11 @@ struct KernelSet {
   const char* isa;
   const UpdateKernel* updates;  // the first one prepares gradients
   std::int64_t update_count;
-  const MeasureKernel* measures;
+  const MeasureKernel* measures;  // the first is the norm's
   std::int64_t measure_count;
+  void (*norm[kDtypes])(const void* const* tensors, std::int64_t n, double* joined);
+  void (*all_measures[kDtypes])(const void* const* tensors, std::int64_t n, double* joined);
+  Interpret interpret[kDtypes];
 };
 
 }  // namespace openadam

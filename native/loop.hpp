@@ -13,6 +13,7 @@
 
 #include "formats.hpp"
 #include "kernels.hpp"
+#include "observer.hpp"
 #include "threads.hpp"
 
 namespace openadam {
@@ -23,6 +24,7 @@ constexpr std::int64_t kRowCost = 64;            // what a tensor costs beside i
 constexpr std::int64_t kPerThread = 4 * kChunk;  // less work than this does not pay for waking a thread
 constexpr std::size_t kLeftForUpdate = 16;       // tasks whose gradients the cache still holds when the update begins
 constexpr int kMaxStates = 4;
+constexpr std::int64_t kMaxMeasures = 16;
 constexpr std::int64_t kAheadInTable = 8;  // named rows to send the processor ahead
 
 // A row of the table: one tensor in one step, as addresses and numbers.
@@ -70,6 +72,39 @@ struct Span {
   std::int64_t size = 0;
 };
 
+// Who looks inside a row's step, and where the scalars for that start.
+struct Observation {
+  const Observer* observer = nullptr;  // null: nobody
+  std::int64_t scalars = 0;
+};
+
+// Of every block a piece is looked into, at a place that goes by the golden ratio, so that no period of the tensor's can meet it. The pieces of
+// a chunk together are a strip at most; of small tensors they are larger.
+inline std::int64_t piece_of(std::int64_t length) {
+  const std::int64_t blocks = (length + kBlock - 1) / kBlock;
+  std::int64_t piece = kStrip;
+  while (piece > kStrip / 16 && piece * blocks > kStrip) piece /= 2;
+  return piece;
+}
+
+inline std::int64_t place_in_block(std::int64_t block, std::int64_t piece, std::int64_t n) {
+  const std::int64_t place = (static_cast<std::uint32_t>(block) * 2654435769u >> 16) % (kBlock / piece) * piece;
+  return place + piece <= n ? place : 0;
+}
+
+// What has been taken from the blocks of a chunk before their update.
+struct Sample {
+  std::int64_t count = 0;
+  alignas(64) char values[3 + kMaxStates][kStrip * 8];  // the gradient as given, as the rule sees it, the parameter, the states
+
+  // Elements [place, place + n) of arrays that lie dense.
+  void take(void* const* arrays, std::int64_t how_many, std::int64_t bytes, std::int64_t place, std::int64_t n) {
+    for (std::int64_t k = 0; k < how_many; ++k)
+      std::memcpy(values[k] + count * bytes, static_cast<const char*>(arrays[k]) + place * bytes, static_cast<std::size_t>(n * bytes));
+    count += n;
+  }
+};
+
 struct Request {
   const KernelSet* kernels = nullptr;
   Span<const Row> rows;
@@ -80,6 +115,9 @@ struct Request {
   int threads = 1;
   Team team = nullptr;   // of the host, if its threads are to do the work
   Span<double> tallies;  // rows x measures
+  Span<const Observation> observations;  // one for each row, or none at all
+  std::int64_t columns = 0;
+  Span<double> observed;  // rows x columns
 };
 
 inline std::int64_t bytes_of(std::int64_t dtype) { return dtype == kFloat32 ? 4 : 8; }
@@ -124,8 +162,11 @@ inline void check(const Request& request) {
   const auto refuse = [](std::int64_t row, const char* what) {
     throw std::invalid_argument("row " + std::to_string(row) + " of the step's table: " + what);
   };
+  if (request.kernels->measure_count > kMaxMeasures) throw std::invalid_argument("too many measures");
   for (std::int64_t i = 0; i < request.measures.size; ++i)
     if (request.measures.data[i] < 0 || request.measures.data[i] >= request.kernels->measure_count) throw std::invalid_argument("no such measure");
+  if (request.observations.size && request.observations.size != request.rows.size) throw std::invalid_argument("one observation for each row");
+  if (request.observations.size && request.observed.size != request.rows.size * request.columns) throw std::invalid_argument("no room for what is observed");
   if (request.tallies.size != request.rows.size * request.measures.size) throw std::invalid_argument("the tallies must hold rows x measures numbers");
   const std::int64_t prepare_scalars = request.kernels->updates[0].scalars;
   for (std::int64_t i = 0; i < request.rows.size; ++i) {
@@ -200,8 +241,14 @@ class Loop {
     partials_at_.push_back(chunks);
     if (first < request.rows.size) tasks_.push_back({first, request.rows.size, 0, 0});
     partials_.resize(static_cast<std::size_t>(chunks * request.measures.size));
-    for (std::int64_t m = 0; m < request.measures.size; ++m)
-      measure_parameter_ |= request.kernels->measures[request.measures.data[m]].reads_parameter;
+    for (std::int64_t m = 0; m < request.measures.size; ++m) only_norm_ &= request.measures.data[m] == 0;
+    measure_parameter_ = !only_norm_;
+    looked_into_.resize(static_cast<std::size_t>(request.observations.size ? chunks * request.columns : 0));
+    std::int64_t slots = 0;
+    for (std::int64_t i = 0; i < request.observations.size; ++i)
+      if (request.observations.data[i].observer) slots = std::max(slots, request.observations.data[i].observer->code().slots);
+    room_ = request.observations.size ? sizeof(Sample) / sizeof(double) + static_cast<std::size_t>(slots * kStrip) : 0;
+    scratch_.resize(room_ * static_cast<std::size_t>(request.threads) + 8);
   }
 
   void run() noexcept {
@@ -223,6 +270,7 @@ class Loop {
     std::atomic<std::size_t> arrived{0};
     Pool::instance().run(request_.team && threads > 1 ? request_.threads : threads, request_.team, [&]() noexcept {
       const std::size_t own = arrived.fetch_add(1);
+      double* const scratch = aligned(scratch_.data()) + own * room_;
       for (std::size_t s = 0; s < stretches; ++s) {
         Stretch& mine = stretch[(own + s) % stretches];
         // What only measures leaves the beginning for the end, so that the update that follows begins with what is still in the cache. It
@@ -231,7 +279,7 @@ class Loop {
         const std::size_t turn = request_.update || size <= kLeftForUpdate ? 0 : kLeftForUpdate;
         for (std::size_t i; (i = mine.next.fetch_add(1, std::memory_order_relaxed)) < mine.end;) {
           const std::size_t at = i - mine.begin + turn;
-          do_task(tasks_[mine.begin + (at < size ? at : at - size)]);
+          do_task(tasks_[mine.begin + (at < size ? at : at - size)], scratch);
         }
       }
     });
@@ -239,42 +287,101 @@ class Loop {
   }
 
  private:
-  void do_task(const Task& task) noexcept {
-    if (task.first == task.last) return do_range(task.first, task.begin, task.end);
+  // A range of a row, and what is found out about it.
+  struct Part {
+    const Row& row;
+    const UpdateKernel& kernel;
+    bool prepared;
+    double* partials;
+    const Observation* observation;  // null: nobody looks
+    Sample* sample;
+  };
+
+  // Where the elements of a block lie, dense.
+  struct Place {
+    char* gradient;
+    char* parameter;
+    char* states[kMaxStates];
+  };
+
+  void do_task(const Task& task, double* scratch) noexcept {
+    if (task.first == task.last) return do_range(task.first, task.begin, task.end, scratch);
     for (std::int64_t i = task.first; i < task.last; ++i)
-      if (request_.rows.data[i].active) do_range(i, 0, request_.rows.data[i].length);
+      if (request_.rows.data[i].active) do_range(i, 0, request_.rows.data[i].length, scratch);
   }
 
-  void do_range(std::int64_t index, std::int64_t begin, std::int64_t end) noexcept {
+  void do_range(std::int64_t index, std::int64_t begin, std::int64_t end, double* scratch) noexcept {
     const Row& row = request_.rows.data[index];
     const UpdateKernel& kernel = request_.kernels->updates[row.kernel];
-    const bool prepared = request_.update && row.prepare >= 0;
-    const bool plain = request_.update && !prepared && row.layout < 0 && !measure_parameter_;
+    const std::int64_t chunk = partials_at_[static_cast<std::size_t>(index)] + begin / kChunk;
+    const bool watched = request_.update && request_.observations.size && request_.observations.data[index].observer;
+    const Part part{row,
+                    kernel,
+                    request_.update && row.prepare >= 0,
+                    partials_.data() + chunk * request_.measures.size,
+                    watched ? request_.observations.data + index : nullptr,
+                    watched ? reinterpret_cast<Sample*>(scratch) : nullptr};
+    if (watched) part.sample->count = 0;
+    const bool plain = request_.update && !part.prepared && row.layout < 0 && !measure_parameter_ && !watched;
     const std::int64_t stride = request_.measures.size == 0 ? end - begin : kBlock;  // nothing to join: all at once
-    double* partials = partials_.data() + (partials_at_[static_cast<std::size_t>(index)] + begin / kChunk) * request_.measures.size;
     if (plain) {
       void* tensors[2 + kMaxStates];
       for (std::int64_t at = begin; at < end; at += stride) {
         const std::int64_t n = std::min(stride, end - at);
         point(row, kernel, at, address(row.gradient, row, at), address(row.parameter, row, at), tensors);
-        measure(row, tensors, n, partials);
+        measure(row, tensors, n, part.partials);
         kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
       }
       return;
     }
-    if (row.layout >= 0 && NamedRows(request_.layouts.data + row.layout).is_named()) return do_named(row, kernel, prepared, begin, end, partials);
-    for (std::int64_t at = begin; at < end; at += kBlock) do_block(row, kernel, prepared, at, std::min(kBlock, end - at), partials);
+    if (row.layout >= 0 && NamedRows(request_.layouts.data + row.layout).is_named())
+      do_named(part, begin, end);
+    else
+      for (std::int64_t at = begin; at < end; at += kBlock) do_block(part, at, std::min(kBlock, end - at));
+    if (!watched) return;
+    const void* inputs[3 + kMaxStates];
+    for (int k = 0; k < 3 + kMaxStates; ++k) inputs[k] = part.sample->values[k];
+    request_.kernels->interpret[row.dtype](part.observation->observer->code(), inputs, request_.scalars.data + part.observation->scalars,
+                                           part.sample->count, part.sample + 1, looked_into_.data() + chunk * request_.columns);
   }
 
-  void do_block(const Row& row, const UpdateKernel& kernel, bool prepared, std::int64_t begin, std::int64_t n, double* partials) noexcept {
-    alignas(64) char fetched_gradient[kBlock * 8];
-    alignas(64) char fetched_parameter[kBlock * 8];
+  // Measures a block and, if asked to, looks into its step and takes it.
+  void step(const Part& part, const Place& place, std::int64_t begin, std::int64_t n) noexcept {
     alignas(64) char prepared_gradient[kBlock * 8];
     alignas(64) char parameter_before[kBlock * 8];
+    const Row& row = part.row;
+    const void* measured[3] = {place.gradient, place.parameter, place.parameter};
+    if (request_.update) {
+      void* tensors[2 + kMaxStates] = {place.gradient, place.parameter};
+      std::copy_n(place.states, part.kernel.states, tensors + 2);
+      if (part.prepared) {
+        void* both[3] = {place.gradient, place.parameter, prepared_gradient};
+        request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
+        tensors[0] = prepared_gradient;
+      }
+      if (part.observation) {
+        void* arrays[3 + kMaxStates] = {place.gradient};
+        std::copy_n(tensors, 2 + part.kernel.states, arrays + 1);
+        const std::int64_t piece = piece_of(row.length);
+        const std::int64_t at = place_in_block(begin / kBlock, piece, n);
+        part.sample->take(arrays, 3 + part.kernel.states, bytes_of(row.dtype), at, std::min(piece, n - at));
+      }
+      if (measure_parameter_) {
+        std::memcpy(parameter_before, place.parameter, static_cast<std::size_t>(n * bytes_of(row.dtype)));
+        measured[1] = parameter_before;
+      }
+      part.kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
+    }
+    measure(row, measured, n, part.partials);
+  }
+
+  void do_block(const Part& part, std::int64_t begin, std::int64_t n) noexcept {
+    alignas(64) char fetched_gradient[kBlock * 8];
+    alignas(64) char fetched_parameter[kBlock * 8];
+    const Row& row = part.row;
     const std::int64_t bytes = bytes_of(row.dtype);
-    const std::size_t block_bytes = static_cast<std::size_t>(n * bytes);
-    char* gradient = address(row.gradient, row, begin);
-    char* parameter = address(row.parameter, row, begin);
+    Place place{address(row.gradient, row, begin), address(row.parameter, row, begin), {}};
+    for (std::int64_t s = 0; s < part.kernel.states; ++s) place.states[s] = address(row.states[s], row, begin);
     Strided p_at{};
     bool p_strided = false;
     if (row.layout >= 0) {
@@ -285,45 +392,31 @@ class Loop {
       if (layout[2]) {
         const Strided g_at{dimensions, layout + 3, layout + 3 + 2 * dimensions};
         copy_strided<true>(bytes, address(row.gradient, row, 0), g_at, begin, n, fetched_gradient);
-        gradient = fetched_gradient;
+        place.gradient = fetched_gradient;
       }
       if (p_strided) {
         copy_strided<true>(bytes, address(row.parameter, row, 0), p_at, begin, n, fetched_parameter);
-        parameter = fetched_parameter;
+        place.parameter = fetched_parameter;
       }
     }
-    const void* measured[3] = {gradient, parameter, parameter};
-    if (request_.update) {
-      if (measure_parameter_) {
-        std::memcpy(parameter_before, parameter, block_bytes);
-        measured[1] = parameter_before;
-      }
-      void* tensors[2 + kMaxStates];
-      if (prepared) {
-        void* both[3] = {gradient, parameter, prepared_gradient};
-        request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
-        gradient = prepared_gradient;
-      }
-      point(row, kernel, begin, gradient, parameter, tensors);
-      kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
-      if (p_strided) copy_strided<false>(bytes, address(row.parameter, row, 0), p_at, begin, n, parameter);
-    }
-    measure(row, measured, n, partials);
+    step(part, place, begin, n);
+    if (request_.update && p_strided) copy_strided<false>(bytes, address(row.parameter, row, 0), p_at, begin, n, place.parameter);
   }
 
   // Elements [begin, end) of the rows that the gradient names. Blocks are those of the gradient, so that measures are joined as elsewhere.
-  void do_named(const Row& row, const UpdateKernel& kernel, bool prepared, std::int64_t begin, std::int64_t end, double* partials) noexcept {
+  void do_named(const Part& part, std::int64_t begin, std::int64_t end) noexcept {
+    const Row& row = part.row;
     const NamedRows named(request_.layouts.data + row.layout);
-    const bool in_place = named.contiguous() && !measure_parameter_;
+    const bool in_place = named.contiguous() && !measure_parameter_ && !part.observation;
     for (std::int64_t at = begin; at < end; at += kBlock) {
       const std::int64_t n = std::min(kBlock, end - at);
       const void* const gradient[3] = {address(row.gradient, row, at), nullptr, nullptr};
       if (request_.update && !in_place) {
-        do_gathered(row, kernel, named, prepared, at, n, partials);
+        do_gathered(part, named, at, n);
         continue;
       }
-      measure(row, gradient, n, partials);  // of the gradient alone
-      if (request_.update) do_in_place(row, kernel, named, prepared, at, at + n);
+      measure(row, gradient, n, part.partials);  // of the gradient alone
+      if (request_.update) do_in_place(row, part.kernel, named, part.prepared, at, at + n);
     }
   }
 
@@ -365,31 +458,19 @@ class Loop {
   }
 
   // A block of named rows gathered from the parameter and the states, stepped there, and put back.
-  void do_gathered(const Row& row, const UpdateKernel& kernel, const NamedRows& named, bool prepared, std::int64_t begin, std::int64_t n,
-                   double* partials) noexcept {
+  void do_gathered(const Part& part, const NamedRows& named, std::int64_t begin, std::int64_t n) noexcept {
     alignas(64) char parameter[kBlock * 8];
     alignas(64) char states[kMaxStates][kBlock * 8];
-    alignas(64) char prepared_gradient[kBlock * 8];
-    alignas(64) char parameter_before[kBlock * 8];
-    char* gradient = address(row.gradient, row, begin);
-    const void* measured[3] = {gradient, parameter, parameter};
+    const Row& row = part.row;
+    Place place{address(row.gradient, row, begin), parameter, {}};
     copy_named<true>(row, named, row.parameter, false, begin, n, parameter);
-    for (std::int64_t s = 0; s < kernel.states; ++s) copy_named<true>(row, named, row.states[s], true, begin, n, states[s]);
-    if (measure_parameter_) {
-      std::memcpy(parameter_before, parameter, static_cast<std::size_t>(n * bytes_of(row.dtype)));
-      measured[1] = parameter_before;
+    for (std::int64_t s = 0; s < part.kernel.states; ++s) {
+      place.states[s] = states[s];
+      copy_named<true>(row, named, row.states[s], true, begin, n, states[s]);
     }
-    if (prepared) {
-      void* both[3] = {gradient, parameter, prepared_gradient};
-      request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
-      gradient = prepared_gradient;
-    }
-    void* tensors[2 + kMaxStates] = {gradient, parameter};
-    for (std::int64_t s = 0; s < kernel.states; ++s) tensors[2 + s] = states[s];
-    kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
+    step(part, place, begin, n);
     copy_named<false>(row, named, row.parameter, false, begin, n, parameter);
-    for (std::int64_t s = 0; s < kernel.states; ++s) copy_named<false>(row, named, row.states[s], true, begin, n, states[s]);
-    measure(row, measured, n, partials);
+    for (std::int64_t s = 0; s < part.kernel.states; ++s) copy_named<false>(row, named, row.states[s], true, begin, n, states[s]);
   }
 
   // Copies elements [begin, begin + n) of the named rows between a tensor and a dense block.
@@ -419,9 +500,13 @@ class Loop {
   }
 
   void measure(const Row& row, const void* const* tensors, std::int64_t n, double* partials) noexcept {
-    for (std::int64_t m = 0; m < request_.measures.size; ++m) {
-      const MeasureKernel& kernel = request_.kernels->measures[request_.measures.data[m]];
-      partials[m] = joined(kernel, partials[m], kernel.run[row.dtype](tensors, n));
+    const std::int64_t measures = request_.measures.size;
+    if (measures == 0) return;
+    double seen[kMaxMeasures];
+    (only_norm_ ? request_.kernels->norm : request_.kernels->all_measures)[row.dtype](tensors, n, seen);
+    for (std::int64_t m = 0; m < measures; ++m) {
+      const std::int64_t which = request_.measures.data[m];
+      partials[m] = joined(request_.kernels->measures[which].is_max, partials[m], seen[which]);
     }
   }
 
@@ -429,18 +514,33 @@ class Loop {
   void join_partials() noexcept {
     const std::int64_t measures = request_.measures.size;
     for (std::int64_t i = 0; i < request_.rows.size; ++i) {
+      const std::int64_t first = partials_at_[static_cast<std::size_t>(i)];
+      const std::int64_t last = partials_at_[static_cast<std::size_t>(i) + 1];
       for (std::int64_t m = 0; m < measures; ++m) {
         double total = 0;
-        for (std::int64_t c = partials_at_[static_cast<std::size_t>(i)]; c < partials_at_[static_cast<std::size_t>(i) + 1]; ++c)
-          total = joined(request_.kernels->measures[request_.measures.data[m]], total, partials_[static_cast<std::size_t>(c * measures + m)]);
+        for (std::int64_t c = first; c < last; ++c)
+          total = joined(request_.kernels->measures[request_.measures.data[m]].is_max, total, partials_[static_cast<std::size_t>(c * measures + m)]);
         request_.tallies.data[i * measures + m] = total;
+      }
+      if (!request_.observations.size || !request_.observations.data[i].observer) continue;
+      const Code code = request_.observations.data[i].observer->code();
+      for (std::int64_t k = 0; k < code.output_count; ++k) {
+        const Output& output = code.outputs[k];
+        double total = 0;
+        for (std::int64_t c = first; c < last; ++c)
+          total = joined(output.is_max, total, looked_into_[static_cast<std::size_t>(c * request_.columns + output.column)]);
+        request_.observed.data[i * request_.columns + output.column] = total;
       }
     }
   }
 
-  static double joined(const MeasureKernel& measure, double a, double b) noexcept {
-    if (!measure.is_max) return a + b;
+  static double joined(bool is_max, double a, double b) noexcept {
+    if (!is_max) return a + b;
     return (a > b || a != a) ? a : b;
+  }
+
+  static double* aligned(double* pointer) noexcept {
+    return reinterpret_cast<double*>((reinterpret_cast<std::uintptr_t>(pointer) + 63) / 64 * 64);
   }
 
   static char* address(std::int64_t base, const Row& row, std::int64_t element) noexcept {
@@ -457,8 +557,12 @@ class Loop {
   std::vector<Task> tasks_;
   std::vector<std::int64_t> partials_at_;  // where each row's partial tallies start, in chunks
   std::vector<double> partials_;
+  std::vector<double> looked_into_;  // the same, of who looks inside
+  std::vector<double> scratch_;      // a piece for each thread
+  std::size_t room_ = 0;             // its size
   std::int64_t work_ = 0;
-  bool measure_parameter_ = false;
+  bool only_norm_ = true;           // whether nothing else is measured
+  bool measure_parameter_ = false;  // before the update and after it
 };
 
 }  // namespace openadam

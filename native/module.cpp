@@ -131,11 +131,28 @@ void bind_table(nb::module_& m) {
           },
           "The memory of every active row: row, which (0 the parameter, 1 the gradient, then the states), address, itemsize, shape, strides.")
       .def("measure", &openadam::Table::measure, nb::arg("threads"), "The gradients' sum of squares, and the largest of one row.")
-      .def("update", &openadam::Table::update, nb::arg("factor"), nb::arg("measures"), nb::arg("threads"),
+      .def("update", &openadam::Table::update, nb::arg("factor"), nb::arg("measures"), nb::arg("threads"), nb::arg("columns") = 0,
            "Take the step and commit its counters; returns what `measure` does where its measure is the first of those taken.")
       .def(
           "tallies", [](const openadam::Table& table) { return numbers(table.tallies(), table.count(), table.measured()); },
-          "What the last pass measured: rows x measures.");
+          "What the last pass measured: rows x measures.")
+      .def(
+          "set_observer",
+          [](openadam::Table& table, std::size_t index, const std::vector<std::int64_t>& instructions, const std::vector<std::int64_t>& outputs,
+             std::int64_t slots, const std::vector<std::int64_t>& scalars, std::vector<double> constants, std::vector<std::int64_t> roots,
+             std::vector<double> hyperparameters, std::int64_t memory, std::int64_t columns) {
+            const auto& update = table.class_at(index);
+            const std::int64_t inputs = 3 + table.kernels().updates[update.kernel].states;
+            if (memory < 0 || memory > openadam::kMaxMemory || columns < 0 || columns > openadam::kMaxOutputs)
+              throw std::invalid_argument("the code of an observer is damaged");
+            table.set_observer(index, openadam::Observer(instructions, outputs, slots, scalars, std::move(constants), std::move(roots),
+                                                         std::move(hyperparameters), inputs, memory, columns));
+          },
+          nb::arg("index"), nb::arg("instructions"), nb::arg("outputs"), nb::arg("slots"), nb::arg("scalars"), nb::arg("constants"), nb::arg("roots"),
+          nb::arg("hyperparameters"), nb::arg("memory"), nb::arg("columns"), "The code that looks inside the steps of an update.")
+      .def(
+          "observed", [](const openadam::Table& table) { return numbers(table.observed(), table.count(), table.columns()); },
+          "What the observers saw in the last step: rows x columns, NaN where nobody looked.");
 }
 
 }  // namespace

@@ -135,6 +135,7 @@ void Table::set_update(std::size_t index, std::int64_t kernel, std::vector<doubl
     throw std::invalid_argument("the kernel takes another number of hyperparameters");
   if (index >= updates_.size()) updates_.resize(index + 1);
   Update& update = updates_[index];
+  if (kernel != update.kernel) update.observer = {};  // it was for other states
   update.kernel = kernel;
   update.hyperparameters = std::move(hyperparameters);
   update.coupled_decay = coupled_decay;
@@ -341,6 +342,7 @@ std::vector<Piece> Table::pieces() const {
 void Table::place_scalars(double factor) {
   const ScalarProgram& prepare = scalar_programs()[0];
   scalars_.clear();
+  observations_.assign(columns_ ? rows_.size() : 0, {});
   for (Update& update : updates_) update.placed = false;
   for (std::size_t i = 0; i < rows_.size(); ++i) {
     Row& row = rows_[i];
@@ -370,7 +372,10 @@ void Table::place_scalars(double factor) {
       double* const out = scalars_.data() + update.scalars;
       program.run(update.hyperparameters.data(), memory, item.t, scale, out);
       for (std::int64_t k = 0; k < program.states; ++k) update.after[k] = out[program.outputs - program.states + k];
+      update.observer_scalars = static_cast<std::int64_t>(scalars_.size());
+      if (columns_ && !update.observer.empty()) update.observer.scalars_of_step(memory, item.t, scale, scalars_);
     }
+    if (columns_ && !update.observer.empty()) observations_[i] = {&update.observer, update.observer_scalars};
     row.scalars = update.scalars;
     row.prepare = update.prepare;
     std::memcpy(item.after, update.after, sizeof(item.after));
@@ -389,6 +394,12 @@ void Table::pass(bool update, int threads) {
   request.threads = threads;
   request.team = team_;
   request.tallies = {tallies_.data(), static_cast<std::int64_t>(tallies_.size())};
+  if (update && columns_) {
+    observed_.assign(rows_.size() * columns(), std::numeric_limits<double>::quiet_NaN());
+    request.observations = {observations_.data(), static_cast<std::int64_t>(observations_.size())};
+    request.columns = columns_;
+    request.observed = {observed_.data(), static_cast<std::int64_t>(observed_.size())};
+  }
   Loop loop(request);
   const WithoutLock unlocked;
   loop.run();
@@ -423,8 +434,10 @@ std::pair<double, double> Table::measure(int threads) {
   return total();
 }
 
-std::pair<double, double> Table::update(double factor, std::vector<std::int64_t> measures, int threads) {
+std::pair<double, double> Table::update(double factor, std::vector<std::int64_t> measures, int threads, std::int64_t columns) {
+  if (columns < 0 || columns > kMaxOutputs) throw std::invalid_argument("so many columns cannot be observed");
   measures_ = std::move(measures);
+  columns_ = columns;
   place_scalars(factor);
   pass(true, threads);
   return total();

@@ -146,6 +146,7 @@ struct Update {
   nanobind::object count_name;
   std::vector<nanobind::object> state_names;
   std::vector<nanobind::object> memory_names;
+  Observer observer;  // of what is to be seen inside, if anything is
   // The scalars last computed in the step under way, and what for.
   bool placed = false;
   double t = 0;
@@ -153,6 +154,7 @@ struct Update {
   double after[kMaxMemory] = {};
   std::int64_t scalars = 0;
   std::int64_t prepare = -1;
+  std::int64_t observer_scalars = 0;
 };
 
 // Memory of one tensor as bytes: for those who look more closely.
@@ -175,6 +177,7 @@ class Table {
   void set_row(std::size_t row, std::size_t update, nanobind::object array);
   void set_row(std::size_t row, std::size_t update, std::uintptr_t identity, bool repeated);
   void set_update(std::size_t index, std::int64_t kernel, std::vector<double> hyperparameters, double coupled_decay, bool maximize);
+  void set_observer(std::size_t index, Observer observer) { updates_[update_at(index)].observer = std::move(observer); }
   void set_names(std::size_t index, nanobind::object count, std::vector<nanobind::object> states, std::vector<nanobind::object> memory);
 
   // --- one step ----------------------------------------------------------------------------------------------------
@@ -194,7 +197,8 @@ class Table {
 
   // The sum of squares of the gradients of all rows, added in order, and the largest of one row.
   std::pair<double, double> measure(int threads);
-  std::pair<double, double> update(double factor, std::vector<std::int64_t> measures, int threads);
+  // With columns, also looks inside: what that many of the classes' observers see is `observed`.
+  std::pair<double, double> update(double factor, std::vector<std::int64_t> measures, int threads, std::int64_t columns);
 
   std::size_t count() const { return rows_.size(); }
   std::size_t active_count() const { return active_; }
@@ -203,11 +207,14 @@ class Table {
   Row& row(std::size_t index) { return rows_[index]; }
   Item& item(std::size_t index) { return items_[index]; }
   Traces& traces(std::size_t index) { return traces_[index]; }
+  const Update& class_at(std::size_t index) const { return updates_[update_at(index)]; }
   const Update& update_of(std::size_t index) const { return updates_[items_[index].update]; }
   const KernelSet& kernels() const { return *kernels_; }
   std::vector<std::int64_t>& layouts() { return layouts_; }
   Team team() const { return team_; }
   const std::vector<double>& tallies() const { return tallies_; }
+  const std::vector<double>& observed() const { return observed_; }
+  std::size_t columns() const { return static_cast<std::size_t>(columns_); }
   std::size_t measured() const { return measures_.size(); }
 
   std::int64_t version = 0;         // grows when `settle` has seen other numbers than before
@@ -235,6 +242,9 @@ class Table {
   std::vector<std::int64_t> layouts_;
   std::vector<double> scalars_;
   std::vector<double> tallies_;
+  std::vector<Observation> observations_;
+  std::vector<double> observed_;
+  std::int64_t columns_ = 0;
   std::vector<std::int64_t> measures_;
   std::vector<nanobind::object> held_;
   std::vector<std::pair<std::int64_t, std::int64_t>> written_;  // merged and sorted

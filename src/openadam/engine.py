@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import math
 import operator
 import os
@@ -22,9 +23,10 @@ import numpy.typing as npt
 
 from .errors import HyperparameterError, NativeMissingWarning
 from .language.arrays import compile_scalars, run, run_in_blocks
+from .language.code import Code, encode
 from .language.program import Program
 from .language.rule import Traced
-from .measures import MEASURES
+from .measures import BLOCK, MEASURES, Measure, program_inside, sampled_pieces
 from .rules import PREPARE, update_program
 
 _native: Any
@@ -59,8 +61,7 @@ COLUMNS = STATES + 4
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
 MAX_THREADS = 64
 
-BLOCK = 1024  # elements; measures are joined lane by lane in a block, block by block in a chunk, chunk by chunk
-CHUNK = 16 * BLOCK
+CHUNK = 16 * BLOCK  # elements; measures are joined lane by lane in a block, block by block in a chunk, chunk by chunk
 LANES = 16
 PIECE = 8 * CHUNK  # elements that the reference measures together
 
@@ -72,6 +73,17 @@ def compiled(traced: Traced) -> tuple[Program, Callable[[Mapping[str, float]], l
     """The program of a traced rule, and the function that computes its scalars and then its scalar states."""
     program = update_program(traced)
     return program, compile_scalars(program.once)
+
+
+@functools.lru_cache(maxsize=256)
+def _code_inside(traced: Traced, measures: tuple[Measure, ...]) -> Code:
+    reductions = {measure.name: (place, measure.reduction == "max") for place, measure in enumerate(measures)}
+    return encode(program_inside(traced, measures), ("given", "g", "p", *compiled(traced)[0].states), reductions)
+
+
+@functools.lru_cache(maxsize=256)
+def _scalars_inside(traced: Traced, measures: tuple[Measure, ...]) -> Callable[[Mapping[str, float]], list[float]]:
+    return compile_scalars(program_inside(traced, measures).scalars)
 
 
 class Once(NamedTuple):
@@ -90,6 +102,7 @@ class Update:
     coupling: str
     kernel: int = 0  # of the native engine; 0: none
     values: dict[str, Any] = field(default_factory=dict)  # by the family's names, with weight_decay and maximize
+    _inside: Any = None  # what looks inside it, as a native table was last told
 
     @property
     def program(self) -> Program:
@@ -99,11 +112,57 @@ class Update:
         decay, coupled = self.values["weight_decay"], self.coupling == "coupled"
         return self.values | {"coupled_decay": decay if coupled else 0.0, "decoupled_decay": 0.0 if coupled else decay}
 
+    def _told(self, t: float, factor: float, clip_value: float) -> tuple[dict[str, Any], list[float] | None]:
+        """What the scalars of step t are computed from, and those of the gradient's preparation, if it has one."""
+        h = self._surrounded() | {"t": t, "gradient_scale": -factor if self.values["maximize"] else factor, "clip_value": clip_value}
+        if clip_value == math.inf and h["coupled_decay"] == 0.0:
+            return h, None
+        return h | {"gradient_scale": 1.0}, _prepare_scalars(h)  # it has been applied
+
     def tell(self, table: Any, index: int) -> None:
         """Give a native table the hyperparameters in its kernel's order."""
         h = self._surrounded()
         numbers = [h[name] for name in self.program.hyperparameters] if self.kernel else []
         table.set_update(index, self.kernel, numbers, h["coupled_decay"], bool(h["maximize"]))
+
+    def tell_inside(self, table: Any, index: int, measures: tuple[Measure, ...]) -> None:
+        """Give a native table the code that looks inside, unless it has it."""
+        told = (self.kernel, measures, dict(self.values))
+        if told != self._inside:
+            h = self._surrounded()
+            hyperparameters = [float(h[name]) for name in program_inside(self.traced, measures).hyperparameters]
+            table.set_observer(index, *_code_inside(self.traced, measures), hyperparameters, len(self.program.memory), len(measures))
+            self._inside = told
+
+    def inside(
+        self, measures: tuple[Measure, ...], t: float, factor: float, clip_value: float, memory: Sequence[float], arrays: Mapping[str, Array]
+    ) -> list[float]:
+        """What the measures see inside step t of a tensor, NaN where the rule lacks what one looks at.
+
+        Args:
+            measures: Those of a rule.
+            t: The step, from 1.
+            factor: What the gradient is multiplied by.
+            clip_value: Largest magnitude of an element of it.
+            memory: The scalar states before the step.
+            arrays: ``g``, as given, ``p`` and the states, by the rule's names, before the step; flat, of one dtype.
+        """
+        program = program_inside(self.traced, measures)
+        h, prepare = self._told(t, factor, clip_value)
+        scalars = _scalars_inside(self.traced, measures)(h | dict(zip(self.program.memory, memory, strict=True)))
+        result = [0.0 if measure.name in program.outputs else math.nan for measure in measures]
+        for _, pieces in itertools.groupby(sampled_pieces(arrays["g"].size), lambda piece: piece.start // CHUNK):
+            which = list(pieces)
+            given = {name: np.concatenate([array[piece] for piece in which]) for name, array in arrays.items()}
+            given["given"] = given["g"]
+            if prepare is not None:
+                given["g"] = run(PREPARE, {"g": given["g"], "p": given["p"]}, prepare, np)["prepared"]
+            values = run(program, given, scalars, np)
+            for k, measure in enumerate(measures):
+                if measure.name in values:
+                    joined = JOINS[measure.reduction]
+                    result[k] = float(joined(result[k], np.float64(_fold(np.broadcast_to(values[measure.name], given["g"].shape), joined))))
+        return result
 
     def once(self, t: float, factor: float, clip_value: float, memory: Sequence[float]) -> Once:
         """The scalars of step t in float64, as the native table computes them.
@@ -115,11 +174,7 @@ class Update:
             memory: The scalar states before the step.
         """
         program, compute = compiled(self.traced)
-        h = self._surrounded() | {"t": t, "gradient_scale": -factor if self.values["maximize"] else factor, "clip_value": clip_value}
-        prepare = None
-        if clip_value != math.inf or h["coupled_decay"] != 0.0:
-            prepare = _prepare_scalars(h)
-            h["gradient_scale"] = 1.0  # it has been applied
+        h, prepare = self._told(t, factor, clip_value)
         computed = compute(h | dict(zip(program.memory, memory, strict=True)))
         split = len(program.scalars)
         return Once(prepare, computed[:split], computed[split:])
@@ -181,6 +236,7 @@ class ReferenceTable:
         self.rows: Sequence[Any] = ()
         self.active: list[int] = []
         self._tallies = np.zeros((0, 0))
+        self._observed = np.zeros((0, 0))
         self._computed: list[tuple[Any, Any, Any]] | None = None  # what is to be written: target, value, and which part of the target
 
     taken = property(lambda self: int(self.counts[0]), lambda self, value: self.counts.__setitem__(0, value))
@@ -201,9 +257,10 @@ class ReferenceTable:
                 self._tallies[i] = tally((0,), {"g": row.gradient.reshape(-1)})
         return self._total()
 
-    def compute(self, factor: float, measures: Sequence[int]) -> Iterator[tuple[int, str, Array, Array]]:
+    def compute(self, factor: float, measures: Sequence[int], inside: tuple[Measure, ...] = ()) -> Iterator[tuple[int, str, Array, Array]]:
         """What a step would write; yields row, state (or ``p``), before and after of each, all flat. `update` then writes it."""
         self._tallies = np.zeros((len(self.rows), len(measures)))
+        self._observed = np.full((len(self.rows), len(inside)), np.nan)
         writes: list[tuple[Any, Any, Any]] = []
         with np.errstate(all="ignore"):
             for i in self.active:
@@ -212,6 +269,9 @@ class ReferenceTable:
                 t, *memory = row.numbers.tolist()
                 once = row.update.once(t + 1, factor, self.clip_value, memory)
                 states = [row.touched(state) for state in row.states]
+                if inside:
+                    arrays = {"g": row.gradient.reshape(-1), "p": p, **dict(zip(row.update.program.states, states, strict=True))}
+                    self._observed[i] = row.update.inside(inside, t + 1, factor, self.clip_value, memory, arrays)
                 outputs = outcome(row.update.program, row.gradient.reshape(-1), p, states, once)
                 self._tallies[i] = tally(measures, {"g": row.gradient.reshape(-1), "p": p, "p_after": outputs["p"]})
                 for target, before, name in zip((*row.states, row.view), (*states, p), (*row.update.program.states, "p"), strict=True):
@@ -227,9 +287,9 @@ class ReferenceTable:
                     yield i, name, row.numbers[k + 1 : k + 2], numbers[k + 1 : k + 2]
         self._computed = writes
 
-    def update(self, factor: float, measures: Sequence[int], threads: int) -> tuple[float, float]:
+    def update(self, factor: float, measures: Sequence[int], threads: int, inside: tuple[Measure, ...] = ()) -> tuple[float, float]:
         if self._computed is None:
-            collections.deque(self.compute(factor, measures), maxlen=0)
+            collections.deque(self.compute(factor, measures, inside), maxlen=0)
         assert self._computed is not None
         writes, self._computed = self._computed, None
         latest = max((int(self.rows[i].numbers[0]) + 1 for i in self.active), default=0)
@@ -242,6 +302,9 @@ class ReferenceTable:
 
     def tallies(self) -> npt.NDArray[np.float64]:
         return self._tallies
+
+    def observed(self) -> npt.NDArray[np.float64]:
+        return self._observed
 
     def _total(self) -> tuple[float, float]:
         squares = self._tallies[:, 0] if self._tallies.shape[1] else np.zeros(0)
@@ -271,6 +334,18 @@ def outcome(program: Program, g: Array, p: Array, states: Sequence[Array], once:
 
 
 JOINS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum}
+
+
+def _fold(values: Array, joined: np.ufunc) -> Any:
+    """Reduce a block in the order of the native loop, in the arithmetic of its elements."""
+    if values.size % LANES:
+        values = np.concatenate([values, np.zeros(-values.size % LANES, values.dtype)])
+    lanes = joined.reduce(values.reshape(-1, LANES), axis=0, initial=0.0)
+    width = LANES // 2
+    while width:
+        lanes = joined(lanes[:width], lanes[width : 2 * width])
+        width //= 2
+    return lanes[0]
 
 
 def join(values: Array, reduction: str) -> Array:

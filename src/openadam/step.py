@@ -18,7 +18,7 @@ import numpy.typing as npt
 from . import rules
 from .engine import assign_all
 from .errors import ConcurrentStepError, HyperparameterError, NonFiniteGradientError, NonFiniteStateError, TooManySkipsError
-from .measures import GRAD_SUM_SQUARES, MEASURES
+from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure
 
 __all__ = ["MAX_STEP", "StepReport", "Stepper", "alone", "check_dtype"]
 
@@ -130,7 +130,7 @@ class Stepper:
         """The gradients' sum of squares, and the largest of one row."""
         return self.table.measure(threads)  # type: ignore[no-any-return]
 
-    def prepare(self, factor: float, measures: list[int]) -> NonFiniteStateError | None:
+    def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
         """Whatever of the step can still fail; the last chance to refuse it. Returns what would not be finite, if that was looked at."""
         return None
 
@@ -139,13 +139,17 @@ class Stepper:
         """Whether bounded gradients can make a state grow without bound."""
         return False
 
-    def update(self, factor: float, measures: list[int], threads: int) -> tuple[float, float]:
-        """The step itself; returns what `measure` does if the norm is among the measures."""
-        return self.table.update(factor, measures, threads)  # type: ignore[no-any-return]
+    def update(self, factor: float, measures: list[int], threads: int, inside: tuple[Measure, ...]) -> tuple[float, float]:
+        """The step itself; returns what `measure` does if the norm is among the measures. Those of ``inside`` look into it."""
+        raise NotImplementedError
 
     def tallies(self) -> Array:
         """What the last pass measured: rows x measures."""
         return self.table.tallies()  # type: ignore[no-any-return]
+
+    def observed(self) -> Array:
+        """What was seen inside the last step: rows x measures, NaN where a rule lacks what a measure looks at."""
+        return self.table.observed()  # type: ignore[no-any-return]
 
     def everywhere(self, total: float, largest: float) -> tuple[float, float]:
         """The norm of all gradients, and the largest sum of squares of one tensor, over all who take this step."""
@@ -192,7 +196,7 @@ class Stepper:
         threads: int,
         *,
         scale: float = 1.0,
-        measure: bool = False,
+        measure: bool | Iterable[Measure] = False,
         before_commit: Callable[[], None] | None = None,
         only_makes_states: Callable[[], bool] | None = None,
     ) -> StepReport:
@@ -201,10 +205,11 @@ class Stepper:
         Args:
             threads: Most threads to use.
             scale: What the gradients are to be multiplied by first: the inverse of a loss scale.
-            measure: Report all measures.
+            measure: Report all measures, and those that are given.
             before_commit: Called once nothing can be refused any more.
             only_makes_states: Asked, where all gradients are zero, whether to neither move nor count anything.
         """
+        measures, inside = self._asked(measure)
         checks = self.nonfinite != "propagate"
         looks = checks or self.clip_norm is not None
         clip, norm = 1.0, math.nan
@@ -216,30 +221,30 @@ class Stepper:
                 if bad is not None and self.nonfinite == "raise":
                     raise bad
                 if bad is not None:
-                    return self.skip(norm * scale, 1.0, {} if measure else None, bad)
+                    return self.skip(norm * scale, 1.0, {} if measures else None, bad)
             if only_makes_states is not None and norm == 0 and only_makes_states():
                 if before_commit is not None:
                     before_commit()
                 return StepReport(self.steps, 0.0, 1.0, False)
             if self.clip_norm is not None:
                 clip = rules.clip_factor(norm * scale, self.clip_norm)
-        wanted = ALL_MEASURES if measure else [] if looks else NORM
+        wanted = measures or ([] if looks else NORM)
         unbounded: Exception | None = None
         if checks and (largest > SUSPICIOUS_SQUARES or self.grows):
             unbounded = self.agreed(self._try_out(clip * scale))
             if unbounded is not None and not self.grows:
                 raise unbounded
-        unbounded = unbounded or self.prepare(clip * scale, wanted)
+        unbounded = unbounded or self.prepare(clip * scale, wanted, inside)
         if checks and unbounded is not None:
             if self.nonfinite == "raise":
                 raise unbounded
-            return self.skip(norm * scale, clip, {} if measure else None, unbounded)
+            return self.skip(norm * scale, clip, {} if measures else None, unbounded)
         if before_commit is not None:
             before_commit()
-        total, _ = self.update(clip * scale, wanted, threads)
+        total, _ = self.update(clip * scale, wanted, threads, inside)
         if not looks:
             norm = self.norm(total)
-        return StepReport(self.steps, norm * scale, clip, False, self._measured(scale) if measure else None)
+        return StepReport(self.steps, norm * scale, clip, False, self._measured(scale, inside) if measures else None)
 
     def norm(self, total: float, which: Iterable[int] | None = None) -> float:
         """The Euclidean norm of the gradients here (or of some rows) from the sum of their squares."""
@@ -254,11 +259,35 @@ class Stepper:
                     return largest * math.sqrt(math.fsum(scaled))
         return math.sqrt(total) if total >= 0 else math.nan
 
-    def _measured(self, scale: float) -> dict[str, dict[str, float]]:
+    @staticmethod
+    def _asked(measure: bool | Iterable[Measure]) -> tuple[list[int], tuple[Measure, ...]]:
+        """Which measures are taken, and which look inside."""
+        if measure is False:
+            return [], ()
+        if measure is True:
+            return ALL_MEASURES, INSIDE
+        own = tuple(measure) if isinstance(measure, Iterable) else (measure,)
+        for each in own:
+            if not isinstance(each, Measure):
+                raise HyperparameterError(f"measure={measure!r:.80} is neither True nor a list of openadam.Measure")
+        names = [each.name for each in (*MEASURES, *INSIDE, *own)]
+        for name in names:
+            if names.count(name) > 1:
+                raise HyperparameterError(f"there are two measures called {name!r}; call yours otherwise")
+        return ALL_MEASURES, INSIDE + own
+
+    def _measured(self, scale: float, inside: tuple[Measure, ...]) -> dict[str, dict[str, float]]:
         """What was seen of each row, the gradients freed of a loss scale as the norm is."""
         names = [measure.name for measure in MEASURES]
         tallies = (self.tallies() * [scale**measure.degree for measure in MEASURES]).tolist()
-        return {self.name(i): dict(zip(names, row, strict=True)) for i, row in enumerate(tallies) if self.is_active(i)}
+        found = {}
+        for i, (row, observed) in enumerate(zip(tallies, self.observed().tolist(), strict=True)):
+            if self.is_active(i):
+                sound = math.isfinite(row[0])  # the sum of squares; else it is worth counting
+                found[self.name(i)] = dict(zip(names, row, strict=True))
+                found[self.name(i)]["grad_nonfinite"] = 0.0 if sound else float(np.count_nonzero(~np.isfinite(self.gradient(i))))
+                found[self.name(i)] |= {measure.name: value for measure, value in zip(inside, observed, strict=True) if value == value}
+        return found
 
     def _non_finite(self) -> NonFiniteGradientError | None:
         """The error that names the first element that is not finite, if there is one."""

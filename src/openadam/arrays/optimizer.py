@@ -15,6 +15,7 @@ from .. import engine as engines
 from ..errors import CheckpointMismatchError, GradientError, HyperparameterError, ParameterError
 from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, nearest, refuse_no_reset, suggest
 from ..language.rule import Rule
+from ..measures import Measure
 from ..no_decay import predicate, read_no_decay, refuse_strangers
 from ..step import FLOAT32_LARGEST, StepReport, alone
 from . import states
@@ -235,7 +236,7 @@ class Optimizer:
     # --- the step --------------------------------------------------------------------------------------------------
 
     @alone
-    def step(self, grads: Any, *, measure: bool = False) -> StepReport:
+    def step(self, grads: Any, *, measure: bool | Iterable[Measure] = False) -> StepReport:
         """Update the parameters in place from their gradients; all of it, or nothing.
 
         Args:
@@ -243,7 +244,7 @@ class Optimizer:
                 names, or a list with one such entry per group. None leaves a parameter and its state alone. float32
                 gradients of float64 parameters are converted; nothing is ever broadcast or rounded. A `Rows` in the place of an array
                 is a gradient for some rows of its parameter, and steps these alone.
-            measure: Also return what can be seen inside the step, per tensor.
+            measure: Also return what can be seen inside the step, per tensor: all of `openadam.measures`, and your own that are given.
 
         Raises:
             GradientError: A gradient cannot be used: wrong shape, dtype or structure, or (unless ``nonfinite`` says
@@ -271,7 +272,7 @@ class Optimizer:
             self._groups.tell(stepper, self.steps + 1)
             stepper.read(gradients)
             if not stepper.table.active_count:
-                return StepReport(self.steps, 0.0, 1.0, False, {} if measure else None)
+                return StepReport(self.steps, 0.0, 1.0, False, {} if measure is not False else None)
             return stepper.take(self._threads, measure=measure)
         finally:
             stepper.forget()

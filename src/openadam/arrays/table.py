@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .. import engine as engines
 from ..errors import AliasError, HyperparameterError, NonFiniteStateError, RuleError
 from ..language.rule import Rule, Traced
+from ..measures import Measure
 from ..memory import Piece, first_meeting
 from ..row_sparse import Rows
 from ..step import MAX_STEP, Stepper
@@ -149,11 +150,18 @@ class ArrayStepper(Stepper):
     def grows(self) -> bool:
         return self._engine.name == "native" and any(update.values["momentum"] >= 1 for update in self.updates if "momentum" in update.values)
 
-    def prepare(self, factor: float, measures: list[int]) -> NonFiniteStateError | None:
+    def update(self, factor: float, measures: list[int], threads: int, inside: tuple[Measure, ...]) -> tuple[float, float]:
+        if self._engine.name != "native":
+            return self.table.update(factor, measures, threads, inside)  # type: ignore[no-any-return]
+        for index, update in enumerate(self.updates if inside else ()):
+            update.tell_inside(self.table, index, inside)
+        return self.table.update(factor, measures, threads, len(inside))  # type: ignore[no-any-return]
+
+    def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
         """On the reference, which runs rules of one's own, what is computed is looked at before it is written."""
         bad = None
         if self._engine.name != "native":
-            for i, name, before, after in self.table.compute(factor, measures):
+            for i, name, before, after in self.table.compute(factor, measures, inside):
                 self._refuse_broken_word(i, name, after)
                 if bad is None and self.nonfinite != "propagate":
                     bad = self.unbounded(i, self._canonical(i).reshape(-1), self._state_names.get(name, name), before, after)

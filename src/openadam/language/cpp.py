@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from .graph import postorder
 from .program import Program
 
-__all__ = ["reduction", "scalars", "update"]
+__all__ = ["reductions", "scalars", "update"]
 
 TEMPLATES = {
     "add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "negative": "-{}",
@@ -82,31 +83,37 @@ def update(program: Program) -> str:
     return "\n".join(lines)
 
 
-def reduction(program: Program, join: str) -> str:
-    """A function template that joins the program's one output over n elements in LANES fixed lanes, in double.
+def reductions(name: str, program: Program, joins: Mapping[str, str]) -> str:
+    """A function template ``name(tensors, n, joined)`` that joins each output of a program over n elements in LANES fixed lanes, in double.
 
     Args:
-        program: Reads ``g``, ``p`` (before the update) and ``p_after``; writes ``value``.
-        join: How two values become one, in C++: ``sum`` or ``largest``.
+        name: What it is called.
+        program: Reads ``g``, ``p`` (before the update) and ``p_after``.
+        joins: How two values of an output become one, in C++: ``sum`` or ``largest``; in the order of ``joined``.
     """
     places = {"g": 0, "p": 1, "p_after": 2}
     lines = [
-        f"// {program.name}",
+        f"// {name}: {', '.join(joins)}",
         "template <class S>",
-        f"double {program.name}(const void* const* tensors, std::int64_t n) {{",
+        f"void {name}(const void* const* tensors, std::int64_t n, double* joined) {{",
         "  using T = double;",
     ]
-    lines += [f"  const S* RESTRICT {name}_ = static_cast<const S*>(tensors[{places[name]}]);" for name in program.inputs]
-    lines.append("  const auto value = [=](std::int64_t i) {")
-    lines += [f"    const T {name} = static_cast<T>({name}_[i]);" for name in program.inputs]
+    lines += [f"  const S* RESTRICT {each}_ = static_cast<const S*>(tensors[{places[each]}]);" for each in program.inputs]
+    lines += [f"  T lanes{k}[kLanes] = {{}};" for k in range(len(joins))]
+    lines.append("  const auto look = [&](std::int64_t i, int lane) {")
+    lines += [f"    const T {each} = static_cast<T>({each}_[i]);" for each in program.inputs]
     lines += [f"    {line}" for line in _statements(program)]
+    for k, (output, join) in enumerate(joins.items()):
+        lines.append(f"    lanes{k}[lane] = {join}(lanes{k}[lane], {_argument(program.outputs[output])});")
     lines += [
-        f"    return {_argument(program.outputs['value'])};",
         "  };",
-        f"  return over_lanes(value, n, [](T a, T b) {{ return {join}(a, b); }});",
-        "}",
+        "  std::int64_t i = 0;",
+        "  for (; i + kLanes <= n; i += kLanes)",
+        "    for (int lane = 0; lane < kLanes; ++lane) look(i + lane, lane);",
+        "  for (int lane = 0; lane < kLanes && i < n; ++i, ++lane) look(i, lane);",
     ]
-    return "\n".join(lines)
+    lines += [f"  joined[{k}] = fold(lanes{k}, [](T a, T b) {{ return {join}(a, b); }});" for k, join in enumerate(joins.values())]
+    return "\n".join([*lines, "}"])
 
 
 def scalars(program: Program) -> str:

@@ -6,7 +6,7 @@ import math
 import numbers
 import sys
 from collections.abc import Mapping, Sequence
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, NoReturn
 
 from ..errors import RuleError
@@ -273,11 +273,15 @@ def where(condition: Any, a: Any, b: Any) -> Expression:
     return node("where", condition, a, b)
 
 
-def substitute(roots: Sequence[Expression], replacements: Mapping[tuple[str, str], Expression]) -> list[Expression]:
-    """The same expressions with symbols, given by (space, name), replaced."""
+def substitute(
+    roots: Sequence[Expression], replacements: Mapping[tuple[str, str], Expression], nodes: Mapping[int, Expression] = MappingProxyType({})
+) -> list[Expression]:
+    """The same expressions with symbols, given by (space, name), replaced; and nodes, given by their ids."""
     results: dict[int, Expression] = {}
     for expression in postorder(*roots):
-        if expression.operation == "symbol":
+        if id(expression) in nodes:
+            results[id(expression)] = nodes[id(expression)]
+        elif expression.operation == "symbol":
             results[id(expression)] = replacements.get(expression.value, expression)
         elif expression.arguments:
             arguments = tuple(results[id(argument)] for argument in expression.arguments)

@@ -24,7 +24,10 @@ from typing import Any
 from .expression import Expression, as_expression, log
 from .graph import postorder
 
-__all__ = ["Instruction", "Program", "lower"]
+__all__ = ["SMALLEST_NORMAL", "Instruction", "Program", "lower"]
+
+SMALLEST_NORMAL = Expression("constant", value="smallest_normal")
+"""Of the dtype that is worked in."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..errors import RuleError
 from .expression import Expression, Namespace, as_expression, symbol
 from .graph import postorder
 
-__all__ = ["Rule", "Step", "Traced", "rule"]
+__all__ = ["Rule", "Step", "Traced", "depends_on_tensors", "rule"]
 
 TAKEN_NAMES = frozenset({"g", "gradient", "p", "step", "t"})  # of whatever a rule returns
 TAKEN_HYPERPARAMETERS = frozenset({

@@ -86,8 +86,8 @@ def _players(setting: Setting, seed: int, steps: int) -> Cell:
         value.backward()
         optimizer.step(measure=look)
         if look:
-            counted = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-            disagreement[name].append(sum(seen["uphill"] for seen in optimizer.last_step.measures.values()) / counted)
+            measures = optimizer.last_step.measures.values()
+            disagreement[name].append(sum(seen["disagree"] for seen in measures) / sum(seen["sampled"] for seen in measures))
 
     for t in range(1, steps + 1):
         look = t % LOOK_EVERY == 0

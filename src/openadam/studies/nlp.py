@@ -117,7 +117,8 @@ def _train_words(member: str, lr: float, seed: int, steps: int) -> tuple[dict[st
         report = optimizer.step({"embedding": embedding, "output": of_output, "bias": of_bias}, measure=look)
         if look and report.measures is not None:
             seen = report.measures["embedding"]
-            absent.append(0.0 if lazy else seen["update_sum_abs_without_grad"] / seen["update_sum_abs"])
+            moved = seen["direction_sum_abs"]
+            absent.append(0.0 if lazy or not moved else seen["direction_sum_abs_without_grad"] / moved)
     return weights, absent
 
 

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import functools
 import itertools
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,12 +18,12 @@ from torch import Tensor
 from .. import engine as engines
 from ..language.arrays import run
 from ..language.program import Program
-from ..measures import MEASURES
+from ..measures import MEASURES, Measure
 from ..rules import PREPARE
-from .memory import arithmetic_of, array_over, has_numbers, is_memory
+from .memory import arithmetic_of, array_over, as_array, dtype_name, has_numbers, is_memory
 from .rows import Reached
 
-__all__ = ["commit", "measured", "stepped"]
+__all__ = ["commit", "measured", "seen_inside", "stepped"]
 
 Kernel = Callable[..., dict[str, Tensor]]
 
@@ -123,6 +124,18 @@ def commit(row: Reached, values: Sequence[Tensor], memory: Sequence[float]) -> N
         for target, value in zip(row.targets, values, strict=True):
             target.copy_(value)
     row.commit_numbers(memory)
+
+
+def seen_inside(row: Reached, factor: float, clip_value: float, measures: tuple[Measure, ...]) -> list[float]:
+    """What measures see inside the step that a row is about to take."""
+    if not has_numbers(row.parameter):
+        return [math.nan] * len(measures)
+    names = ("g", *row.update.program.states, "p")
+    wide = np.dtype(dtype_name(arithmetic_of(row.parameter.dtype)))
+    tensors = (row.gradient, *map(row.touched, row.targets))
+    arrays = {name: as_array(tensor).reshape(-1).astype(wide, copy=False) for name, tensor in zip(names, tensors, strict=True)}
+    with np.errstate(all="ignore"):
+        return row.update.inside(measures, row.steps + 1, factor, clip_value, row.memory, arrays)
 
 
 def measured(row: Reached, measures: Sequence[int], before: Tensor | None = None) -> list[float]:

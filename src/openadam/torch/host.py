@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import engine as engines
 from ..errors import HyperparameterError, HyperparameterWarning, ParameterError
 from ..hyperparameters import checked, refuse_no_reset
+from ..measures import Measure
 from ..step import StepReport, alone, check_dtype
 from . import loading
 from .members import Member
@@ -212,16 +213,17 @@ class Host(_Base):
     # --- the step --------------------------------------------------------------------------------------------------
 
     @overload
-    def step(self, closure: None = None, *, measure: bool = False) -> None: ...
+    def step(self, closure: None = None, *, measure: bool | Iterable[Measure] = False) -> None: ...
     @overload
-    def step(self, closure: Callable[[], T], *, measure: bool = False) -> T: ...
+    def step(self, closure: Callable[[], T], *, measure: bool | Iterable[Measure] = False) -> T: ...
     @uncompiled
-    def step(self, closure: Callable[[], Any] | None = None, *, measure: bool = False) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, measure: bool | Iterable[Measure] = False) -> Any:
         """Perform a single optimization step: all of it, or nothing.
 
         Args:
             closure: Reevaluates the model and returns the loss; called once.
-            measure: Also look at what can be seen inside the step, per tensor: ``last_step.measures``.
+            measure: Also look at what can be seen inside the step, per tensor: ``last_step.measures`` then has all of `openadam.measures`,
+                and your own that are given.
 
         Returns:
             What the closure returned. What the step itself saw is in `last_step`.
@@ -246,7 +248,7 @@ class Host(_Base):
         return loss
 
     @alone
-    def _take(self, measure: bool) -> None:
+    def _take(self, measure: bool | Iterable[Measure]) -> None:
         stepper = self._stepper
         try:
             if not isinstance(self.param_groups, Sequence) or not self.param_groups:

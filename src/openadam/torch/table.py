@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import engine as engines
 from ..errors import AliasError, GradientError, NonFiniteGradientError, NonFiniteStateError, OpenAdamError, ParameterError
+from ..measures import Measure
 from ..memory import Piece, first_meeting, first_shared
 from ..no_decay import predicate
 from ..step import Stepper
@@ -67,6 +68,8 @@ class TensorStepper(Stepper):
         self._given: dict[int, Reached] = {}  # those among them that run on torch operations
         self._computed: dict[int, tuple[list[Tensor], list[float]]] = {}  # what will become of some of these
         self._tallies: Array | None = None  # of all rows, where some run on torch operations
+        self._observed: Array | None = None  # and what was seen inside them
+        self._seen_inside: dict[int, list[float]] = {}  # inside those that do
         self._seen: Any = None  # what was last found to share no memory, as numbers
 
     # --- groups ----------------------------------------------------------------------------------------------------
@@ -257,7 +260,7 @@ class TensorStepper(Stepper):
 
     def forget(self) -> None:
         """Tensors are the caller's; keep none alive."""
-        self._reached, self._given, self._computed, self._tallies = {}, {}, {}, None
+        self._reached, self._given, self._computed, self._tallies, self._observed = {}, {}, {}, None, None
         self.groups, self.state, self._parameters = (), {}, []
         if self._native is not None:
             self.table.forget()
@@ -304,9 +307,13 @@ class TensorStepper(Stepper):
         total = super().measure(threads)
         return self._merged([0]) if self._given else total
 
-    def prepare(self, factor: float, measures: list[int]) -> NonFiniteStateError | None:
+    def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
         """Compute what subclasses make of their rows: their operations are their own, and may fail, when nothing has been written yet."""
+        self._seen_inside = {}
         for i, reached in self._given.items():
+            if inside:
+                with operations(), self._asking(i):
+                    self._seen_inside[i] = graph.seen_inside(reached, factor, self._bound, inside)
             if not all(map(is_memory, (*reached.targets, reached.gradient))):
                 with operations(), self._asking(i):
                     self._computed[i] = graph.stepped(reached, factor, self._bound, self._how)
@@ -316,9 +323,9 @@ class TensorStepper(Stepper):
     def grows(self) -> bool:
         return any(update.values.get("momentum", 0.0) >= 1 for update in self.updates)
 
-    def update(self, factor: float, measures: list[int], threads: int) -> tuple[float, float]:
+    def update(self, factor: float, measures: list[int], threads: int, inside: tuple[Measure, ...]) -> tuple[float, float]:
         if not self._given:
-            return super().update(factor, measures, threads)
+            return self._update_table(factor, measures, threads, inside)
         before = self.table.taken
         parameter = any(measure > 0 for measure in measures)
         tallies = {}
@@ -327,7 +334,12 @@ class TensorStepper(Stepper):
                 p = reached.touched(reached.parameter).clone() if parameter else None
                 graph.commit(reached, *(self._computed.pop(i, None) or graph.stepped(reached, factor, self._bound, self._how)))
                 tallies[i] = graph.measured(reached, measures, p)
-        super().update(factor, measures, threads)
+        self._update_table(factor, measures, threads, inside)
+        self._observed = np.full((self.count, len(inside)), np.nan)
+        if self._native is not None and inside:
+            self._observed[:] = self.table.observed()
+        for i, row in self._seen_inside.items():
+            self._observed[i] = row
         latest = max(reached.steps + 1 for reached in self._given.values()) if self.member.counts else 0
         self.table.taken = max(before + 1, self.table.taken, latest)
         return self._merged(measures, tallies)
@@ -344,6 +356,17 @@ class TensorStepper(Stepper):
         squares = self._tallies[:, 0] if measures else np.zeros(0)
         with np.errstate(all="ignore"):
             return (float(np.add.accumulate(squares)[-1]), float(squares.max())) if squares.size else (0.0, 0.0)
+
+    def _update_table(self, factor: float, measures: list[int], threads: int, inside: tuple[Measure, ...]) -> tuple[float, float]:
+        if self._native is None:
+            return self.table.update(factor, measures, threads)  # type: ignore[no-any-return]
+        for index, update in enumerate(self.updates if inside else ()):
+            if update.kernel:
+                update.tell_inside(self.table, index, inside)
+        return self.table.update(factor, measures, threads, len(inside))  # type: ignore[no-any-return]
+
+    def observed(self) -> Array:
+        return super().observed() if self._observed is None else self._observed
 
     def tallies(self) -> Array:
         return super().tallies() if self._tallies is None else self._tallies

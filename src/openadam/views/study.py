@@ -191,7 +191,7 @@ def picture(study: Study, cells: Sequence[Cell], suffix: str) -> bytes:
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "text.usetex": False}):
         figure = figures.Figure(figsize=(max(5 * columns, 9), 4 + 0.9 * down), layout="constrained")
         parts = figure.subfigures(2 if down else 1, 1, height_ratios=[4, 0.9 * down] if down else None, squeeze=False)[:, 0]
-        figure.suptitle(f"{study.title}; lines are means over the seeds, bands their middle half", fontsize=11)
+        figure.suptitle(f"{study.title}\nlines are means over the seeds, bands their middle half", fontsize=11)
         settings = _settings(study, cells)
         labels: dict[str, Any] = {}
         for axes, name in zip(np.atleast_1d(parts[0].subplots(1, columns)), names, strict=False):

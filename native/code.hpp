@@ -1,0 +1,54 @@
+// A lowered program as numbers: what the interpreter runs. `language/code.py` writes it.
+#pragma once
+
+#include <cstdint>
+
+namespace openadam {
+
+constexpr std::int64_t kStrip = 512;  // elements that an instruction is run over at a time
+constexpr int kLanes = 16;
+constexpr std::int64_t kMaxOutputs = 96;
+constexpr std::int64_t kMaxSlots = 96;
+
+struct Operand {
+  enum Kind : std::int32_t { kSlot, kInput, kScalar, kTiny, kKinds };  // kTiny: the smallest normal number
+  std::int32_t kind;
+  std::int32_t index;
+};
+
+struct Instruction {
+  enum Operation : std::int32_t {
+    kAdd, kSubtract, kMultiply, kDivide, kNegative, kAbsolute, kRoot, kLess, kLessEqual, kEqual, kWhere, kJoin, kOperations
+  };
+  std::int32_t operation;
+  std::int32_t target;  // a slot; of a join, which output
+  Operand operands[3];  // those that an operation does not have are of slot 0
+};
+
+// How a value is joined over the elements of a tensor.
+struct Output {
+  std::int32_t is_max;  // by the largest, else by the sum
+  std::int32_t column;  // of the tallies
+};
+
+struct Code {
+  const Instruction* instructions;
+  std::int64_t count;
+  const Output* outputs;
+  std::int64_t output_count;
+  std::int64_t slots;
+};
+
+using Interpret = void (*)(const Code& code, const void* const* inputs, const double* scalars, std::int64_t n, void* scratch, double* tallies);
+
+// An operation on the scalars of a step, in float64; leaves have the index of what they are.
+struct ScalarInstruction {
+  enum Operation : std::int32_t {
+    kConstant, kHyperparameter, kMemory, kStep, kGradientScale, kAdd, kSubtract, kMultiply, kDivide, kPower, kNegative, kAbsolute, kRoot, kExp, kExpm1,
+    kLog, kSign, kMaximum, kMinimum, kLess, kLessEqual, kEqual, kWhere, kOperations
+  };
+  std::int32_t operation;
+  std::int32_t arguments[3];
+};
+
+}  // namespace openadam

@@ -1,0 +1,162 @@
+// Any lowered program, instruction by instruction over strips that stay in the L1 cache: the same bits as a printed kernel. Included once per
+// instruction set, in an anonymous namespace.
+
+constexpr std::int64_t kStrip = openadam::kStrip;
+
+// An operand that differs from element to element, and one that does not.
+template <class T>
+struct Many {
+  const T* values;
+  T operator[](std::int64_t i) const { return values[i]; }
+};
+template <class T>
+struct One {
+  T value;
+  T operator[](std::int64_t) const { return value; }
+};
+
+#if defined(__clang__)
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define INDEPENDENT _Pragma("GCC ivdep")  // a target is one of the operands, or apart from all
+#else
+#define INDEPENDENT
+#endif
+
+template <class T>
+class Interpreter {
+ public:
+  Interpreter(const openadam::Code& code, const void* const* inputs, const double* scalars, void* scratch)
+      : code_(code), inputs_(inputs), scalars_(scalars), slots_(static_cast<T*>(scratch)) {}
+
+  // Joins what the outputs are of n elements, in the order of over_lanes, to the tallies.
+  void run(std::int64_t n, double* tallies) {
+    alignas(64) T lanes[openadam::kMaxOutputs][openadam::kLanes] = {};
+    lanes_ = lanes;
+    for (begin_ = 0; begin_ < n; begin_ += kStrip) {
+      size_ = n - begin_ < kStrip ? n - begin_ : kStrip;
+      for (std::int64_t k = 0; k < code_.count; ++k) step(code_.instructions[k]);
+    }
+    for (std::int64_t k = 0; k < code_.output_count; ++k) {
+      const openadam::Output& output = code_.outputs[k];
+      T* lane = lanes[k];
+      for (int width = openadam::kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] = output.is_max ? larger(lane[i], lane[i + width]) : lane[i] + lane[i + width];
+      double& tally = tallies[output.column];
+      tally = output.is_max ? larger<double>(tally, lane[0]) : tally + static_cast<double>(lane[0]);
+    }
+  }
+
+ private:
+  template <class X>
+  static X larger(X a, X b) {
+    return (a > b || a != a) ? a : b;
+  }
+
+  template <bool kMax, class Value>
+  void join(Value value, T* joined) const {
+    T lane[openadam::kLanes];
+    for (int k = 0; k < openadam::kLanes; ++k) lane[k] = joined[k];
+    std::int64_t i = 0;
+    for (; i + openadam::kLanes <= size_; i += openadam::kLanes)
+      for (int k = 0; k < openadam::kLanes; ++k) lane[k] = kMax ? larger(lane[k], value[i + k]) : lane[k] + value[i + k];
+    for (int k = 0; k < openadam::kLanes && i < size_; ++i, ++k) lane[k] = kMax ? larger(lane[k], value[i]) : lane[k] + value[i];
+    for (int k = 0; k < openadam::kLanes; ++k) joined[k] = lane[k];
+  }
+
+  // Calls f with what an operand stands for.
+  template <class F>
+  void with(const openadam::Operand& operand, F f) const {
+    switch (operand.kind) {
+      case openadam::Operand::kSlot:
+        return f(Many<T>{slots_ + operand.index * kStrip});
+      case openadam::Operand::kInput:
+        return f(Many<T>{static_cast<const T*>(inputs_[operand.index]) + begin_});
+      case openadam::Operand::kScalar:
+        return f(One<T>{static_cast<T>(scalars_[operand.index])});
+      default:
+        return f(One<T>{smallest_normal<T>});
+    }
+  }
+
+  template <class F>
+  void one(const openadam::Instruction& instruction, F f) const {
+    T* const target = slots_ + instruction.target * kStrip;
+    const std::int64_t n = size_;
+    with(instruction.operands[0], [=](auto a) {
+      INDEPENDENT
+      for (std::int64_t i = 0; i < n; ++i) target[i] = f(a[i]);
+    });
+  }
+
+  template <class F>
+  void two(const openadam::Instruction& instruction, F f) const {
+    T* const target = slots_ + instruction.target * kStrip;
+    const std::int64_t n = size_;
+    with(instruction.operands[0], [&](auto a) {
+      with(instruction.operands[1], [=](auto b) {
+        INDEPENDENT
+        for (std::int64_t i = 0; i < n; ++i) target[i] = f(a[i], b[i]);
+      });
+    });
+  }
+
+  void choose(const openadam::Instruction& instruction) const {
+    T* const target = slots_ + instruction.target * kStrip;
+    const std::int64_t n = size_;
+    with(instruction.operands[0], [&](auto condition) {
+      with(instruction.operands[1], [&](auto a) {
+        with(instruction.operands[2], [=](auto b) {
+          INDEPENDENT
+          for (std::int64_t i = 0; i < n; ++i) target[i] = condition[i] != T(0) ? a[i] : b[i];
+        });
+      });
+    });
+  }
+
+  void step(const openadam::Instruction& instruction) const {
+    using openadam::Instruction;
+    switch (instruction.operation) {
+      case Instruction::kAdd:
+        return two(instruction, [](T a, T b) { return a + b; });
+      case Instruction::kSubtract:
+        return two(instruction, [](T a, T b) { return a - b; });
+      case Instruction::kMultiply:
+        return two(instruction, [](T a, T b) { return a * b; });
+      case Instruction::kDivide:
+        return two(instruction, [](T a, T b) { return a / b; });
+      case Instruction::kNegative:
+        return one(instruction, [](T a) { return -a; });
+      case Instruction::kAbsolute:
+        return one(instruction, [](T a) { return absolute(a); });
+      case Instruction::kRoot:
+        return one(instruction, [](T a) { return root(a); });
+      case Instruction::kLess:
+        return two(instruction, [](T a, T b) { return a < b ? T(1) : T(0); });
+      case Instruction::kLessEqual:
+        return two(instruction, [](T a, T b) { return a <= b ? T(1) : T(0); });
+      case Instruction::kEqual:
+        return two(instruction, [](T a, T b) { return a == b ? T(1) : T(0); });
+      case Instruction::kWhere:
+        return choose(instruction);
+      default:
+        return with(instruction.operands[0], [&](auto value) {
+          const auto k = instruction.target;
+          code_.outputs[k].is_max ? join<true>(value, lanes_[k]) : join<false>(value, lanes_[k]);
+        });
+    }
+  }
+
+  const openadam::Code& code_;
+  const void* const* inputs_;
+  const double* scalars_;
+  T* slots_;
+  T (*lanes_)[openadam::kLanes] = nullptr;
+  std::int64_t begin_ = 0;
+  std::int64_t size_ = 0;
+};
+
+template <class T>
+void interpret(const openadam::Code& code, const void* const* inputs, const double* scalars, std::int64_t n, void* scratch, double* tallies) {
+  Interpreter<T>(code, inputs, scalars, scratch).run(n, tallies);
+}
