@@ -279,11 +279,14 @@ class Parts:
         """The parts of an answer in their order: from text, a sequence, a mapping of names, or a single value."""
         if answer is None or answer is ... or (isinstance(answer, str) and not answer.strip()):
             raise AnswerError(f"there is no answer yet; it has the form {self.how}")
+        names = [part.name for part in self.parts]
+        advice = ""
         if isinstance(answer, str):
+            if re.search(r"\d,\d", answer):
+                advice = "; write decimals with a point, or separate the parts by ;"
             answer = self._pieces(answer)
         elif hasattr(answer, "tolist"):
             answer = answer.tolist()
-        names = [part.name for part in self.parts]
         if isinstance(answer, Mapping):
             named = {str(name).strip().casefold(): value for name, value in answer.items()}
             if set(named) != {name.casefold() for name in names} or len(named) != len(answer):
@@ -293,8 +296,6 @@ class Parts:
             answer = [answer]
         answer = _flat(answer)
         if len(answer) != len(names):
-            commas = any(isinstance(piece, str) for piece in answer) and len(answer) > len(names)
-            advice = "; write decimals with a point, or separate the parts by ;" if commas else ""
             raise AnswerError(f"{len(names)} {'is' if len(names) == 1 else 'are'} asked for, {', '.join(names)}, and {len(answer)} given{advice}")
         return [part.read(piece) for part, piece in zip(self.parts, answer, strict=True)]
 
@@ -304,7 +305,7 @@ class Parts:
         if len(self.parts) == 1 and re.fullmatch(r"(\w+[=:])?[-+]?\d+,\d+%?", text):
             return self._named([text])  # a single number, so its comma is a point
         pieces: list[str] = []
-        for separators in (";", ",|;", r"[,;\s]+"):
+        for separators in (*([";"] if ";" in text else []), ",|;", r"[,;\s]+"):
             pieces = [piece.strip() for piece in re.split(separators, text) if piece.strip()]
             if len(pieces) == len(self.parts):
                 break
@@ -484,8 +485,9 @@ class Practice:
     @property
     def source(self) -> str:
         """The sentence with its place."""
-        named = f"; the article names exercise {self.problem.replace(', ', ' and ')} here" if self.problem else ""
-        return f"“{self.sentence}”\n  ({self.section}{named})"
+        several = "," in self.problem
+        named = f"\n  (the exercise{'s' * several} that the article numbers {self.problem.replace(', ', ' and ')})" if self.problem else ""
+        return f"“{self.sentence}”\n  ({self.section}){named}"
 
 
 def practice(title: str, *, section: str, sentence: str, problem: str = "") -> Callable[[Callable[[Draw], Question]], Practice]:

@@ -93,7 +93,7 @@ class Task:
 
     def _run(self, path: Path) -> Verdict:
         if not path.is_file():
-            raise AnswerError(f"{path}: {'it is no file' if path.exists() else 'there is no such file'}")
+            raise AnswerError(f"{path}: {'it is a directory, not a file' if path.is_dir() else 'there is no such file'}")
         report = _in_a_process({**self._work(), "path": str(path.resolve())}, SECONDS)
         lines = [f"    {line.expandtabs()}".rstrip() for line in report.get("printed", "").rstrip().splitlines()]
         printed = "\n".join(["\nIt printed:", *lines]) if lines else ""
