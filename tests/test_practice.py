@@ -560,6 +560,7 @@ def test_functions_and_source_are_answers_too():
 def test_a_function_that_ends_the_process_ends_only_itself():
     verdict = practice.check("write-adam", lambda *_: sys.exit())
     assert (verdict.right, str(verdict)) == (False, "Wrong. The function raised SystemExit.")
+    assert "raised SystemExit." in practice.attempt("write-adam", lambda *_: sys.exit(None))
 
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -89,7 +89,8 @@ def load(path: str, name: str) -> Callable[..., Any]:
 
 def named(error: BaseException) -> str:
     """An error in a line: its kind, and what it says, if it says anything."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = "" if isinstance(error, SystemExit) and error.code is None else str(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def line_of(error: BaseException, path: str) -> int | None:

@@ -123,9 +123,9 @@ class Task:
         expected, found = self.expected[case][step][result], played[case][step][result]
         start = ", ".join(f"{name} = {value:g}" for name, value in self.cases[case].start.items())
         grads = ", ".join(f"{g:g}" for g in self.cases[case].gradients[: step + 1])
-        what = f"after the gradients {grads}, from {start}, {self.results[result]} should be {{}}, and is {{}}"
         digits = next((digits for digits in range(7, 17) if f"{expected:.{digits}g}" != f"{found:.{digits}g}"), 17)
-        what = what.format(f"{expected:.{digits}g}", f"{found:.{digits}g}")
+        numbers = f"should be {expected:.{digits}g}, and is {found:.{digits}g}"
+        what = f"after the gradients {grads}, from {start}, {self.results[result]} {numbers}"
         return Verdict(False, f"Wrong: {what}.{printed}")
 
 

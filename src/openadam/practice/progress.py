@@ -106,8 +106,9 @@ def _append(path: Path, content: object) -> None:
     try:
         written = os.write(descriptor, line)
         if written < len(line):  # the disk is full; half a line would spoil the file
-            size = os.fstat(descriptor).st_size
-            os.ftruncate(descriptor, size - written)
+            end = os.lseek(descriptor, 0, os.SEEK_CUR)
+            if end == os.fstat(descriptor).st_size:  # nobody has appended since
+                os.ftruncate(descriptor, end - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
