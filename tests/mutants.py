@@ -144,6 +144,8 @@ MUTANTS = (
     Mutant("a line that was cut off kept", FRAME, '        path.write_text("\\n".join(whole) + "\\n")  # without a line that was cut off\n', "", STUDIES),
     Mutant("cells of another budget gone on with", FRAME, "if not isinstance(found, dict) or {**found, \"openadam\": __version__} != header:", "if not isinstance(found, dict):", STUDIES),
     Mutant("a sweep that stops at its grid", RATES, "pending = [low - 1] if chosen == rate(low)", "pending = [] if chosen == rate(low)", ("test_digits.py",)),
+    Mutant("a tolerance of the place, not of the step", "src/openadam/practice/runs.py", "step = abs(value - before)", "step = abs(value)", PRACTICE),
+    Mutant("what the question prints accepted", ANSWERS, "any(part.meets(number, part.value) for part in numbers)", "False", PRACTICE),
     Mutant("any part right is right", ANSWERS, "        if all(right):\n", "        if any(right):\n", PRACTICE),
     Mutant("known mistakes not named", ANSWERS, "if (value := mistake.values[place]) is not None and", "if (value := None) is not None and", PRACTICE),
 )  # fmt: skip

@@ -174,6 +174,97 @@ def test_seeds_draw_other_numbers_and_the_same_ones_again(name):
     assert len(drawn) == len(SEEDS)
 
 
+@pytest.mark.parametrize("seed", [3.0, "2", None, -1, np.int64(-1), np.float64(2), [1], np.True_], ids=repr)
+@pytest.mark.parametrize("ask", [practice.question, practice.hint, lambda name, seed: practice.attempt(name, "3, 7", seed)])
+def test_a_seed_that_is_no_whole_number_is_refused(ask, seed, kept):
+    with pytest.raises(ValueError, match="a seed is a whole number, 0 or more, and not "):
+        ask("half-life", seed)
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("seed", [3, np.int64(3), np.uint8(3)], ids=repr)
+def test_any_type_of_whole_number_is_a_seed(seed, kept):
+    assert practice.question("one-step", seed).text == asked("one-step", 3).text
+    assert practice.attempt("one-step", asked("one-step", 3).asks.answer, seed).startswith("Right.")
+    assert progress.answered() == {"one-step": [3]}
+    assert practice.question("one-step", True).text == practice.question("one-step", 1).text
+
+
+PRINTED = {
+    ("adaptivity", "a"), ("adaptivity", "b"), ("scale", "a"), ("half-precision", "eps"), ("non-convergence", "adam"), ("non-convergence", "amsgrad"),
+    ("reset", "all"),
+}  # fmt: skip
+"""Answers that are numbers of the question, as where a step is lr."""
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("write-moments", "write-adam", "repair", "report")])
+def test_no_number_that_the_question_prints_is_an_answer(name):
+    """Such as the place before the step, where the place after it is asked for; whole numbers are too few for that."""
+    for seed in range(25):
+        question = asked(name, seed)
+        numbers = {float(number) for number in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?", question.text)}
+        for part in question.asks.parts:
+            if isinstance(part, Number) and not part.whole and (name, part.name) not in PRINTED:
+                assert not [number for number in numbers if part.meets(number, part.value)], (seed, part)
+            assert getattr(part, "printed", False) == ((name, part.name) in PRINTED)
+
+
+@pytest.mark.parametrize("name", ["one-step", "find-correction", "find-memory", "find-last-line"])
+def test_tolerance_is_a_share_of_the_step(name):
+    """The place before the step, a step the other way, and one that is a twentieth too long are refused, whatever the seed."""
+    for seed in range(40):
+        question = asked(name, seed)
+        (part,) = (part for part in question.asks.parts if isinstance(part, Number))
+        (before,) = (mistake for mistake in question.asks.mistakes if mistake.name == "before")
+        before, right = before.values[-1], part.value
+        assert f"{before:.6g}" in question.text
+        step = right - before
+        for wrong in (before, before - step, before + 0.95 * step, before + 1.05 * step):
+            verdict = question.check(f"{'a,' if len(question.asks.parts) > 1 else ''}{wrong!r}")
+            assert not verdict.parts[-1], (seed, wrong)
+        assert 0.9e-3 <= part.absolute / abs(step) <= 1.1e-2
+        assert part.relative == 0
+
+
+def test_what_was_once_accepted_is_refused():
+    """The place before the step, of an earlier draw of this question; and an angle of turning, taken for a lag."""
+    assert not practice.check("find-memory", "a, 2.30742").right
+    for seed in range(60):
+        question = asked("phase-lag", seed)
+        degrees = re.search(r"turns by ([\d.]+) degrees", " ".join(question.text.split()))[1]
+        assert not question.check(f"{degrees}, {question.asks.parts[1].answer}").right
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["first-step", "flat-region", "find-correction", "find-memory", "find-last-line", "find-counter", "cure", "game", "absent-rows", "report"],
+)
+def test_what_is_right_depends_on_the_seed(name):
+    """No choice has the same option right, or at the same letter, for every student."""
+    for place, part in enumerate(asked(name, 0).asks.parts):
+        if isinstance(part, Choice):
+            chosen = [asked(name, seed).asks.parts[place] for seed in range(25)]
+            texts = [next(option.text for option in choice.options if option.right) for choice in chosen]
+            assert max(map(texts.count, texts)) <= 20
+            assert len({choice.value for choice in chosen}) > 1
+
+
+def test_no_title_names_a_mistake():
+    for each in practice.list():
+        if each.name.startswith("find-"):
+            rights = {next(option.text for option in asked(each.name, seed).asks.parts[0].options if option.right) for seed in range(25)}
+            assert len(rights) >= 3
+
+
+def test_all_settings_are_said():
+    for name, settings in {
+        "game": ("lr", "beta2", "eps"), "absent-rows": ("lr", "beta1", "beta2", "eps"), "non-convergence": ("lr", "beta1", "beta2", "eps"),
+        "cure": ("lr", "beta1", "beta2", "eps"), "find-counter": ("lr", "beta1", "beta2", "eps"),
+    }.items():  # fmt: skip
+        for setting in settings:
+            assert f"{setting} = " in " ".join(asked(name, 0).text.split()), (name, setting)
+
+
 def test_numbers_are_the_same_on_every_machine():
     """Golden values: what a seed draws must not change with Python or with the machine."""
     draw = Draw("golden")
@@ -223,13 +314,17 @@ def test_they_are_marked_as_wrong():
 
 # --- reading answers ---------------------------------------------------------------------------------------------------
 
-PARTS = Parts((Number("a", 0.25), Number("b", -3.0), Choice("c", (Option("no", "it is not"), Option("yes", right=True)))))
+PARTS = Parts((Number("a", 0.25), Number("b", -3.0), Choice("c", (Option("no, it is not", "it is not"), Option("yes, it is right", right=True)))))
 
 
 @pytest.mark.parametrize(
     "answer",
     [
         "0.25, -3, b", "1/4; -3.0; B", "25% -3 b", "(0.25, -3, b)", "b=-3, a=0.25, c=b", "a = 1 / 4, b = -3, c = (b)", "2.5e-1,\N{MINUS SIGN}3,'b'",
+        "25 %, - 3, b", "25 % -3 b", "0,25; -3; b", "a = 0,25; b: - 3; C: b", "A=0.25, B=-3, C=B", "c: yes, a: 0.25, b: -3.0", "0.25 -3 YES",
+        "0.25, -3, ye",
+        "{'a': 0.25, 'b': -3, 'c': 'b'}", "0.25; -3; it is right", [[0.25, -3], ["b"]], ((0.25,), [-3, "yes"]),
+        ["0,25", "- 3", "b"], [np.array([0.25, -3.0]), "b"], {"A": 0.25, "B": -3, "C": "B"},
         (0.25, -3, "b"), [np.float64(0.25), np.int64(-3), "b"], {"c": "b", "b": -3, "a": "0.25"},
     ],
     ids=str,
@@ -245,6 +340,9 @@ def test_answers_may_be_written_in_many_ways(answer):
         ("0.25, -3", "3 are asked for, a, b, c, and 2 given"), ("1,2,3,4", "4 given"), (0.25, "1 given"),
         ("x, -3, b", "a: 'x' is not a number"), ("nan, -3, b", "not a finite number"), ("1e999, -3, b", "not a finite number"),
         ("1/0, -3, b", "not a number"), ("0.25, -3, z", "c: 'z' is not a letter, a to b"), ("0.25, -3, ab", "is not a letter"),
+        ("0.25; -3; is", "nor the words of one option"), ("0.25, -3, no, b", "4 given"), ("0,25, -3, b", "4 given; write decimals with a point"),
+        ("1 2, -3, b", "'1 2' is not a number"), ({"a": 1, "A": 2, "b": 3, "c": "b"}, "there must be a, b, c"), ("3 - 1 b", "and 4 given"),
+        ([[[[[0.25]]]], -3, "b"], "is not a number"),
         ("a=1, b=2, x=b", "there must be a, b, c"), ("a=1, a=2, c=b", "each once"), ("a=1, 2, b", "with its name"),
         ({"a": 1}, "there must be a, b, c"), ([None, None, None], "is not a number"),
     ],
@@ -253,6 +351,53 @@ def test_answers_may_be_written_in_many_ways(answer):
 def test_what_is_no_answer_is_said_so(answer, message):
     with pytest.raises(practice.AnswerError, match=re.escape(message)):
         PARTS.check(answer)
+
+
+def test_a_single_number_may_have_a_decimal_comma():
+    one = Parts((Number("p3", -1.431),))
+    for answer in (
+        "-1,431",
+        "- 1,431",
+        "p3: -1,431",
+        "P3 = \N{MINUS SIGN}1.431",
+        "-143.1 %",
+        "-143,1%",
+        "-1431/1000",
+        "(-1.431)",
+        -1.431,
+        [[-1.431]],
+    ):
+        assert one.check(answer).right, answer
+    with pytest.raises(practice.AnswerError, match="2 given"):
+        one.check("-1, 431")
+
+
+def test_letters_may_be_run_together():
+    question = asked("report", 0)
+    letters = "".join(part.value for part in question.asks.parts)
+    assert question.check(letters).right
+    assert question.check(" ".join(letters)).right
+    assert question.check(f"A={letters[0]},b={letters[1]};C: {letters[2].upper()}").right
+    with pytest.raises(practice.AnswerError):
+        question.check(f"{letters}a")
+
+
+def test_an_option_may_be_told_by_its_words():
+    choice = asked("first-step", 0).asks.parts[1]
+    assert [choice.read(text) for text in ("larger", "Smaller", "as large", "as", "small", "b", " (B). ")] == ["a", "b", "c", "c", "b", "b", "b"]
+    for several in ("large", "a or b", "", "x", "the"):
+        with pytest.raises(practice.AnswerError):
+            choice.read(several)
+    for name in NAMES:
+        for part in getattr(asked(name, 1).asks, "parts", ()):
+            if isinstance(part, Choice):
+                assert [part.read(option.text) for option in part.options] == [*part.letters]
+
+
+def test_part_names_differ_without_their_capitals():
+    for name in NAMES:
+        names = [part.name.casefold() for part in getattr(asked(name, 0).asks, "parts", ())]
+        assert len(set(names)) == len(names)
 
 
 ANYTHING = st.one_of(
@@ -273,6 +418,7 @@ def test_whatever_is_given_is_judged_or_not_understood(answer):
     [
         ("-0.25, -3, b", "a = -0.25 is wrong: the size is right and the sign is not"),
         ("0.2505, -3, b", "it is near, but not within the tolerance (a number, to 0.1 %)"),
+        ("0.2515, -3, b", "a = 0.2515 is wrong: work it through once more"),
         ("2.5, -3, b", "the point is not where it should be"),
         ("0.25, 7, a", "b = 7 is wrong: work it through once more. c = a is wrong: it is not."),
     ],
@@ -281,7 +427,42 @@ def test_what_is_wrong_is_said(answer, message):
     assert message in str(PARTS.check(answer))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_far_is_not_called_near(name):
+    for part in getattr(asked(name, 0).asks, "parts", ()):
+        if isinstance(part, Number) and not part.whole:
+            for share in (0.06, 0.2, 0.4, 0.6):
+                assert "near" not in part.comment(part.value * (1 + share))
+                assert "near" not in part.comment(part.value * (1 - share))
+
+
+@pytest.mark.parametrize("given", [3 * (1 - 1e-16), 2.9999999, 3.0000001, "8.9999999/3", np.float64(3), np.nextafter(3, 4)])
+def test_a_whole_number_may_be_computed_in_floats(given):
+    assert Parts((Number("n", 3.0, whole=True),)).check(given).right
+
+
+def test_a_whole_number_must_be_whole():
+    assert str(practice.check("half-life", "2.79, 3", 1)) == (
+        "Wrong. short = 2.79 is wrong: it must be a whole number. long = 3 is wrong: work it through once more."
+    )
+    near = str(practice.check("half-life", "2, 16", 1))
+    assert "it is near; read once more what is counted" in near
+    assert "t = 1" not in near
+
+
+def test_half_precision():
+    """Four digits are enough, as long as the number as written is not accepted; and half the smallest subnormal is rounded up."""
+    for seed in range(25):
+        question = asked("half-precision", seed)
+        eps, beta1, beta2, g = (part.value for part in question.asks.parts)
+        assert question.check([eps, round(beta1, 4), round(beta2, 4), g]).right
+        written = {setting: float(re.search(rf"{setting} = ([\d.]+\d)", question.text)[1]) for setting in ("beta1", "beta2")}
+        assert question.check([eps, written["beta1"], written["beta2"], g]).parts[1:3] == (False, False)
+        assert question.check([eps, beta1, beta2, g * 2**0.5]).mistake == "smallest subnormal"
+
+
 def test_tolerance_is_what_is_stated():
+    assert Number("a", 1.0, 0.0, 5e-5).expects == "a number, to 0.00005"
     number = Number("a", 2.0, 1e-3)
     assert number.meets(2.0019, 2.0)
     assert not number.meets(2.0021, 2.0)
@@ -316,14 +497,15 @@ def test_the_printed_program_is_right_in_a_process(tmp_path, name):
 @pytest.mark.parametrize(
     ("source", "right", "message"),
     [
-        (RIGHT + "print('hello')\nprint('\\x1b[31mred')\n", True, "It printed:\nhello"),
+        (RIGHT + "print('hello')\nprint('\\x1b[31mred')\n", True, "It printed:\n    hello"),
         ("import numpy as np\n" + RIGHT.replace("return m, v", "return np.array([m, v])"), True, "Right"),
         (RIGHT.replace("return m, v", "return v, m"), False, "should be"),
         (RIGHT.replace("g**2", "abs(g)"), False, WRONG["square"].says),
         (SIGNATURE + "    while True: pass\n", False, "did not end within"),
         ("while True: print('x' * 10000)\n", False, "did not end within"),
         (SIGNATURE + "    return 1/0, 2\n", False, "raised ZeroDivisionError: division by zero in line 2"),
-        (SIGNATURE + "    raise SystemExit(0)\n", False, "raised SystemExit"),
+        (SIGNATURE + "    raise SystemExit(0)\n", False, "raised SystemExit: 0 in line 2"),
+        (SIGNATURE + "    raise SystemExit\n", False, "raised SystemExit in line 2"),
         ("import os\n" + SIGNATURE + "    os._exit(0)\n", False, "ended before it returned anything"),
         ("import openadam\n" + SIGNATURE + "    return 1, 2\n", False, "the practice is to write it yourself in line 1"),
         (SIGNATURE + "    from openadam.practice import solution\n    return 1, 2\n", False, "write it yourself in line 2"),
@@ -371,6 +553,52 @@ def test_functions_and_source_are_answers_too():
     for nothing in (..., None, "", "missing.py", 7):
         with pytest.raises(practice.AnswerError):
             practice.check("write-moments", nothing)
+    with pytest.raises(practice.AnswerError, match="it is a directory, not a file"):
+        practice.check("write-moments", os.curdir)
+
+
+def test_a_function_that_ends_the_process_ends_only_itself():
+    verdict = practice.check("write-adam", lambda *_: sys.exit())
+    assert (verdict.right, str(verdict)) == (False, "Wrong. The function raised SystemExit.")
+    assert "raised SystemExit." in practice.attempt("write-adam", lambda *_: sys.exit(None))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        practice.check("write-adam", interrupted)
+
+
+@pytest.mark.parametrize("name", ["write-moments", "write-adam", "repair"])
+@pytest.mark.parametrize("seed", range(4))
+def test_float32_is_named(name, seed):
+    """A right program in float32 is told what it is, and one with a mistake its mistake."""
+    task = practice.question(name, seed).asks
+
+    def in_single(source):
+        step = compiled(source)
+        return lambda *given: step(*map(np.float32, given))
+
+    verdict = task.check(in_single(task.answer.replace("from math import sqrt", "from numpy import sqrt")))
+    assert (verdict.right, verdict.mistake) == (False, "float32")
+    assert "it seems to be computed in float32" in str(verdict)
+    wrong = runs.source(WRONG["betas"].rule, ", ".join(task.arguments), task.results).replace("from math import sqrt", "from numpy import sqrt")
+    assert task.check(in_single(wrong)).mistake == ("betas" if name != "repair" else task.check(compiled(wrong)).mistake)
+
+
+def test_numbers_that_differ_are_shown_so():
+    task = practice.question("write-moments").asks
+    verdict = task.check(compiled(task.answer.replace("beta1*m", "1.00002*beta1*m")))
+    expected, found = re.search(r"should be (\S+), and is (\S+)\.$", str(verdict)).groups()
+    assert verdict.mistake is None
+    assert expected != found
+
+
+def test_what_a_program_printed_is_shown_as_it_is(run, tmp_path):
+    (tmp_path / "mine.py").write_text(RIGHT + "print('one  two\\nthree\\n\\n  four')\n")
+    out = run("practice", "write-moments", "--file", "mine.py")[1]
+    assert out.endswith("It printed:\n    one  two\n    three\n\n      four\n")
+    assert out.startswith("Right: on 17 steps, to 1e-9. This is half of Adam.")
 
 
 def test_the_child_knows_no_answers():
@@ -423,7 +651,17 @@ def test_python_keeps_only_when_asked(kept):
 @pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "null", '{"format": "other"}', '{"format": "openadam practice, format 1", "answered": {"a": ["x"]}}', "[" * 100000, "\x00\xff"],
+    [
+        "{",
+        "[]",
+        "null",
+        '{"format": "other"}',
+        '{"format": "openadam practice, format 1", "answered": {"a": ["x"]}}',
+        '{"format": "openadam practice, format 2", "name": "a", "seed": 3.0}',
+        '{"format": "openadam practice, format 2", "name": "a"',
+        "[" * 100000,
+        "\x00\xff",
+    ],
     ids=lambda text: ascii(text[:20]),
 )
 def test_a_damaged_file_breaks_nothing_and_is_left_as_it_is(run, kept, content):
@@ -470,14 +708,55 @@ def test_the_platform_s_folder(monkeypatch, tmp_path):
     assert progress.progress_file() is None
 
 
-def test_a_write_that_fails_leaves_the_old_file(kept, monkeypatch):
+@pytest.mark.parametrize("short", [False, True])
+def test_a_write_that_fails_leaves_the_old_file(kept, monkeypatch, short):
     progress.keep("half-life", 0)
-    before = kept.read_bytes()
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    before, write = kept.read_bytes(), os.write
+
+    def full(descriptor, line):
+        if short:
+            return write(descriptor, line[:9])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
     with pytest.warns(UserWarning, match="No space left"):
         progress.keep("half-life", 1)
     assert kept.read_bytes() == before
     assert [path.name for path in kept.parent.iterdir()] == ["practice.json"]
+
+
+def test_answers_that_are_kept_at_once_are_all_kept(kept):
+    """Four processes, as when a teacher checks in parallel; each begins with no file."""
+    keep = "import sys; from openadam.practice import progress; [progress.keep('half-life', 4 * i + int(sys.argv[1])) for i in range(25)]"
+    running = [subprocess.Popen([sys.executable, "-c", keep, str(place)]) for place in range(4)]
+    assert [process.wait(120) for process in running] == [0] * 4
+    assert progress.answered() == {"half-life": [*range(100)]}
+
+
+def test_a_file_of_before_is_read_and_gone_on_with(kept):
+    kept.parent.mkdir()
+    kept.write_text(json.dumps({"format": "openadam practice, format 1", "answered": {"half-life": [0, 7], "moments": [2]}}, indent=1))
+    assert progress.answered() == {"half-life": [0, 7], "moments": [2]}
+    for name, seed in (("half-life", 3), ("half-life", 7), ("scale", 0)):
+        progress.keep(name, seed)
+    assert progress.answered() == {"half-life": [0, 3, 7], "moments": [2], "scale": [0]}
+    assert kept.read_text().count("format 2") == 2
+
+
+def test_the_file_s_path_may_begin_with_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("OPENADAM_PRACTICE_FILE", "~/pp.json")
+    assert progress.progress_file() == tmp_path / "pp.json"
+    progress.keep("scale", 1)
+    assert (tmp_path / "pp.json").is_file()
+    assert progress.answered() == {"scale": [1]}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no /dev/null")
+def test_progress_may_go_to_dev_null(run, monkeypatch):
+    monkeypatch.setenv("OPENADAM_PRACTICE_FILE", os.devnull)
+    assert run("practice", "half-life", "--answer", right())[::2] == (0, "")
 
 
 # --- the command -------------------------------------------------------------------------------------------------------
@@ -551,31 +830,39 @@ def test_what_a_program_printed_cannot_reach_the_terminal(run, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
-def test_a_teacher_checks_forty_answers(tmp_path):
-    """Ten students with seeds of their own, four practices, in one loop of a shell; every third answer is wrong."""
-    lines, expected = [], {}
+def test_a_teacher_checks_forty_answers(tmp_path, kept):
+    """The loop of the page: ten students with seeds of their own, numbers and programs, right, wrong and not understood."""
+    (loop,) = (block for block in re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL) if "while " in block)
+    lines, expected = [], []
     for student in range(1, 11):
-        for number, name in enumerate(("moments", "half-life", "first-step", "scale")):
-            wrong = (student + number) % 3 == 0
-            question = practice.question(name, student)
-            answer = ", ".join(map(str, question.asks.of_mistake(question.asks.mistakes[0]))) if wrong else question.asks.answer
+        for number, name in enumerate(("moments", "half-life", "first-step", "write-moments")):
+            verdict = ("right", "wrong", "not understood")[(student + number) % 3]
+            task = practice.question(name, student).asks
+            if isinstance(task, Task):
+                answer = f"{student}.py"
+                source = {"right": task.answer, "wrong": task.answer.replace("g**2", "abs(g)"), "not understood": "def step(:\n"}[verdict]
+                (tmp_path / answer).write_text(source)
+            else:
+                mistaken = ", ".join(map(str, task.of_mistake(task.mistakes[0])))
+                answer = {"right": task.answer, "wrong": mistaken, "not understood": "I do not know" if student % 2 else ""}[verdict]
             lines.append(f"{name}\t{student}\t{answer}")
-            expected[name, str(student)] = "wrong" if wrong else "right"
-    (tmp_path / "answers.tsv").write_text("\n".join(lines) + "\n")
-    loop = """
-        while IFS="$(printf '\\t')" read -r name seed answer; do
-          verdict=right
-          "$PYTHON" -m openadam practice "$name" --seed "$seed" --answer "$answer" > /dev/null || verdict=wrong
-          echo "$name $seed $verdict"
-        done < answers.tsv
-    """
+            expected.append((str(student), name, verdict))
+    (tmp_path / "answers.tsv").write_text("\n".join(lines[:20]) + "\n" + "\r\n".join(lines[20:]))  # the last line has no end
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "openadam"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m openadam "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["sh", "-c", loop], cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=240, check=True
+        ["sh", "-eu", "-c", loop], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=240, check=True
     )
-    assert done.stderr == ""
-    found = {(name, seed): verdict for name, seed, verdict in map(str.split, done.stdout.splitlines())}
-    assert found == expected
-    assert len(found) == 40
+    assert (done.stdout, done.stderr) == ("", "")
+    found = [line.split("\t") for line in (tmp_path / "verdicts.tsv").read_text().splitlines()]
+    assert [tuple(row[:3]) for row in found] == expected
+    for _, _, verdict, said in found:
+        assert said.startswith({"right": "Right", "wrong": "Wrong", "not understood": "openadam: "}[verdict])
+    assert any("there is no answer yet" in said for *_, said in found)
+    assert not kept.exists()
 
 
 def test_it_is_imported_only_when_it_is_used():
@@ -585,6 +872,7 @@ def test_it_is_imported_only_when_it_is_used():
         "import sys; from openadam import practice; practice.list(); print([n for n in ('torch', 'rich', 'nbformat', 'scipy') if n in sys.modules])"
     )
     assert python(heavy) == "[]\n"
+    assert python("from openadam.practice import *; print(list(range(3)), question.__name__)") == "[0, 1, 2] question\n"
 
 
 # --- notebooks ---------------------------------------------------------------------------------------------------------
@@ -647,7 +935,7 @@ def test_a_notebook_runs_as_it_is_and_with_answers(execute, kept):
     assert printed["one-step-answer"].startswith("Right.")
     assert printed[f"{practices[1].name}-answer"].startswith("There is no answer yet")
     assert "Answer: " in printed["phase-lag-help"]
-    assert json.loads(kept.read_text())["answered"] == {"one-step": [0], "phase-lag": [0], "write-moments": [0]}
+    assert progress.answered() == {"one-step": [0], "phase-lag": [0], "write-moments": [0]}
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------
@@ -669,6 +957,14 @@ def test_the_page_lists_every_practice():
     rows = re.findall(r"^\| (\d+) \| `([a-z-]+)` \| (.*?) \| (.*?) \|", PAGE, flags=re.MULTILINE)
     expected = [(str(place), each.name, each.title, asked(each.name, 0).asks.kind) for place, each in enumerate(practice.list(), 1)]
     assert rows == expected
+
+
+def test_exercises_are_named_as_what_they_are(run):
+    assert "(the exercise that the article numbers 2152288)" in run("practice", "moments")[1]
+    assert "(the exercises that the article numbers 2152280 and 3095785)" in run("practice", "first-step")[1]
+    for each in practice.list():
+        row = next(line for line in PAGE.splitlines() if f" `{each.name}` |" in line)
+        assert re.findall(r"\d{7}", row) == re.findall(r"\d{7}", each.problem)
 
 
 def test_near_an_end_is_near_enough():

@@ -19,11 +19,23 @@ from typing import Any
 
 from . import progress
 from .applications import APPLICATIONS
-from .model import AnswerError, Practice, Question, Verdict, reflowed
+from .model import AnswerError, Practice, Question, Verdict, reflowed, whole_seed
 from .pitfalls import PITFALLS
 from .principles import PRINCIPLES
 
-__all__ = ["CHAPTER", "AnswerError", "Practice", "Question", "Verdict", "attempt", "check", "find", "hint", "list", "question", "solution"]
+__all__ = [
+    "CHAPTER",
+    "AnswerError",
+    "Practice",
+    "Question",
+    "Verdict",
+    "attempt",
+    "check",
+    "find",
+    "hint",
+    "question",
+    "solution",
+]  # not list, which is Python's
 
 CHAPTER: tuple[Practice, ...] = (*PRINCIPLES, *PITFALLS, *APPLICATIONS)
 """All practices, each building on those before it."""
@@ -59,7 +71,10 @@ def question(name: str, seed: int = 0) -> Question:
 
     Args:
         name: One of `list`.
-        seed: Which numbers: any whole number, the same question for the same seed everywhere.
+        seed: Which numbers: a whole number, 0 or more; the same question for the same seed everywhere.
+
+    Raises:
+        ValueError: There is no such practice, or the seed is none.
 
     >>> from openadam import practice
     >>> practice.question("one-step", seed=7).asks.kind
@@ -80,6 +95,7 @@ def check(name: str, answer: Any, seed: int = 0, *, keep: bool = False) -> Verdi
 
     Raises:
         AnswerError: It cannot be understood.
+        ValueError: There is no such practice, or the seed is none.
 
     >>> from openadam import practice
     >>> practice.check("half-life", {"short": 3, "long": 23}, seed=1).right
@@ -87,7 +103,7 @@ def check(name: str, answer: Any, seed: int = 0, *, keep: bool = False) -> Verdi
     """
     verdict = question(name, seed).check(answer)
     if keep and verdict.right:
-        progress.keep(find(name).name, seed)
+        progress.keep(find(name).name, whole_seed(seed))
     return verdict
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..row_sparse import Rows
 from .model import Choice, Draw, Mistake, Number, Option, Parts, Question, practice
 from .runs import Array, Run, columns, values, whole, worked
 
@@ -27,7 +28,7 @@ def _angle(vector: Array) -> float:
     sentence="This accumulated momentum helps the optimizer maintain a consistent direction of travel through the parameter space.",
 )
 def phase_lag(draw: Draw) -> Question:
-    degrees, betas = draw.number(4, 12), (0.5, draw.number(0.75, 0.92, 2))
+    degrees, betas = draw.number(6, 12), (0.5, draw.number(0.75, 0.92, 2))
     turns = [(math.cos(math.radians(degrees * t)), math.sin(math.radians(degrees * t))) for t in range(150)]
 
     def lag(beta1: float) -> float:
@@ -76,24 +77,25 @@ def _play(beta1: float, lr: float, steps: int, *, alternating: bool = True) -> f
     sentence=FIELDS,
 )
 def game(draw: Draw) -> Question:
-    lr, steps = draw.number(0.02, 0.04, 3), draw.whole(300, 400)
-    radii = [_play(beta1, lr, steps) for beta1 in (0.0, 0.9)]
-    both = [_play(beta1, lr, steps, alternating=False) for beta1 in (0.0, 0.9)]
-    options = draw.shuffled(
-        [
-            Option("m lags behind a gradient that turns, and what lags pushes outwards", "", True),
-            Option("v is too small, so that steps are too large", "v has the same memory in both; look at what differs"),
-            Option("a learning rate that is too large for both", "with beta1 = 0 the same rate leads inwards"),
-            Option("the bias correction", "it is over after some tens of steps"),
-        ]
-    )
+    lr, steps, beta1 = draw.number(0.02, 0.04, 3), draw.whole(300, 400), draw.of(0.5, 0.6, 0.9, 0.92)
+    radii = [_play(beta, lr, steps) for beta in (0.0, beta1)]
+    both = [_play(beta, lr, steps, alternating=False) for beta in (0.0, beta1)]
+    nearer = tuple(radius < math.sqrt(2.0) for radius in radii)
+    texts = {
+        (True, True): "with both",
+        (True, False): "only with beta1 = 0",
+        (False, True): f"only with beta1 = {beta1:g}",
+        (False, False): "with neither",
+    }
+    options = draw.shuffled(Option(text, "" if which == nearer else "compare both with sqrt(2)", which == nearer) for which, text in texts.items())
     return Question(
         "One player moves x to make x y small, the other moves y to make it large; both start at 1, and (0, 0) is where they should end. Each "
-        f"has an Adam with lr = {lr:g} and beta2 = 0.9; in each of {steps} rounds x moves first, and y moves by the gradient at the new x. How "
-        "far from (0, 0) are they then, with beta1 = 0 and with beta1 = 0.9? And what makes the difference? (openadam.Adam with maximize=True "
-        "is the second player.)",
+        f"has an Adam with lr = {lr:g}, beta2 = 0.9 and eps = 1e-8; in each of {steps} rounds x moves first, and y moves by the "
+        f"gradient at the new x. How far from (0, 0) are they then, with beta1 = 0 and with beta1 = {beta1:g}? And with which of the two are they "
+        f"nearer than at the "
+        "start? (openadam.Adam with maximize=True is the second player.)",
         Parts(
-            (Number("without", radii[0], 0.01), Number("with", radii[1], 0.01), Choice("because", tuple(options))),
+            (Number("without", radii[0], 0.01), Number("with", radii[1], 0.01), Choice("nearer", tuple(options))),
             (
                 Mistake("at once", "this is if both move at once; here y sees the new x", (both[0], both[1], None)),
                 Mistake("exchanged", "these are the two, exchanged", (radii[1], radii[0], None)),
@@ -101,9 +103,9 @@ def game(draw: Draw) -> Question:
             ),
         ),
         "The first player's first steps, while y is still near 1:\n\n" + worked("adam", [1, 1], (), 1, params=1, lr=lr, beta1=0.9, beta2=0.9),
-        columns(("beta1", "distance"), [(beta1, _play(beta1, lr, steps)) for beta1 in (0.0, 0.5, 0.9)])
-        + "\n\nThe players circle around (0, 0), so each gradient turns. Without momentum, alternating steps lead inwards; momentum lags and "
-        "leads outwards.",
+        columns(("beta1", "distance"), [(beta, _play(beta, lr, steps)) for beta in sorted({0.0, 0.5, beta1, 0.9})])
+        + "\n\nThe players circle around (0, 0), so each gradient turns. Without momentum, alternating steps lead inwards; m lags behind a "
+        "gradient that turns, and what lags pushes outwards: a little at beta1 = 0.5, and at 0.9 more than they come in.",
         "In a game momentum does harm: a matter of phase, not of noise.",
     )
 
@@ -155,8 +157,9 @@ def target_switch(draw: Draw) -> Question:
     sentence="Because of this initialization, the estimates are biased towards zero, especially during the very first few iterations of training.",
 )
 def reset(draw: Draw) -> Question:
-    factor, beta1, beta2 = draw.number(3, 15), draw.of(0.8, 0.9), draw.of(0.995, 0.998, 0.999)
-    h: dict[str, Any] = {"lr": 1.0, "beta1": beta1, "beta2": beta2, "eps": 0.0}
+    factor, lr = draw.sign() * draw.number(3, 15), draw.of(0.1, 0.2, 0.5, 1.0)
+    beta1, beta2 = draw.of(0.8, 0.9), draw.of(0.995, 0.998, 0.999)
+    h: dict[str, Any] = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": 0.0}
 
     def first(t: int | None = None, m: float | None = None, v: float | None = None) -> float:
         run = _settled(**h)
@@ -166,11 +169,11 @@ def reset(draw: Draw) -> Question:
 
     keep, everything, clock, moments = first(), first(0, 0.0, 0.0), first(0), first(BEFORE, 0.0, 0.0)
     return Question(
-        f"The gradient was 1 for {BEFORE} steps, and after a switch of the target it is {factor:g}. lr = 1, beta1 = {beta1:g}, beta2 = "
+        f"The gradient was 1 for {BEFORE} steps, and after a switch of the target it is {factor:g}. lr = {lr:g}, beta1 = {beta1:g}, beta2 = "
         f"{beta2:g}, no eps. By how much does the first step after the switch move the parameter downwards (p before minus p after, with its "
         "sign), if the optimizer goes on as it is; if m, v and t are reset to 0; and if only t is?",
         Parts(
-            (Number("kept", keep, 2e-3), Number("all", everything, 2e-3), Number("clock", clock, 2e-3)),
+            (Number("kept", keep, 2e-3), Number("all", everything, 2e-3, printed=True), Number("clock", clock, 2e-3)),
             (
                 Mistake(
                     "moments only", "this is if m and v are reset and t is not: the correction that they need is then missing", (None, moments, None)
@@ -178,10 +181,10 @@ def reset(draw: Draw) -> Question:
                 Mistake("same", "with t = 1 the kept moments are corrected as if they were new: m by 1/(1 - beta1), v by more", (None, None, keep)),
                 Mistake("as reset", "m and v are kept", (None, None, everything)),
                 Mistake("sign", "the sign is that of the new gradient, or of m", (None, -everything, None)),
-                Mistake("gradient", "the size of the gradient cancels, as it does in every first step", (None, factor, None)),
+                Mistake("gradient", "the size of the gradient cancels, as it does in every first step", (None, lr * factor, None)),
             ),
         ),
-        "A first step, which is what a full reset makes of the next one:\n\n" + worked("adam", [factor], ("m_hat", "v_hat", "direction"), **h),
+        "A first step, which is what a full reset makes of the next one:\n\n" + worked("adam", [-factor], ("m_hat", "v_hat", "direction"), **h),
         columns(
             ("what is reset", "the first step after the switch"),
             [("nothing", keep), ("m, v and t", everything), ("t alone", clock), ("m and v, and not t (a mistake)", moments)],
@@ -204,26 +207,30 @@ ROUNDS = 20
 def absent_rows(draw: Draw) -> Question:
     rows, beta1 = draw.whole(4, 12), draw.number(0.6, 0.92, 2)
 
-    def share(beta1: float, size: int = rows) -> float:
-        run = Run("adam", [0.0] * size, lr=1.0, beta1=beta1, beta2=0.999).steps(np.eye(size)[t % size] for t in range(ROUNDS * size))
-        last = run.moved[-size:]  # one round
-        return float(abs(last).sum() - sum(abs(last[t, ((ROUNDS - 1) * size + t) % size]) for t in range(size))) / float(abs(last).sum())
+    def share(rule: str = "adam", lazy: bool = False, **change: float) -> float:
+        run = Run(rule, [0.0] * rows, **{"lr": 1.0, "beta1": beta1, "beta2": 0.999, **change})
+        run.steps(Rows([t % rows], np.ones(1)) if lazy else np.eye(rows)[t % rows] for t in range(ROUNDS * rows))
+        last = abs(run.moved[-rows:])  # one round
+        return float(last.sum() - np.trace(last)) / float(last.sum())
 
-    right = share(beta1)
+    right, zero = share(), draw.of(True, False)
+    changes = [
+        draw.of(("beta1 = 0", share(beta1=0.0)), ("a step over the rows that the batch has only, as SparseAdam makes it", share(lazy=True))),
+        ("a tenth of the learning rate", share(lr=0.1)),
+        ("a shorter memory of v (beta2 = 0.9)", share(beta2=0.9)),
+        ("decoupled weight decay (AdamW, 0.01)", share("adamw", weight_decay=0.01)),
+    ]
+    fits = [abs(then - (0.0 if zero else right)) < 1e-6 for _, then in changes]
     options = draw.shuffled(
-        [
-            Option("move only the rows that the batch has, as SparseAdam does, or beta1 = 0 for them", "", True),
-            Option("a smaller learning rate", "all moves shrink alike, and the share stays"),
-            Option("a larger beta2", "absent rows move because of m, not of v"),
-            Option("weight decay", "it moves the absent rows too"),
-        ]
+        Option(name, "" if fit else f"the share is then {then:.4g}", fit) for (name, then), fit in zip(changes, fits, strict=True)
     )
     return Question(
-        f"An embedding has {rows} rows. Each batch has one word, so one row has the gradient 1 and all others 0, in turn; beta1 = {beta1:g}, "
-        f"beta2 = 0.999. After {ROUNDS} rounds, which share of all motion in a round (the sum of the lengths of all moves) is by rows that "
-        "were absent from the batch? And what makes it 0?",
+        f"An embedding has {rows} rows. Each batch has one word, so one row has the gradient 1 and all others 0, in turn; Adam has lr = 1, "
+        f"beta1 = {beta1:g}, beta2 = 0.999 and eps = 1e-8, and the rows start at 0. After {ROUNDS} rounds, which share of all motion in a round "
+        "(the sum of the lengths of all moves) is by rows that were absent from the batch? And which change "
+        f"{'makes it 0' if zero else 'leaves it as it is'}?",
         Parts(
-            (Number("share", right, 0.01), Choice("cure", tuple(options))),
+            (Number("share", right, 0.01), Choice("change", tuple(options))),
             (
                 Mistake("none", "a row without gradient still has m, and moves by it", (0.0, None)),
                 Mistake("present", "this is the share of the rows that were there", (1 - right, None)),
@@ -232,8 +239,11 @@ def absent_rows(draw: Draw) -> Question:
             ),
         ),
         "One row, in its own batch and in the two after it:\n\n" + worked("adam", [1, 0, 0], ("g", "m", "p"), lr=1.0, beta1=beta1),
-        columns(("beta1", "share of absent rows"), [(beta, share(beta)) for beta in (0.0, 0.5, beta1)])
-        + "\n\nA row moves by m, which fades by beta1 in every step without a gradient. Most of the motion of an embedding is of that kind.",
+        columns(("beta1", "share of absent rows"), [(beta, share(beta1=beta)) for beta in (0.0, 0.5, beta1)])
+        + "\n\n"
+        + columns(("change", "share of absent rows"), changes)
+        + "\n\nA row moves by m, which fades by beta1 in every step without a gradient. Most of the motion of an embedding is of that kind. The "
+        "learning rate scales all moves alike; beta1 = 0 and lazy steps, as SparseAdam makes them, end it.",
         "Dense Adam moves rows that no batch has; that is momentum, and it can be left out.",
     )
 

@@ -87,6 +87,12 @@ def load(path: str, name: str) -> Callable[..., Any]:
     return names[name]  # type: ignore[no-any-return]
 
 
+def named(error: BaseException) -> str:
+    """An error in a line: its kind, and what it says, if it says anything."""
+    said = "" if isinstance(error, SystemExit) and error.code is None else str(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def line_of(error: BaseException, path: str) -> int | None:
     """The last line of the student's file that an error went through."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
@@ -121,7 +127,7 @@ def main() -> None:
     except UnusableError as error:
         report["unusable"] = str(error)
     except BaseException as error:  # whatever it raises, also to end the program
-        report["raised"] = f"{type(error).__name__}: {error}"[:400]
+        report["raised"] = named(error)[:400]
         report["line"] = line_of(error, work["path"])
     report["printed"] = printed.text
     answers.write(f"\n{work['token']}{json.dumps(report)}\n")

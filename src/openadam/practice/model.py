@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import random
 import re
 import textwrap
@@ -15,13 +16,30 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["AnswerError", "Choice", "Draw", "Mistake", "Number", "Option", "Parts", "Practice", "Question", "Verdict", "practice", "reflowed"]
+__all__ = [
+    "AnswerError", "Choice", "Draw", "Mistake", "Number", "Option", "Parts", "Practice", "Question", "Verdict", "practice", "reflowed", "whole_seed",
+]  # fmt: skip
 
 T = TypeVar("T")
 
 
 class AnswerError(ValueError):
     """An answer that cannot be understood: it is neither right nor wrong."""
+
+
+def whole_seed(seed: Any) -> int:
+    """A seed as a plain whole number, whatever type of whole number it is.
+
+    Raises:
+        ValueError: It is none, or below 0.
+    """
+    try:
+        number = int(operator.index(seed))
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"a seed is a whole number, 0 or more, and not {seed!r:.60}")
+    return number
 
 
 class Draw:
@@ -110,21 +128,25 @@ class Number:
     relative: float = 1e-3
     absolute: float = 0.0
     whole: bool = False
+    printed: bool = False
+    """Whether it may stand in the question's text, as where a step is lr; otherwise no number that stands there is accepted."""
 
     @property
     def expects(self) -> str:
         if self.whole:
             return "a whole number"
         near = [f"{100 * self.relative:g} %"] if self.relative else []
-        return f"a number, to {' or '.join([*near, *([f'{self.absolute:g}'] if self.absolute else [])])}"
+        return f"a number, to {' or '.join([*near, *([_plain(self.absolute)] if self.absolute else [])])}"
 
     @property
     def answer(self) -> str:
         return f"{self.value:.0f}" if self.whole else f"{self.value:.7g}"
 
     def read(self, given: Any) -> float:
-        """A number, also as a fraction or in percent."""
-        text = str(given).strip().replace("\N{MINUS SIGN}", "-")
+        """A number, also as a fraction, in percent, or with a comma for its point: what separates parts is gone already."""
+        text = _tidied(str(given))
+        if text.count(",") == 1 and "." not in text:
+            text = text.replace(",", ".")
         numerator, slash, denominator = text.removesuffix("%").partition("/")
         try:
             number = float(numerator) / (float(denominator) if slash else 1.0) / (100.0 if text.endswith("%") else 1.0)
@@ -132,6 +154,8 @@ class Number:
             raise AnswerError(f"{self.name}: {text!r:.60} is not a number") from None
         if not math.isfinite(number):
             raise AnswerError(f"{self.name}: {text!r:.60} is not a finite number")
+        if self.whole and abs(number - round(number)) <= 1e-6 * max(1.0, abs(number)):
+            return float(round(number))  # computed in floats, and meant as whole
         return number
 
     def meets(self, given: Any, value: Any) -> bool:
@@ -142,9 +166,12 @@ class Number:
         """What can be said of a wrong number that is no known mistake."""
         if self.meets(-given, self.value):
             return "the size is right and the sign is not"
+        if self.whole and given != round(given):
+            return "it must be a whole number"
         if self.whole and abs(given - self.value) <= 1:
-            return "it is near; count the steps once more, from t = 1"
-        if not self.whole and abs(given - self.value) <= max(30 * self.relative * abs(self.value), 30 * self.absolute):
+            return "it is near; read once more what is counted, and from where"
+        tolerance = max(self.relative * abs(self.value), self.absolute)
+        if not self.whole and abs(given - self.value) <= min(5 * tolerance, 0.05 * abs(self.value)):
             return f"it is near, but not within the tolerance ({self.expects}); round only at the end"
         if self.value and given and self.meets(given * 10.0 ** round(math.log10(abs(self.value / given))), self.value):
             return "the digits are right and the point is not where it should be"
@@ -186,10 +213,19 @@ class Choice:
         return self.value
 
     def read(self, given: Any) -> str:
-        letter = str(given).strip().strip("'\"().").lower()
-        if len(letter) != 1 or letter not in self.letters:
-            raise AnswerError(f"{self.name}: {str(given).strip()!r:.60} is not {self.expects}")
-        return letter
+        """A letter, or words with which only one option begins, or which only one has."""
+        said = _words(str(given))
+        if len(said) == 1 and said in self.letters:
+            return said
+        texts = [_words(option.text) for option in self.options]
+        word = re.compile(rf"(?<!\w){re.escape(said)}(?!\w)")
+        fitting = [text for text in texts if text == said] or [
+            text for text in texts if len(said) > 1 and (text.startswith(said) or word.search(text))
+        ]
+        if len(fitting) != 1:
+            several = f" nor the words of one option: {len(fitting)} have them" if fitting else ""
+            raise AnswerError(f"{self.name}: {str(given).strip()!r:.60} is not {self.expects}{several}")
+        return self.letters[texts.index(fitting[0])]
 
     def meets(self, given: Any, value: Any) -> bool:
         return bool(given == value)
@@ -243,30 +279,48 @@ class Parts:
         """The parts of an answer in their order: from text, a sequence, a mapping of names, or a single value."""
         if answer is None or answer is ... or (isinstance(answer, str) and not answer.strip()):
             raise AnswerError(f"there is no answer yet; it has the form {self.how}")
+        names = [part.name for part in self.parts]
+        advice = ""
         if isinstance(answer, str):
+            if re.search(r"\d,\d", answer):
+                advice = "; write decimals with a point, or separate the parts by ;"
             answer = self._pieces(answer)
         elif hasattr(answer, "tolist"):
             answer = answer.tolist()
-        names = [part.name for part in self.parts]
         if isinstance(answer, Mapping):
-            if set(answer) != set(names):
+            named = {str(name).strip().casefold(): value for name, value in answer.items()}
+            if set(named) != {name.casefold() for name in names} or len(named) != len(answer):
                 raise AnswerError(f"there must be {', '.join(names)}, not {', '.join(map(str, answer))}")
-            answer = [answer[name] for name in names]
+            answer = [named[name.casefold()] for name in names]
         elif isinstance(answer, str) or not isinstance(answer, Sequence):
             answer = [answer]
+        answer = _flat(answer)
         if len(answer) != len(names):
-            raise AnswerError(f"{len(names)} {'is' if len(names) == 1 else 'are'} asked for, {', '.join(names)}, and {len(answer)} given")
+            raise AnswerError(f"{len(names)} {'is' if len(names) == 1 else 'are'} asked for, {', '.join(names)}, and {len(answer)} given{advice}")
         return [part.read(piece) for part, piece in zip(self.parts, answer, strict=True)]
 
     def _pieces(self, text: str) -> Any:
-        text = re.sub(r"\s*([=/])\s*", r"\1", re.sub(r"[()\[\]{}]", " ", text))
-        pieces = [piece for piece in re.split(r"[,;\s]+", text) if piece]
-        if not any("=" in piece for piece in pieces):
+        """What stands between separators: the first kind of them that makes as many pieces as there are parts, or all kinds."""
+        text = _tidied(re.sub(r"[()\[\]{}]", " ", text))
+        if len(self.parts) == 1 and re.fullmatch(r"(\w+[=:])?[-+]?\d+,\d+%?", text):
+            return self._named([text])  # a single number, so its comma is a point
+        pieces: list[str] = []
+        for separators in (*([";"] if ";" in text else []), ",|;", r"[,;\s]+"):
+            pieces = [piece.strip() for piece in re.split(separators, text) if piece.strip()]
+            if len(pieces) == len(self.parts):
+                break
+        if len(pieces) == 1 and len(pieces[0]) == len(self.parts) and all(isinstance(part, Choice) for part in self.parts):
+            return [*pieces[0]]  # letters, run together
+        return self._named(pieces)
+
+    def _named(self, pieces: list[str]) -> Any:
+        pairs = [re.fullmatch(r"['\"]?(\w+)['\"]?[=:](.*)", piece, flags=re.DOTALL) for piece in pieces]
+        if not any(pairs):
             return pieces
-        pairs = [piece.partition("=") for piece in pieces]
-        if not all(equals for _, equals, _ in pairs) or len({name for name, _, _ in pairs}) < len(pairs):
+        named = {pair[1].casefold(): pair[2] for pair in pairs if pair}
+        if len(named) < len(pairs):
             raise AnswerError(f"write every part with its name, each once, or none: {', '.join(f'{part.name}=…' for part in self.parts)}")
-        return {name: value for name, _, value in pairs}
+        return named
 
     def check(self, answer: Any) -> Verdict:
         given = self.read(answer)
@@ -308,6 +362,11 @@ class Parts:
         finite = all(isinstance(value, str) or value is None or math.isfinite(value) for mistake in self.mistakes for value in mistake.values)
         return finite and all(self.check(self.of_mistake(mistake)).mistake == mistake.name for mistake in self.mistakes)
 
+    def accepts(self, number: float) -> bool:
+        """Whether a number is accepted for a part that should not stand in the question's text; whole ones are too few to be avoided."""
+        numbers = (part for part in self.parts if isinstance(part, Number) and not part.whole and not part.printed)
+        return any(part.meets(number, part.value) for part in numbers)
+
     def as_json(self) -> dict[str, Any]:
         return {
             "parts": [
@@ -321,6 +380,31 @@ class Parts:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:.7g}"
+
+
+def _plain(number: float) -> str:
+    """A small number without an exponent, unless it is very small."""
+    return f"{number:.7f}".rstrip("0") if 1e-7 <= number < 1 else f"{number:g}"
+
+
+def _tidied(text: str) -> str:
+    """Without the spaces that people put around signs, =, /, and before %."""
+    text = re.sub(r"\s*([=:/])\s*", r"\1", text.strip().replace("\N{MINUS SIGN}", "-"))
+    return re.sub(r"(^|[,;=:])(\s*)([-+])\s+", r"\1\2\3", re.sub(r"\s+%", "%", text))
+
+
+def _words(text: str) -> str:
+    """For comparing what is said with an option: without brackets, quotes, capitals, and more than one space."""
+    return " ".join(_tidied(re.sub(r"[()\[\]{}`'\".]", " ", text)).split()).casefold()
+
+
+def _flat(values: Iterable[Any], depth: int = 3) -> list[Any]:
+    """What stands in lists within lists, in its order."""
+    flat: list[Any] = []
+    for value in values:
+        inner = value.tolist() if hasattr(value, "tolist") else value
+        flat += _flat(inner, depth - 1) if depth and isinstance(inner, (list, tuple)) else [inner]
+    return flat
 
 
 @dataclass(frozen=True)
@@ -347,7 +431,15 @@ class Question:
             AnswerError: It cannot be understood.
         """
         verdict = self.asks.check(answer)
-        return Verdict(True, f"{verdict.message} {self.lesson}", None, verdict.parts) if verdict.right else verdict
+        if not verdict.right:
+            return verdict
+        said, gap, printed = verdict.message.partition("\n")
+        return Verdict(True, f"{said} {self.lesson}{gap}{printed}", None, verdict.parts)
+
+    def is_telling(self) -> bool:
+        """Whether the numbers tell all known mistakes apart, and none that stands in the text is the answer or near it."""
+        written = re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?", self.text)
+        return self.asks.is_telling() and not (isinstance(self.asks, Parts) and any(self.asks.accepts(float(number)) for number in written))
 
     def __str__(self) -> str:
         options = self.asks.options if isinstance(self.asks, Parts) else ""
@@ -378,21 +470,24 @@ class Practice:
     section: str
     sentence: str
     problem: str
-    """The article's number of it, where it has one."""
+    """The number of the exercise that the article names for it, if it names one; of several, joined by commas."""
     pose: Callable[[Draw], Question]
 
     def question(self, seed: int = 0) -> Question:
         """The question with the numbers of this seed: the first that tell all known mistakes apart."""
+        seed = whole_seed(seed)
         for attempt in range(200):
             question = self.pose(Draw(f"{self.name} {seed} {attempt}"))
-            if question.asks.is_telling():
+            if question.is_telling():
                 return question
         raise AssertionError(f"the numbers of {self.name!r} never tell its mistakes apart")
 
     @property
     def source(self) -> str:
         """The sentence with its place."""
-        return f"“{self.sentence}”\n  ({self.section}{f', problem {self.problem}' if self.problem else ''})"
+        several = "," in self.problem
+        named = f"\n  (the exercise{'s' * several} that the article numbers {self.problem.replace(', ', ' and ')})" if self.problem else ""
+        return f"“{self.sentence}”\n  ({self.section}){named}"
 
 
 def practice(title: str, *, section: str, sentence: str, problem: str = "") -> Callable[[Callable[[Draw], Question]], Practice]:

@@ -81,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="which numbers (%(default)s)")
     given = parser.parse_args(arguments)
+    if given.seed < 0:
+        parser.error("a seed is a whole number, 0 or more")
     given.folder.mkdir(parents=True, exist_ok=True)
     for name, (title, practices) in NOTEBOOKS.items():
         text = json.dumps(notebook(title, practices, given.seed), indent=1, ensure_ascii=False, sort_keys=True)

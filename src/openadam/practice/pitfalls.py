@@ -10,7 +10,7 @@ import numpy as np
 
 from .model import Choice, Draw, Mistake, Number, Option, Parts, Question, practice
 from .principles import BIAS, SECOND, UPDATE, WHOLE, written_task
-from .runs import Run, columns, differences, listing, source, values, whole, worked
+from .runs import Run, after_step, columns, differences, listing, source, values, whole, worked
 from .wrong import WRONG, Wrong, adam_but
 
 __all__ = ["PITFALLS"]
@@ -26,16 +26,16 @@ def beside(right: list[dict[str, Any]], wrong: list[dict[str, Any]], names: tupl
     )
 
 
-def find(
-    draw: Draw, makers: tuple[str, ...], others: tuple[Option, ...], about: str, hint: str, lesson: str, eps: float = 1e-8, truth: str = ""
-) -> Question:
+def find(draw: Draw, makers: tuple[str, ...], others: tuple[Option, ...], about: str, hint: str, lesson: str, eps: float = 1e-8) -> Question:
     """A question that shows the trace of a wrong optimizer beside the right one; which mistake is it, and where does it go next?"""
-    which = WRONG[truth or draw.of(*makers)]
+    which = WRONG[draw.of(*makers)]
     h: dict[str, Any] = {"lr": draw.of(0.1, 0.2), "beta1": draw.of(0.8, 0.9), "beta2": draw.of(0.95, 0.99), "eps": eps}
-    grads = [draw.sign() * draw.number(0.5, 4) for _ in range(4)]
-    grads[1] = math.copysign(grads[1], grads[0])  # two of a kind, so that what is stored can be told
-    start = draw.number(1, 3)
-    right, wrong = (values(rule, grads, params=start, **h) for rule in ("adam", which.rule))
+    start, step = draw.number(1, 3), 0.0
+    while abs(step) < 1e-3:  # so small that the table's digits would not do
+        grads = [draw.sign() * draw.number(0.5, 4) for _ in range(4)]
+        grads[1] = math.copysign(grads[1], grads[0])  # two of a kind, so that what is stored can be told
+        right, wrong = (values(rule, grads, params=start, **h) for rule in ("adam", which.rule))
+        before, step = wrong[-2]["p"], wrong[-1]["p"] - wrong[-2]["p"]
     options = [
         Option(WRONG[name].says, "" if name == which.name else f"compare the columns: they are not as if {WRONG[name].says}", name == which.name)
         for name in makers
@@ -47,8 +47,10 @@ def find(
         + beside(right[:3], wrong[:3], ("m", "v", "p"))
         + f"\n\nWhat is wrong? And where is the wrong p after the next step, in which the gradient is {grads[3]:g}?",
         Parts(
-            (Choice("mistake", tuple(options)), Number("p4", wrong[-1]["p"], 1e-3, 1e-4)),
+            (Choice("mistake", tuple(options)), after_step("p4", wrong[-1]["p"], before)),
             (
+                Mistake("before", "this is where the wrong p was before the step", (None, before)),
+                Mistake("other way", "the step goes the other way", (None, before - step)),
                 Mistake("right one", "this is where the right optimizer goes", (None, right[-1]["p"])),
                 *(Mistake(f"as {name}", f"this would be so if {WRONG[name].says}", (None, place)) for name, place in nexts.items()),
             ),
@@ -100,20 +102,19 @@ def find_memory(draw: Draw) -> Question:
 
 
 @practice(
-    "Find the mistake: brackets",
+    "Find the mistake: the last line",
     section=UPDATE,
     sentence="where α is the master learning rate",
 )
-def find_brackets(draw: Draw) -> Question:
+def find_last_line(draw: Draw) -> Question:
     return find(
         draw,
-        ("precedence", "inside", "root"),
+        ("precedence", "inside", "root", "rate"),
         (Option("eps is left out", "with an eps of this size the step would then be larger in both directions alike"),),
         "Somebody's Adam has its last line otherwise. Here are its traces, beside those of the right one.",
         "m and v are right. Work the first step of the wrong one out of its own moments, and see what is missing or too much.",
-        "One pair of brackets decides whether eps is a floor of the divisor or a drift of the parameter.",
+        "Root, brackets and the place of eps are small in print, and each changes every step.",
         eps=draw.of(0.02, 0.05, 0.1),
-        truth="precedence",
     )
 
 
@@ -124,42 +125,56 @@ def find_brackets(draw: Draw) -> Question:
 )
 def find_counter(draw: Draw) -> Question:
     tensors = draw.whole(3, 5)
+    which = draw.of("counter", "stopped", "double", "ahead")
     h: dict[str, Any] = {"lr": 1.0, "beta1": draw.of(0.8, 0.9), "beta2": draw.of(0.99, 0.999), "eps": 1e-8}
-    rule = WRONG["counter"].rule
+    rule = WRONG[which].rule
     rows = []
+
+    def placed(place: int) -> dict[str, int]:
+        return {"tensors": tensors, "place": place} if which == "counter" else {}
+
     for place in range(1, tensors + 1):
-        steps = values(rule, [2.0, 2.0, 2.0], tensors=tensors, place=place, **h)
+        steps = values(rule, [2.0, 2.0, 2.0], **placed(place), **h)
         rows.append((str(place), *(abs(step["p"] - before) for step, before in zip(steps, [0.0, *(step["p"] for step in steps[:-1])], strict=True))))
     asked, step = draw.whole(2, tensors), 3
-    used = (step - 1) * tensors + asked
+    every = {"counter": (step - 1) * tensors + asked, "stopped": 1, "double": 2 * step, "ahead": step + 1}
+    whys = {
+        "counter": "the rows would then differ",
+        "stopped": "the first step of every parameter would then be right, and the further ones would not",
+        "double": "compare the columns with the correction for t = 2, 4, 6",
+        "ahead": "compare the columns with the correction for t = 2, 3, 4",
+    }
     options = draw.shuffled(
         [
-            Option("one counter t serves all parameters, and is advanced once for each", "", True),
-            Option("the counter is never advanced", "the moves would then be alike for all parameters, and differ from step to step"),
-            Option("each parameter has another learning rate", "the ratio of two rows would then be the same in every column"),
-            Option("the correction is missing", "the rows would then be alike"),
+            *(Option(WRONG[name].says, "" if name == which else whys[name], name == which) for name in every),
+            Option("each parameter has another learning rate", "two rows would then differ, by the same ratio in every column"),
         ]
     )
+    used = every.pop(which)
+    slips = [Mistake(f"as {name}", f"this would be so if {WRONG[name].says}", (None, float(t))) for name, t in every.items()]
+    if which == "counter":
+        slips += [
+            Mistake("from 0", "the very first t is 1", (None, used - 1.0)),
+            Mistake("after all", "the counter is advanced just before each parameter, not for all in advance", (None, float(step * tensors + asked))),
+        ]
     return Question(
         f"A model has {tensors} parameters, which always get the same gradient, 2. A right Adam with lr = 1 moves each by 1 in every step, up "
-        f"to eps. This one, with beta1 = {h['beta1']:g} and beta2 = {h['beta2']:g}, moves them by\n\n"
+        f"to eps = {h['eps']:g}. This one, with beta1 = {h['beta1']:g} and beta2 = {h['beta2']:g}, moves them by\n\n"
         + columns(("parameter", "step 1", "step 2", "step 3"), rows)
         + f"\n\nWhat is wrong? And which t does it use for parameter {asked} in step {step}?",
         Parts(
             (Choice("mistake", tuple(options)), whole("t", used)),
             (
                 Mistake("right one", "this is the t that it should use", (None, float(step))),
-                Mistake("from 0", "the very first t is 1", (None, used - 1.0)),
-                Mistake(
-                    "after all", "the counter is advanced just before each parameter, not for all in advance", (None, float(step * tensors + asked))
-                ),
+                *slips,
             ),
         ),
-        "Parameter 1 is right in step 1 and no longer in step 2. How the correction depends on t, with a gradient of 2:\n\n"
+        "First ask whether the rows differ, then which column is the first that is wrong. How the correction depends on t, with a gradient of 2:\n\n"
         + worked("adam", [2, 2], ("m_hat", "v_hat"), **h),
-        f"The counter runs 1, 2, …, {tensors} within the first step, so that in step s parameter k is corrected with t = {tensors}(s - 1) + k: "
-        f"here {used}. DiffSharp had it. Parameter {asked}, worked through:\n\n"
-        + worked(rule, [2.0] * 3, ("m_hat", "v_hat", "direction"), 1, tensors=tensors, place=asked, **h),
+        f"It is this: {WRONG[which].says}.{f' ({WRONG[which].made_by} had it.)' if WRONG[which].made_by else ''} "
+        + (f"In step s parameter k is corrected with t = {tensors}(s - 1) + k: here" if which == "counter" else f"In step {step} it uses t =")
+        + f" {used}. Parameter {asked}, worked through:\n\n"
+        + worked(rule, [2.0] * 3, ("m_hat", "v_hat", "direction"), 1, **placed(asked), **h),
         "t belongs to a parameter's own steps.",
     )
 
@@ -216,9 +231,9 @@ def half_precision(draw: Draw) -> Question:
         "rounded to its first 16 bits.)",
         Parts(
             (
-                Number("eps", right[0], 0.01, 1e-12),
-                Number("beta1", right[1], 0.0, 1e-5),
-                Number("beta2", right[2], 0.0, 1e-5),
+                Number("eps", right[0], 0.01, 1e-12, printed=True),
+                Number("beta1", right[1], 0.0, 5e-5),
+                Number("beta2", right[2], 0.0, 5e-5),
                 Number("g", right[3], 0.02),
             ),
             (
@@ -226,6 +241,11 @@ def half_precision(draw: Draw) -> Question:
                     "as written", "these are the numbers as written; the formats hold others", (eps if right[0] != eps else None, beta1, beta2, None)
                 ),
                 Mistake("smallest normal", "float16 also has subnormal numbers, down to 2^-24", (None, None, None, math.sqrt(2**-14 / (1 - beta2)))),
+                Mistake(
+                    "smallest subnormal",
+                    "v need not be as large as the smallest subnormal, 2^-24: what is above half of it is rounded up",
+                    (None, None, None, math.sqrt(2**-24 / (1 - beta2))),
+                ),
                 Mistake("no weight", "v takes only the share 1 - beta2 of the square", (None, None, None, math.sqrt(2**-25))),
                 Mistake("not squared", WRONG["square"].says, (None, None, None, 2**-25 / (1 - beta2))),
             ),
@@ -309,7 +329,15 @@ def cure(draw: Draw) -> Question:
     slope = _slope(left, steep)
     h: dict[str, Any] = {"lr": 1.0, "beta1": beta1}
     runs: list[tuple[str, Run]] = [
-        ("clip the gradient's norm at 1 (clip_norm=1)", Run("adam", 0.4, clip_norm=1.0, **h)),
+        draw.of(
+            ("clip the gradient's norm at 1 (clip_norm=1)", Run("adam", 0.4, clip_norm=1.0, **h)),
+            ("no memory of m (beta1=0)", Run("adam", 0.4, **{**h, "beta1": 0.0})),
+            ("clip the gradient's norm at 1, and a shorter memory of m (clip_norm=1, beta1=0.5)", Run("adam", 0.4, clip_norm=1.0, lr=1.0, beta1=0.5)),
+        ),
+        draw.of(
+            ("a somewhat shorter memory of m (beta1=0.7)", Run("adam", 0.4, **{**h, "beta1": 0.7})),
+            ("clip the gradient's norm at 50 (clip_norm=50)", Run("adam", 0.4, clip_norm=50.0, **h)),
+        ),
         ("AMSGrad", Run("amsgrad", 0.4, **h)),
         ("AdamW, with weight_decay=0.01", Run("adamw", 0.4, weight_decay=0.01, **h)),
         ("a shorter memory of v (beta2=0.9)", Run("adam", 0.4, beta2=0.9, **h)),
@@ -330,11 +358,12 @@ def cure(draw: Draw) -> Question:
     rows = [("Adam", str(_wrong_way(adam)), least), *((name, str(count), low) for (name, _), count, low in zip(runs, counts, lowest, strict=True))]
     return Question(
         f"A convex function has its minimum at 0: its slope is {-left:g} left of -0.5, {2 * left:g}x from there to 0, and {steep:g}x on the "
-        f"right. Adam starts at 0.4 with lr = 1 and beta1 = {beta1:g}, jumps to -0.6, and momentum carries it further away. Which change "
-        "leaves no step that goes the wrong way? And how many wrong steps (from t = 2 on, each further left than the one before) does AMSGrad "
+        f"right. Adam starts at 0.4 with lr = 1, beta1 = {beta1:g}, beta2 = 0.999 and eps = 1e-8, jumps to "
+        "-0.6, and momentum carries it further away. Which change leaves no step that goes the wrong way? And how many wrong steps (from t = 2 on, "
+        "each further left than the one before) does AMSGrad "
         "take?",
         Parts(
-            (Choice("cure", tuple(options)), whole("amsgrad", counts[1])),
+            (Choice("cure", tuple(options)), whole("amsgrad", counts[2])),
             (Mistake("none", "AMSGrad changes v, and the direction is m's: as many as Adam takes, or nearly", (None, 0.0)),),
         ),
         "AMSGrad in the first wrong step; see which of its lines could change the sign:\n\n"
@@ -366,10 +395,10 @@ def non_convergence(draw: Draw) -> Question:
     slope = flip * (large - 2) / 3
     return Question(
         f"In an online problem of the kind of Reddi, Kale and Kumar the slope is {flip * large:g} at every third step (the first included) and "
-        f"{-flip:g} otherwise; x is kept between -1 and 1. beta1 = 0, beta2 = {beta2:g}, lr = 0.5/sqrt(t), start at 0. What is the average "
-        "slope? Near which end of the interval are Adam and AMSGrad after 1,000 steps, 1 or -1?",
+        f"{-flip:g} otherwise; x is kept between -1 and 1. beta1 = 0, beta2 = {beta2:g}, eps = 1e-8, lr = 0.5/sqrt(t), start at 0. What is "
+        "the average slope? Near which end of the interval are Adam and AMSGrad after 1,000 steps, 1 or -1?",
         Parts(
-            (Number("slope", slope), Number("adam", adam, 0.0, 0.1), Number("amsgrad", amsgrad, 0.0, 0.1)),
+            (Number("slope", slope), Number("adam", adam, 0.0, 0.1, printed=True), Number("amsgrad", amsgrad, 0.0, 0.1, printed=True)),
             (
                 Mistake(
                     "both converge",
@@ -394,5 +423,5 @@ def non_convergence(draw: Draw) -> Question:
 
 
 PITFALLS = (
-    find_correction, find_memory, find_brackets, find_counter, repair, half_precision, stale, cure, non_convergence,
+    find_correction, find_memory, find_last_line, find_counter, repair, half_precision, stale, cure, non_convergence,
 )  # fmt: skip

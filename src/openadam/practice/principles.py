@@ -9,7 +9,7 @@ import numpy as np
 
 from .model import Choice, Draw, Mistake, Number, Option, Parts, Question, practice
 from .programs import Case, Task
-from .runs import Run, columns, listing, mistake_of, source, spoken, step_from, values, whole, worked
+from .runs import Run, after_step, columns, listing, mistake_of, source, spoken, step_from, values, whole, worked
 from .wrong import WRONG, Wrong, adam_but
 
 __all__ = ["BIAS", "PRINCIPLES", "SECOND", "UPDATE", "WHOLE", "written_task"]
@@ -125,7 +125,8 @@ def half_life(draw: Draw) -> Question:
         f"{long ** counts[1]:.4g}, and one step earlier both are above 1/2. In closed form: log(1/2)/log(beta1), rounded up. For beta1 = "
         f"{short:g}:\n\n"
         + columns(
-            ("t", "m/m1"), [(str(t), step["m"] / (1 - short)) for t, step in enumerate(values("adam", [1.0] + [0.0] * counts[0], beta1=short))]
+            ("further steps", "m/m1"),
+            [(str(t), step["m"] / (1 - short)) for t, step in enumerate(values("adam", [1.0] + [0.0] * counts[0], beta1=short))],
         ),
         "Ten times nearer to 1 is a memory ten times as long: 7 steps at 0.9, 69 at 0.99, 693 at 0.999.",
     )
@@ -236,7 +237,7 @@ def adaptivity(draw: Draw) -> Question:
         f"Three coordinates under Adam with lr = {lr:g}, beta1 = {beta1:g}, beta2 = 0.999 and no eps. For 200 steps, a always has the gradient "
         f"{large:g}, b always {small:g}, and c has {large:g} and {-large:g} in turn. How far does each move in step 200 (without its sign)?",
         Parts(
-            tuple(Number(name, value, 0.01) for name, value in zip("abc", moved, strict=True)),
+            tuple(Number(name, value, 0.01, printed=name != "c") for name, value in zip("abc", moved, strict=True)),
             (
                 Mistake(
                     "multiplier",
@@ -277,7 +278,7 @@ def scale(draw: Draw) -> Question:
         f"Three coordinates have the first gradients {usual:g}, {near:.3g} and {tiny:.3g}; lr = {lr:g}, eps = {eps:g}. How far does the first "
         "step of Adam move each?",
         Parts(
-            tuple(Number(name, value) for name, value in zip("abc", right, strict=True)),
+            tuple(Number(name, value, printed=name == "a") for name, value in zip("abc", right, strict=True)),
             (
                 Mistake("no eps", "this is the step for eps = 0; here the gradients come near eps", (None, lr, lr)),
                 Mistake("inside", WRONG["inside"].says, (None, *steps(epsilon="inside")[1:])),
@@ -301,11 +302,21 @@ def scale(draw: Draw) -> Question:
     problem="2152280, 3095785",
 )
 def first_step(draw: Draw) -> Question:
-    beta1, beta2 = draw.number(0.5, 0.95, 2), draw.of(draw.number(0.8, 0.98, 2), 0.99, 0.999, 0.9999)
+    beta1, beta2 = draw.of(
+        (draw.number(0.5, 0.95, 2), draw.of(0.99, 0.999, 0.9999)),  # mostly larger
+        (draw.number(0.7, 0.95, 2), draw.number(0.8, 0.9, 2)),  # smaller
+        draw.of((0.5, 0.75), (0.6, 0.84), (0.7, 0.91), (0.8, 0.96), (0.9, 0.99)),  # as large
+    )
     h: dict[str, Any] = {"lr": 1.0, "beta1": beta1, "beta2": beta2, "eps": 0.0}
     off, on = (Run("adam", bias_correction=choice, **h).step(3.0).moved[0, 0] for choice in ("off", "on"))
     ratio = float(off / on)
     it_is = 0 if ratio > 1.001 else 1 if ratio < 0.999 else 2
+    mistakes = [mistake_of("root", (1 - beta1) / (1 - beta2), None), Mistake("first only", "v is without correction too", (1 - beta1, None))]
+    if it_is != 2:  # at a ratio of 1 these are right, or another mistake
+        mistakes += [
+            Mistake("upside down", "this is with over without", (1 / ratio, None)),
+            Mistake("second only", "m is without correction too", (1 / math.sqrt(1 - beta2), None)),
+        ]
     options = [
         Option(text, "" if place == it_is else "compare the ratio with 1", place == it_is)
         for place, text in enumerate(("larger", "smaller", "as large"))
@@ -315,12 +326,7 @@ def first_step(draw: Draw) -> Question:
         "with it? So, is it larger, smaller or as large?",
         Parts(
             (Number("ratio", ratio), Choice("it_is", tuple(options))),
-            (
-                mistake_of("root", (1 - beta1) / (1 - beta2), None),
-                Mistake("upside down", "this is with over without", (1 / ratio, None)),
-                Mistake("first only", "v is without correction too", (1 - beta1, None)),
-                Mistake("second only", "m is without correction too", (1 / math.sqrt(1 - beta2), None)),
-            ),
+            tuple(mistakes),
         ),
         "With beta1 = 0.9 and beta2 = 0.999, without correction; with it, the first step is lr:\n\n"
         + worked("adam", [3], ("m", "v", "direction"), lr=1.0, bias_correction="off"),
@@ -395,9 +401,10 @@ def one_step(draw: Draw) -> Question:
         f"has taken {t - 1} steps. Now p = {state['p']:g}, m = {state['m']:g}, v = {state['v']:g}, and the next gradient is {state['g']:g}. "
         "Where is p after this step?",
         Parts(
-            (Number(place, by(), 1e-3, 1e-4),),
+            (after_step(place, by(), state["p"]),),
             (
                 *(mistake_of(name, by(name)) for name in named),
+                Mistake("before", "this is where p was before the step", (state["p"],)),
                 Mistake("no gradient", "the new gradient did not enter the moments", (start,)),
                 Mistake("update", "this is the change of p; asked for is where p is then", (by() - state["p"],)),
             ),
@@ -437,7 +444,10 @@ def write_adam(draw: Draw) -> Question:
     problem="2152248",
 )
 def flat_region(draw: Draw) -> Question:
-    beta1, beta2 = draw.of(0.7, 0.8, 0.9, 0.95), draw.of(0.95, 0.99, 0.995, 0.999)
+    beta1, beta2 = draw.of(
+        (draw.of(0.7, 0.8, 0.9, 0.95), draw.of(0.95, 0.99, 0.995, 0.999)),  # the update fades
+        (draw.of(0.96, 0.98, 0.99), draw.of(0.7, 0.75, 0.8, 0.85)),  # it grows
+    )
     before = draw.whole(50, 150)
     h: dict[str, Any] = {"lr": 1.0, "beta1": beta1, "beta2": beta2, "eps": 0.0}
     run = Run("adam", **h).steps([1.0] * before)
@@ -445,13 +455,16 @@ def flat_region(draw: Draw) -> Question:
     run.step(0.0)
     factor = float(run.state("m")[0] / math.sqrt(run.state("v")[0])) / here
     run.steps([0.0] * 60)
+    grows = factor > 1
+    because = "m in the numerator vanishes too, and sqrt(v) in the denominator; compare the factor with 1"
     options = draw.shuffled(
         [
-            Option("the update grows without bound", "m in the numerator vanishes too; compare the factor with 1"),
-            Option("the update vanishes", "", True),
+            Option("the update grows without bound", "" if grows else because, grows),
+            Option("the update vanishes", because if grows else "", not grows),
             Option("the update stays as it is", "compare the factor with 1"),
         ]
     )
+    becomes = "above 1, so the update grows" if grows else "below 1, so the update vanishes"
     return Question(
         f"After {before} steps with the gradient 1 a parameter enters a flat region: its gradient is 0 from now on. beta1 = {beta1:g}, beta2 = "
         f"{beta2:g}, and there is no eps. By which factor does m/sqrt(v) change in every further step? And so, what becomes of the update?",
@@ -466,9 +479,12 @@ def flat_region(draw: Draw) -> Question:
         ),
         "One step with a gradient and two without, at other betas:\n\n" + worked("adam", [1, 0, 0], ("m", "v"), 2, beta1=0.5, beta2=0.81, eps=0.0),
         f"Without a gradient m is multiplied by beta1 and sqrt(v) by sqrt(beta2), so their ratio by beta1/sqrt(beta2) = {factor:.6g}. It is "
-        f"below 1, so the update vanishes: after 61 such steps it is {abs(run.moved[-1, 0]):.3g} of lr. The article has it the other way "
-        "round. What eps is for: a coordinate that never had a gradient (0/0), squares that vanish in the format, and noise near 0.",
-        "Without eps nothing blows up here: the update fades, since m forgets sooner than v.",
+        f"{becomes}: after 61 such steps it is {abs(run.moved[-1, 0]):.3g} times lr. (At the usual betas, "
+        "0.9 and 0.999, it vanishes: the article has it the other way round.) What eps is for: a coordinate that never had a gradient (0/0), "
+        "squares that vanish in the format, and noise near 0.",
+        "Without eps the update grows here, since v forgets sooner than m; at the usual betas it fades."
+        if grows
+        else "Without eps nothing blows up here: the update fades, since m forgets sooner than v.",
     )
 
 

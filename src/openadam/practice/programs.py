@@ -25,6 +25,7 @@ SECONDS = 10.0
 """How long a program may run."""
 
 NEAR = 1e-9  # far more than the roundings of any reasonable order of operations in float64
+SINGLE = 1e-5  # the same for float32, of the largest such result, since differences of rounded numbers are as far off as these
 
 Played = list[list[list[float]]]  # by case, step and result
 
@@ -87,14 +88,15 @@ class Task:
     def _called(self, function: Callable[..., Any]) -> Verdict:
         try:
             return self._judge(child.play(function, self._work()), "")
-        except Exception as error:  # the student's function may raise anything
-            return Verdict(False, f"Wrong. The function raised {type(error).__name__}: {error}.", "raises")
+        except (Exception, SystemExit) as error:  # the student's function may raise anything; Ctrl-C is not its own
+            return Verdict(False, f"Wrong. The function raised {child.named(error)}.", "raises")
 
     def _run(self, path: Path) -> Verdict:
         if not path.is_file():
-            raise AnswerError(f"{path}: there is no such file")
+            raise AnswerError(f"{path}: {'it is a directory, not a file' if path.is_dir() else 'there is no such file'}")
         report = _in_a_process({**self._work(), "path": str(path.resolve())}, SECONDS)
-        printed = f"\nIt printed:\n{report['printed'].rstrip()}" if report.get("printed", "").strip() else ""
+        lines = [f"    {line.expandtabs()}".rstrip() for line in report.get("printed", "").rstrip().splitlines()]
+        printed = "\n".join(["\nIt printed:", *lines]) if lines else ""
         if "unusable" in report:
             raise AnswerError(f"{path}: {report['unusable']}; asked for is {self.how}")
         if "late" in report:
@@ -110,22 +112,29 @@ class Task:
         wrong = _first_difference(played, self.expected)
         if wrong is None:
             return Verdict(True, f"Right: on {sum(len(case.gradients) for case in self.cases)} steps, to 1e-9.{printed}")
-        for name, says, theirs in self.mistakes:
-            if _first_difference(played, theirs) is None:
-                return Verdict(False, f"Wrong: {says}.{printed}", name)
+        for near in (NEAR, SINGLE):
+            if near == SINGLE and _first_difference(played, self.expected, near) is None:
+                what = "it agrees to five digits and not to 1e-9: it seems to be computed in float32, or rounded on the way, and float64 is asked for"
+                return Verdict(False, f"Wrong: {what} (Python's own floats, np.float64).{printed}", "float32")
+            for name, says, theirs in self.mistakes:
+                if _first_difference(played, theirs, near) is None:
+                    return Verdict(False, f"Wrong: {says}.{printed}", name)
         case, step, result = wrong
         expected, found = self.expected[case][step][result], played[case][step][result]
         start = ", ".join(f"{name} = {value:g}" for name, value in self.cases[case].start.items())
         grads = ", ".join(f"{g:g}" for g in self.cases[case].gradients[: step + 1])
-        what = f"after the gradients {grads}, from {start}, {self.results[result]} should be {expected:.7g}, and is {found:.7g}"
+        digits = next((digits for digits in range(7, 17) if f"{expected:.{digits}g}" != f"{found:.{digits}g}"), 17)
+        numbers = f"should be {expected:.{digits}g}, and is {found:.{digits}g}"
+        what = f"after the gradients {grads}, from {start}, {self.results[result]} {numbers}"
         return Verdict(False, f"Wrong: {what}.{printed}")
 
 
-def _first_difference(played: Sequence[Any], expected: Sequence[Any]) -> tuple[int, int, int] | None:
+def _first_difference(played: Sequence[Any], expected: Sequence[Any], near: float = NEAR) -> tuple[int, int, int] | None:
     for case, steps in enumerate(expected):
+        largest = [max(map(abs, column)) if near > NEAR else 0.0 for column in zip(*steps, strict=True)]
         for step, results in enumerate(steps):
             for result, value in enumerate(results):
-                if not math.isclose(played[case][step][result], value, rel_tol=NEAR, abs_tol=1e-12):
+                if not math.isclose(played[case][step][result], value, rel_tol=near, abs_tol=max(1e-12, near * largest[result])):
                     return case, step, result
     return None
 

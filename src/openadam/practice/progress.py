@@ -1,25 +1,33 @@
-"""What has been answered: a small JSON file in the user's data folder, without which everything works."""
+"""What has been answered: a line of JSON for each answer in a file of the user's data folder, without which everything works.
+
+The file is only appended to, each line in one write, so that none is lost when several answers are checked at once.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
-import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from .model import whole_seed
 
 __all__ = ["answered", "keep", "progress_file"]
 
-FORMAT = "openadam practice, format 1"
+FORMAT = "openadam practice, format 2"
+ALL_AT_ONCE = "openadam practice, format 1"  # an object of all answers, which may be followed by lines
 
 
 def progress_file() -> Path | None:
     """Where progress is kept: ``OPENADAM_PRACTICE_FILE`` (empty for nowhere), or the platform's folder for a user's data."""
     given = os.environ.get("OPENADAM_PRACTICE_FILE")
-    if given is not None:
-        return Path(given) if given else None
     try:
+        if given is not None:
+            return Path(given).expanduser() if given else None
         if sys.platform == "win32":
             folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
         elif sys.platform == "darwin":
@@ -35,7 +43,7 @@ def answered() -> dict[str, list[int]]:
     """By the names of practices, the seeds of the questions that were answered; nothing if it cannot be read."""
     path = progress_file()
     try:
-        return {} if path is None else _read(path)
+        return {} if path is None else {name: sorted(seeds) for name, seeds in sorted(_read(path).items())}
     except (OSError, ValueError) as error:
         _warn(path, error)
         return {}
@@ -47,39 +55,63 @@ def keep(name: str, seed: int) -> None:
     if path is None:
         return
     try:
-        done = _read(path)
-        if seed not in done.setdefault(name, []):
-            done[name] = sorted([*done[name], seed])
-            _write(path, {"format": FORMAT, "answered": dict(sorted(done.items()))})
+        if seed not in _read(path).get(name, ()):
+            _append(path, {"format": FORMAT, "name": name, "seed": whole_seed(seed)})
     except (OSError, ValueError) as error:
         _warn(path, error)
 
 
-def _read(path: Path) -> dict[str, list[int]]:
+def _read(path: Path) -> dict[str, set[int]]:
+    done: dict[str, set[int]] = {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError):
-        raise ValueError("it is damaged and is left as it is; delete it to begin anew") from None
-    done = found.get("answered") if isinstance(found, dict) and found.get("format") == FORMAT else None
-    if not isinstance(done, dict) or not all(isinstance(seeds, list) and all(type(seed) is int for seed in seeds) for seeds in done.values()):
-        raise ValueError("it is not what this version writes and is left as it is; delete it to begin anew")
+        return done
+    except ValueError:
+        text = "\0"
+    for found in _values(text):
+        match found:
+            case {"format": fmt, "name": str(name), "seed": seed} if fmt == FORMAT and type(seed) is int:
+                done.setdefault(name, set()).add(seed)
+            case {"format": fmt, "answered": dict(all_of_them)} if fmt == ALL_AT_ONCE and all(map(_are_seeds, all_of_them.values())):
+                for name, seeds in all_of_them.items():
+                    done.setdefault(name, set()).update(seeds)
+            case _:
+                raise ValueError("it is not what this version writes and is left as it is; delete it to begin anew")
     return done
 
 
-def _write(path: Path, content: object) -> None:
-    """The whole file or the old one: written beside it, and put in its place."""
+def _values(text: str) -> Iterator[Any]:
+    """The values of JSON in a text, one after the other."""
+    read, place, text = json.JSONDecoder().raw_decode, 0, text.strip()
+    while place < len(text):
+        try:
+            found, place = read(text, place)
+        except (ValueError, RecursionError):
+            raise ValueError("it is damaged and is left as it is; delete it to begin anew") from None
+        yield found
+        while text[place : place + 1].isspace():
+            place += 1
+
+
+def _are_seeds(seeds: object) -> bool:
+    return isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+
+
+def _append(path: Path, content: object) -> None:
+    """A line more, by a single write: others may append at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    line = f"{json.dumps(content)}\n".encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        written = os.write(descriptor, line)
+        if written < len(line):  # the disk is full; half a line would spoil the file
+            end = os.lseek(descriptor, 0, os.SEEK_CUR)
+            if end == os.fstat(descriptor).st_size:  # nobody has appended since
+                os.ftruncate(descriptor, end - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)
 
 
 def _warn(path: Path | None, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -14,11 +15,26 @@ from .. import rules
 from ..arrays.optimizer import Optimizer
 from ..errors import NativeMissingWarning
 from ..language.rule import Rule
+from ..row_sparse import Rows
 from ..views.trace import find_member, trace
 from .model import Mistake, Number
 from .wrong import WRONG
 
-__all__ = ["Array", "Run", "columns", "differences", "listing", "mistake_of", "source", "spoken", "step_from", "values", "whole", "worked"]
+__all__ = [
+    "Array",
+    "Run",
+    "after_step",
+    "columns",
+    "differences",
+    "listing",
+    "mistake_of",
+    "source",
+    "spoken",
+    "step_from",
+    "values",
+    "whole",
+    "worked",
+]
 
 Array = npt.NDArray[np.float64]
 Kind = str | Rule | type[Optimizer]
@@ -43,7 +59,7 @@ class Run:
         self._names: dict[str, str] = {name: self.optimizer._public(name) for name in ("m", "v") if name in self.optimizer._traced.states}
 
     def step(self, gradient: Any) -> Run:
-        self.optimizer.step({"p": np.array(gradient, np.float64).reshape(-1)})
+        self.optimizer.step({"p": gradient if isinstance(gradient, Rows) else np.array(gradient, np.float64).reshape(-1)})
         self.places.append(self.p.copy())
         return self
 
@@ -144,6 +160,12 @@ def spoken(numbers: Iterable[float]) -> str:
 def mistake_of(name: str, *given: float | str | None) -> Mistake:
     """A known mistake, and what it makes of the answer."""
     return Mistake(name, WRONG[name].says, given)
+
+
+def after_step(name: str, value: float, before: float) -> Number:
+    """Where a step leads: to between 0.1 % and 1 % of the step, since a share of the place would let a wrong step pass."""
+    step = abs(value - before)
+    return Number(name, value, 0.0, float(f"1e{math.floor(math.log10(step / 100))}") if step else 0.0)
 
 
 def whole(name: str, value: float) -> Number:

@@ -51,6 +51,12 @@ def adam_but(*words: str) -> Rule:
             t = h.t - 1
         if "counter" in words:
             t = (h.t - 1) * h.tensors + h.place
+        if "stopped" in words:
+            t = h.t * 0 + 1
+        if "double" in words:
+            t = h.t * 2
+        if "ahead" in words:
+            t = h.t + 1
         first, second = 1 - h.beta1**t, 1 - h.beta2**t
         m_hat, v_hat = m / first, v / second
         if "multiplied" in words:
@@ -97,7 +103,10 @@ WRONG = _all(
     Wrong("zero", "the steps are counted from 0; the first step has t = 1"),
     Wrong("m", "the first moment is computed and never stored, so that every step starts from 0"),
     Wrong("v", "the second moment is computed and never stored, so that every step starts from 0"),
-    Wrong("counter", "one counter is advanced once per parameter, so that t is too large", made_by="DiffSharp"),
+    Wrong("counter", "one counter t serves all parameters and is advanced once for each, so that t is too large", made_by="DiffSharp"),
+    Wrong("stopped", "the counter is never advanced, so that every step has t = 1"),
+    Wrong("double", "the counter is advanced twice in every step"),
+    Wrong("ahead", "the counter begins at 1 and is advanced before the first step, which so has t = 2"),
     Wrong("root", "the step is divided by the second moment, and should be by its square root"),
     Wrong("inside", "eps stands inside the root, and should stand outside"),
     Wrong("precedence", "`p - lr*m_hat / sqrt(v_hat) + eps` adds eps to the parameter: brackets are missing", made_by="a listing of d2l.ai"),
