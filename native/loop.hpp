@@ -88,7 +88,8 @@ inline std::int64_t piece_of(std::int64_t length) {
 }
 
 inline std::int64_t place_in_block(std::int64_t block, std::int64_t piece, std::int64_t n) {
-  const std::int64_t place = (static_cast<std::uint32_t>(block) * 2654435769u >> 16) % (kBlock / piece) * piece;
+  const std::uint64_t ratio = static_cast<std::uint32_t>(block) * 2654435769u;  // of 2^32
+  const std::int64_t place = static_cast<std::int64_t>(ratio * static_cast<std::uint64_t>(kBlock / piece) >> 32) * piece;
   return place + piece <= n ? place : 0;
 }
 

@@ -38,7 +38,7 @@ TABLE, SCALARS, TENSORS, FRAMEWORK = "native/table.cpp", "src/openadam/language/
 HOST, ROWS, ROW_TABLE, LOADING, SHARDS = (f"src/openadam/torch/{name}.py" for name in ("host", "rows", "table", "loading", "shards"))
 SPARSE = ("test_row_sparse.py", "test_torch_sparse.py")
 FRAME, RATES, ANSWERS = "src/openadam/studies/frame.py", "src/openadam/studies/rates.py", "src/openadam/practice/model.py"
-STUDIES, PRACTICE = ("test_studies.py",), ("test_practice.py",)
+STUDIES, PRACTICE, INSIDE = ("test_studies.py",), ("test_practice.py",), ("test_inside.py",)
 TORCH = ("test_tensors.py", "test_torch_memory.py", "test_torch.py", "test_torch_faults.py", "test_torch_checkpoints.py")
 
 MUTANTS = (
@@ -65,7 +65,7 @@ MUTANTS = (
     Mutant("tail off by one", "src/openadam/language/cpp.py", "for (std::int64_t i = 0; i < n; ++i) {", "for (std::int64_t i = 0; i < n - 1; ++i) {", NATIVE),
     Mutant("last element of a chunk lost", LOOP, "std::min(begin + kChunk, length)", "std::min(begin + kChunk, length - 1)", NATIVE),
     Mutant("states not advanced with the block", LOOP, "tensors[2 + s] = address(row.states[s], row, begin)", "tensors[2 + s] = address(row.states[s], row, 0)", NATIVE),
-    Mutant("chunks joined without the last", LOOP, "c < partials_at_[static_cast<std::size_t>(i) + 1]; ++c", "c + 1 < partials_at_[static_cast<std::size_t>(i) + 1]; ++c", NATIVE),
+    Mutant("chunks joined without the last", LOOP, "const std::int64_t last = partials_at_[static_cast<std::size_t>(i) + 1];", "const std::int64_t last = partials_at_[static_cast<std::size_t>(i) + 1] - 1;", NATIVE),
     Mutant("a lane forgotten", "native/kernels.cpp", "for (int width = kLanes / 2;", "for (int width = kLanes / 4;", NATIVE),
     Mutant("contraction allowed", "native/CMakeLists.txt", "-fno-trapping-math -ffp-contract=off", "-fno-trapping-math -ffp-contract=fast", NATIVE),
     Mutant("strided carry lost", "native/formats.hpp", "      ++index[d - 1];\n", "", NATIVE),
@@ -134,20 +134,28 @@ MUTANTS = (
     Mutant("decay beside sparse gradients", ROWS, '        if self.update.values["weight_decay"] != 0:\n', "        if False:\n", SPARSE),
     Mutant("a step without rows not counted", ENGINE, "writes.append((row.numbers, numbers, ...))", "writes.append((row.numbers, numbers if p.size else row.numbers, ...))", SPARSE),
     Mutant("a reset that fills what it can", HOST, "or not can_be_filled(tensor)", "or tensor.is_inference()", ("test_reset.py",)),
-    Mutant("steps begun anew with the moments", HOST, "if moments and steps:", "if moments:", ("test_reset.py",)),
+    Mutant("steps begun anew with the moments", HOST, "if moments and steps and not self.member.made_at_once:", "if moments and not self.member.made_at_once:", ("test_reset.py",)),
     Mutant("an interval of the normal distribution", FRAME, '.t.ppf(0.975, len(effects) - 1)', ".norm.ppf(0.975)", STUDIES),
     Mutant("an interval of one side", FRAME, "ppf(0.975,", "ppf(0.95,", STUDIES),
     Mutant("seeds not paired", FRAME, "a, b = mine[seed], other[seed]", "a, b = mine[seed], other[min(other)]", STUDIES),
-    Mutant("not seen as within noise", FRAME, 'verdict = "seen" if claim.direction == "below" else "not seen"', 'verdict = "seen" if claim.direction == "below" else verdict', STUDIES),
+    Mutant("not seen as within noise", FRAME, 'verdict = "seen" if above == (claim.direction == "above") else "not seen"', 'verdict = "seen" if above == (claim.direction == "above") else verdict', STUDIES),
     Mutant("what is not finite counted", FRAME, "if math.isfinite(a) and math.isfinite(b) and", "if", STUDIES),
     Mutant("differences without a sign", FRAME, "effects.append(math.log(a / b) if ratio else a - b)", "effects.append(math.log(a / b) if ratio else abs(a - b))", STUDIES),
-    Mutant("a line that was cut off kept", FRAME, '        path.write_text("\\n".join(whole) + "\\n")  # without a line that was cut off\n', "", STUDIES),
-    Mutant("cells of another budget gone on with", FRAME, "if not isinstance(found, dict) or {**found, \"openadam\": __version__} != header:", "if not isinstance(found, dict):", STUDIES),
+    Mutant("a line that was cut off kept", FRAME, "            os.truncate(path, len(content) - len(rest))\n", "            pass\n", STUDIES),
+    Mutant("cells of another budget gone on with", FRAME, 'or {**found, "openadam": __version__} != header:', 'or False:', STUDIES),
     Mutant("a sweep that stops at its grid", RATES, "pending = [low - 1] if chosen == rate(low)", "pending = [] if chosen == rate(low)", ("test_digits.py",)),
     Mutant("a tolerance of the place, not of the step", "src/openadam/practice/runs.py", "step = abs(value - before)", "step = abs(value)", PRACTICE),
     Mutant("what the question prints accepted", ANSWERS, "any(part.meets(number, part.value) for part in numbers)", "False", PRACTICE),
     Mutant("any part right is right", ANSWERS, "        if all(right):\n", "        if any(right):\n", PRACTICE),
     Mutant("known mistakes not named", ANSWERS, "if (value := mistake.values[place]) is not None and", "if (value := None) is not None and", PRACTICE),
+    Mutant("bounds that hold on one side only", FRAME, "above or high < -claim.bound, below and low > -claim.bound", "above, below", STUDIES),
+    Mutant("strips that begin anew", "native/interpreter.hpp", "for (int k = 0; k < openadam::kLanes; ++k) lane[k] = joined[k];", "for (int k = 0; k < openadam::kLanes; ++k) lane[k] = 0;", INSIDE),
+    Mutant("a slot freed too early", "src/openadam/language/code.py", "used[which] == place}", "used[which] >= place}", INSIDE),
+    Mutant("looked at after the update", LOOP, "part.sample->take(arrays, 3 + part.kernel.states, bytes_of(row.dtype), at, std::min(piece, n - at));",
+           "part.kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n); part.sample->take(arrays, 3 + part.kernel.states, bytes_of(row.dtype), at, std::min(piece, n - at));", INSIDE),
+    Mutant("another piece of each block", LOOP, "* 2654435769u;", "* 2654435761u;", INSIDE),
+    Mutant("the moments of before with the clock of now", "src/openadam/measures.py", '("scalar", "t"): h.t - 1}', '("scalar", "t"): h.t}', INSIDE),
+    Mutant("an observer of another kernel kept", TABLE, "  if (kernel != update.kernel) update.observer = {};  // it was for other states\n", "", INSIDE),
 )  # fmt: skip
 
 

@@ -255,7 +255,7 @@ def sampled_pieces(length: int) -> Iterator[slice]:
     while piece > STRIP // 16 and piece * blocks > STRIP:
         piece //= 2
     for block in range(blocks):
-        place = (block * 2654435769 % 2**32 >> 16) % (BLOCK // piece) * piece
+        place = (block * 2654435769 % 2**32 * (BLOCK // piece) >> 32) * piece
         n = min(BLOCK, length - block * BLOCK)
         place = place if place + piece <= n else 0
         yield slice(block * BLOCK + place, block * BLOCK + min(place + piece, n))
