@@ -61,7 +61,8 @@ def test_measuring_changes_nothing(subject: Subject, engine: str | None) -> None
     for k in range(4):
         give(params_of(measured), k, params_of(calm))
         assert measured.step(lambda: 3.5, measure=True) == 3.5
-        calm.step()
+        calm.step(loss=3.5)
+        assert measured.last_step.loss == 3.5
         assert set(measured.last_step.measures) == {"0", "1"}
         assert calm.last_step.measures is None
         assert measured.last_step._replace(measures=None) == calm.last_step

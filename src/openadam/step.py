@@ -20,7 +20,7 @@ from .engine import assign_all
 from .errors import ConcurrentStepError, HyperparameterError, NonFiniteGradientError, NonFiniteStateError, TooManySkipsError
 from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure
 
-__all__ = ["MAX_STEP", "StepReport", "Stepper", "alone", "check_dtype"]
+__all__ = ["MAX_STEP", "StepReport", "Stepper", "alone", "as_loss", "check_dtype"]
 
 Array = npt.NDArray[Any]
 P = ParamSpec("P")
@@ -55,6 +55,35 @@ class StepReport(NamedTuple):
     """Whether the step was skipped because of a gradient that is not finite: by ``nonfinite="skip"``, or by a scaler's word."""
     measures: dict[str, dict[str, float]] | None = None
     """Per tensor, what `step(..., measure=True)` saw on the way; see `openadam.measures`."""
+    why: str | None = None
+    """Why the step was skipped."""
+    loss: float | None = None
+    """The loss, if it was told or a closure returned it."""
+
+    @property
+    def param_norm(self) -> float | None:
+        """Global Euclidean norm of the parameters before the step, where it was measured."""
+        return self._norm("param_sum_squares")
+
+    @property
+    def update_norm(self) -> float | None:
+        """Global Euclidean norm of their change, where it was measured."""
+        return self._norm("update_sum_squares")
+
+    def _norm(self, name: str) -> float | None:
+        if not self.measures:
+            return None
+        return math.sqrt(math.fsum(seen[name] for seen in self.measures.values()))
+
+
+def as_loss(value: Any) -> float | None:
+    """A loss as a float: of a number, or of an array or tensor of one element; None for whatever else a closure may return."""
+    if value is None or isinstance(value, (str, bytes, bool)):
+        return None
+    try:
+        return float(value.detach() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def alone(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
@@ -177,7 +206,14 @@ class Stepper:
         after, count = self.latest_skips
         return count if after == self.steps else 0
 
-    def skip(self, norm: float, clip: float = 1.0, measures: dict[str, dict[str, float]] | None = None, why: Exception | None = None) -> StepReport:
+    def skip(
+        self,
+        norm: float,
+        clip: float = 1.0,
+        measures: dict[str, dict[str, float]] | None = None,
+        why: Exception | None = None,
+        loss: float | None = None,
+    ) -> StepReport:
         """Skip this step and count it.
 
         Raises:
@@ -189,7 +225,7 @@ class Stepper:
             reason = getattr(why, "what", str(why)) if why is not None else "a scaler found gradients that are not finite"
             raise TooManySkipsError(taken + 1, count, self.max_skips, reason) from why
         assign_all([self.table.counts, self.latest_skips], [np.array([taken, skipped + 1]), [taken, count + 1]])
-        return StepReport(taken, norm, clip, True, measures)
+        return StepReport(taken, norm, clip, True, measures, str(why) if why is not None else "a scaler found gradients that are not finite", loss)
 
     def take(
         self,
@@ -197,6 +233,7 @@ class Stepper:
         *,
         scale: float = 1.0,
         measure: bool | Iterable[Measure] = False,
+        loss: float | None = None,
         before_commit: Callable[[], None] | None = None,
         only_makes_states: Callable[[], bool] | None = None,
     ) -> StepReport:
@@ -206,6 +243,7 @@ class Stepper:
             threads: Most threads to use.
             scale: What the gradients are to be multiplied by first: the inverse of a loss scale.
             measure: Report all measures, and those that are given.
+            loss: To be reported.
             before_commit: Called once nothing can be refused any more.
             only_makes_states: Asked, where all gradients are zero, whether to neither move nor count anything.
         """
@@ -221,11 +259,11 @@ class Stepper:
                 if bad is not None and self.nonfinite == "raise":
                     raise bad
                 if bad is not None:
-                    return self.skip(norm * scale, 1.0, {} if measures else None, bad)
+                    return self.skip(norm * scale, 1.0, {} if measures else None, bad, loss)
             if only_makes_states is not None and norm == 0 and only_makes_states():
                 if before_commit is not None:
                     before_commit()
-                return StepReport(self.steps, 0.0, 1.0, False)
+                return StepReport(self.steps, 0.0, 1.0, False, loss=loss)
             if self.clip_norm is not None:
                 clip = rules.clip_factor(norm * scale, self.clip_norm)
         wanted = measures or ([] if looks else NORM)
@@ -238,13 +276,13 @@ class Stepper:
         if checks and unbounded is not None:
             if self.nonfinite == "raise":
                 raise unbounded
-            return self.skip(norm * scale, clip, {} if measures else None, unbounded)
+            return self.skip(norm * scale, clip, {} if measures else None, unbounded, loss)
         if before_commit is not None:
             before_commit()
         total, _ = self.update(clip * scale, wanted, threads, inside)
         if not looks:
             norm = self.norm(total)
-        return StepReport(self.steps, norm * scale, clip, False, self._measured(scale, inside) if measures else None)
+        return StepReport(self.steps, norm * scale, clip, False, self._measured(scale, inside) if measures else None, loss=loss)
 
     def norm(self, total: float, which: Iterable[int] | None = None) -> float:
         """The Euclidean norm of the gradients here (or of some rows) from the sum of their squares."""

@@ -17,7 +17,7 @@ from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, neares
 from ..language.rule import Rule
 from ..measures import Measure
 from ..no_decay import predicate, read_no_decay, refuse_strangers
-from ..step import FLOAT32_LARGEST, StepReport, alone
+from ..step import FLOAT32_LARGEST, StepReport, alone, as_loss
 from . import states
 from .groups import Groups, at
 from .parameters import Group, describe, read_group, read_structure
@@ -71,7 +71,7 @@ class Optimizer:
     >>> w = np.array([1.0, -2.0])
     >>> opt = openadam.Optimizer(w, rule=openadam.rules.adam, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8)
     >>> opt.step(2 * w)
-    StepReport(step=1, grad_norm=4.47213595499958, clip_factor=1.0, skipped=False, measures=None)
+    StepReport(step=1, grad_norm=4.47213595499958, clip_factor=1.0, skipped=False, measures=None, why=None, loss=None)
     >>> w.round(6)
     array([ 0.9, -1.9])
     """
@@ -236,7 +236,7 @@ class Optimizer:
     # --- the step --------------------------------------------------------------------------------------------------
 
     @alone
-    def step(self, grads: Any, *, measure: bool | Iterable[Measure] = False) -> StepReport:
+    def step(self, grads: Any, *, measure: bool | Iterable[Measure] = False, loss: float | None = None) -> StepReport:
         """Update the parameters in place from their gradients; all of it, or nothing.
 
         Args:
@@ -245,6 +245,7 @@ class Optimizer:
                 gradients of float64 parameters are converted; nothing is ever broadcast or rounded. A `Rows` in the place of an array
                 is a gradient for some rows of its parameter, and steps these alone.
             measure: Also return what can be seen inside the step, per tensor: all of `openadam.measures`, and your own that are given.
+            loss: The loss of these gradients, to stand in the report and in a recording.
 
         Raises:
             GradientError: A gradient cannot be used: wrong shape, dtype or structure, or (unless ``nonfinite`` says
@@ -272,8 +273,8 @@ class Optimizer:
             self._groups.tell(stepper, self.steps + 1)
             stepper.read(gradients)
             if not stepper.table.active_count:
-                return StepReport(self.steps, 0.0, 1.0, False, {} if measure is not False else None)
-            return stepper.take(self._threads, measure=measure)
+                return StepReport(self.steps, 0.0, 1.0, False, {} if measure is not False else None, loss=as_loss(loss))
+            return stepper.take(self._threads, measure=measure, loss=as_loss(loss))
         finally:
             stepper.forget()
 

@@ -17,7 +17,7 @@ A study of one's own is a `frame.Study`: settings, claims, and a function that r
 ...     claims=[Claim("a larger rate comes nearer", "nobody", "distance", "fast", "slow", "below")],
 ...     run=run, seeds=3, full_seeds=9,
 ... )
->>> cells = list(run_cells(study, planned(["slow", "fast"], seeds=3)))
+>>> cells = list(run_cells(study, planned(["slow", "fast"], seeds=8)))
 >>> judge(study.claims[0], cells).verdict
 'seen'
 """

@@ -282,7 +282,7 @@ def judge(claim: Claim, cells: Iterable[Cell]) -> Verdict:
     >>> claim = Claim("a is smaller", "nobody", "x", "a", "b", "below")
     >>> cells = [Cell(name, seed, {"x": seed + (name == "b")}) for name in "ab" for seed in range(3)]
     >>> judge(claim, cells)
-    Verdict(claim='a is smaller', source='nobody', verdict='seen', effect=-1.0, interval=(-1.0, -1.0), seeds=3)
+    Verdict(claim='a is smaller', source='nobody', verdict='seen', effect=-1.0, interval=(-1.0, -1.0), seeds=3, left_out=0)
     """
     cells = list(cells)
 

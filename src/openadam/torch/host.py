@@ -21,7 +21,7 @@ from .. import engine as engines
 from ..errors import HyperparameterError, HyperparameterWarning, ParameterError
 from ..hyperparameters import checked, refuse_no_reset
 from ..measures import Measure
-from ..step import StepReport, alone, check_dtype
+from ..step import StepReport, alone, as_loss, check_dtype
 from . import loading
 from .members import Member
 from .memory import can_be_filled
@@ -213,17 +213,18 @@ class Host(_Base):
     # --- the step --------------------------------------------------------------------------------------------------
 
     @overload
-    def step(self, closure: None = None, *, measure: bool | Iterable[Measure] = False) -> None: ...
+    def step(self, closure: None = None, *, measure: bool | Iterable[Measure] = False, loss: Any = None) -> None: ...
     @overload
-    def step(self, closure: Callable[[], T], *, measure: bool | Iterable[Measure] = False) -> T: ...
+    def step(self, closure: Callable[[], T], *, measure: bool | Iterable[Measure] = False, loss: Any = None) -> T: ...
     @uncompiled
-    def step(self, closure: Callable[[], Any] | None = None, *, measure: bool | Iterable[Measure] = False) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, measure: bool | Iterable[Measure] = False, loss: Any = None) -> Any:
         """Perform a single optimization step: all of it, or nothing.
 
         Args:
             closure: Reevaluates the model and returns the loss; called once.
             measure: Also look at what can be seen inside the step, per tensor: ``last_step.measures`` then has all of `openadam.measures`,
                 and your own that are given.
+            loss: The loss of these gradients, where no closure returns it, to stand in `last_step` and in a recording.
 
         Returns:
             What the closure returned. What the step itself saw is in `last_step`.
@@ -234,22 +235,23 @@ class Host(_Base):
             ParameterError, AliasError: A parameter or a state is not what a step can change.
             HyperparameterError: A group's setting is out of range.
         """
-        loss = None
+        result = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                result = closure()
         try:
-            self._take(measure)
+            self._take(measure, result if loss is None else loss)
         except BaseException:
             # A scaler takes these away after a step; after one that was refused, a later step would be scaled by them.
             for name in ("grad_scale", "found_inf"):
                 self.__dict__.pop(name, None)
             raise
-        return loss
+        return result
 
     @alone
-    def _take(self, measure: bool | Iterable[Measure]) -> None:
+    def _take(self, measure: bool | Iterable[Measure], loss: Any) -> None:
         stepper = self._stepper
+        told = as_loss(loss) if loss is not None else None
         try:
             if not isinstance(self.param_groups, Sequence) or not self.param_groups:
                 raise ParameterError(f"the optimizer's param_groups are {self.param_groups!r}, and must be a list of at least one group")
@@ -260,7 +262,7 @@ class Host(_Base):
             found_inf, grad_scale = own.get("found_inf"), own.get("grad_scale")
             stepper.skips = found_inf is not None and _number(found_inf) != 0
             if stepper.skips and not stepper.exchanges:
-                self._skip(stepper)
+                self._skip(stepper, told)
                 return
             scale = 1.0
             if grad_scale is not None:
@@ -278,7 +280,7 @@ class Host(_Base):
             raise
         try:
             if not stepper.active_count and not stepper.shards:
-                self.last_step = StepReport(stepper.steps, 0.0, 1.0, False)
+                self.last_step = StepReport(stepper.steps, 0.0, 1.0, False, loss=told)
                 return
             # torch.distributed.checkpoint takes a step at lr = 0 over gradients of zeros to have the states made. To count it would spoil
             # the bias correction of all that follow. Whether it is the first, all processes say together.
@@ -287,15 +289,15 @@ class Host(_Base):
                 stepper.is_new = stepper.begins()
                 only_makes_states = (lambda: stepper.is_new) if stepper.is_new or stepper.shards else None
             self.last_step = stepper.take(
-                self._threads(), scale=scale, measure=measure, before_commit=stepper.register, only_makes_states=only_makes_states
+                self._threads(), scale=scale, measure=measure, loss=told, before_commit=stepper.register, only_makes_states=only_makes_states
             )
         except SkippedByScaler:
-            self._skip(stepper)
+            self._skip(stepper, told)
         finally:
             stepper.forget()
 
-    def _skip(self, stepper: TensorStepper) -> None:
-        self.last_step = stepper.skip(float("nan"))
+    def _skip(self, stepper: TensorStepper, loss: float | None) -> None:
+        self.last_step = stepper.skip(float("nan"), loss=loss)
 
     def _tell_others(self) -> None:
         """That this process refuses the step, before the first word about it: those who hold the rest would wait for ever."""
