@@ -178,7 +178,7 @@ def test_a7_no_gradients_at_all(adam: Make) -> None:
     optimizer = adam(pair(), steps=1)
     before = fingerprint(optimizer)
     report = optimizer.step({"w": None, "b": None}, measure=True)
-    assert report == (1, 0.0, 1.0, False, {})
+    assert report == (1, 0.0, 1.0, False, {}, None, None)
     assert fingerprint(optimizer) == before
 
 
