@@ -71,25 +71,27 @@ def identify(path: str) -> bool:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0))
     except FileNotFoundError:
         return False
-    except IsADirectoryError:
-        raise RecordFormatError(f"{path!r} is a directory, not a recording: name a file in it") from None
     except PermissionError as error:
         if os.path.isdir(path):  # as Windows says it
             raise RecordFormatError(f"{path!r} is a directory, not a recording: name a file in it") from None
         raise RecordError(f"{path!r} may not be read ({error.strerror})") from None
-    with open(descriptor, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
+    try:
+        logged = _has_log(path)
+        mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise RecordFormatError(f"{path!r} is a directory, not a recording: name a file in it")
         if not stat.S_ISREG(mode):
             raise RecordFormatError(f"{path!r} is not a regular file, so it is no recording: give another path")
-        header = file.read(HEADER_BYTES)
+        header = os.read(descriptor, HEADER_BYTES)
+        size = os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
     if not header:
         return False
     if not header.startswith(MAGIC):
         raise RecordFormatError(f"{path!r} is not a recording: it begins with {header[:16]!r}, not as an SQLite database; it was left as it is")
     if len(header) < HEADER_BYTES:
-        raise RecordFormatError(f"{path!r} is damaged: it ends after {len(header)} bytes; nothing can be read from it")
+        raise RecordFormatError(f"{path!r} is damaged: it ends after {len(header)} bytes")
     application, version = int.from_bytes(header[68:72], "big"), int.from_bytes(header[60:64], "big")
     if application != APPLICATION:
         raise RecordFormatError(
@@ -98,7 +100,19 @@ def identify(path: str) -> bool:
         )
     if not 1 <= version <= VERSION:
         raise RecordFormatError(f"{path!r} has format {version}; this version of openadam reads up to {VERSION}: upgrade openadam")
+    pages, page = int.from_bytes(header[28:32], "big"), int.from_bytes(header[16:18], "big")
+    if size < pages * page and not logged and not _has_log(path):  # else the log may hold the rest
+        raise RecordFormatError(
+            f"{path!r} is damaged: it ends after {size} of {pages * page} bytes; copy it again, with its -wal file if there is one"
+        )
     return True
+
+
+def _has_log(path: str) -> bool:
+    try:
+        return os.path.getsize(path + "-wal") > 0
+    except OSError:
+        return False
 
 
 def to_bytes(*rows: Array) -> bytes:

@@ -554,6 +554,8 @@ class Recorder:
     def flush(self) -> bool:
         """Write now what was told so far; whether it is on disk. Never raises."""
         with self._disk:
+            if self._closed:
+                return False
             self._retry_at = 0.0
             return self._flush()
 

@@ -389,32 +389,28 @@ def _damaged(path: str, error: Exception) -> RecordFormatError:
 
 
 def _connect(path: str, stack: contextlib.ExitStack) -> sqlite3.Connection:
-    connection = _connected(f"file:{urllib.parse.quote(path)}?mode=ro")
+    """A transaction over the file, or over a copy of it if its log cannot be read where it is."""
     try:
-        connection.execute("BEGIN")
-        connection.execute("SELECT count(*) FROM sessions").fetchone()
+        return _connected(f"file:{urllib.parse.quote(path)}?mode=ro")
     except sqlite3.OperationalError as error:
-        connection.close()
         if not any(word in str(error) for word in ("unable to open", "readonly")):
             raise
-        copy = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="openadam-")), "copy")
-        for ending in ("", "-wal", "-journal"):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(path + ending, copy + ending)
-        connection = _connected(f"file:{urllib.parse.quote(copy)}")
-        try:
-            connection.execute("BEGIN")
-        except BaseException:
-            connection.close()
-            raise
+    copy = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="openadam-")), "copy")
+    for ending in ("", "-wal", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(path + ending, copy + ending)
+    return _connected(f"file:{urllib.parse.quote(copy)}")
+
+
+def _connected(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM sessions").fetchone()  # only now is the file looked at
     except BaseException:
         connection.close()
         raise
     return connection
-
-
-def _connected(uri: str) -> sqlite3.Connection:
-    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
 
 def _check(connection: sqlite3.Connection) -> None:
