@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import sqlite3
@@ -387,6 +388,22 @@ def test_threads_lose_nothing(path: str) -> None:
 # --- paths that cannot be -------------------------------------------------------------------------------------------------------
 
 
+def test_a_step_waits_for_no_disk(path: str) -> None:
+    with record.Recorder(path) as each:
+        track = each.track(ABOUT)
+        with each._disk:  # as if a flush took for ever; this lock would not be had twice
+            for step in range(5000):
+                track.observe(step, values(step), {"loss": step})
+            track.event(5000, "x")
+            track.skipped(5000, "x")
+            track.alarm(5000, "w", "x")
+            track.failed(5000, ValueError("x"))
+            track.histogram(5000, "w", "x", np.array([1]), np.array([0.0, 1.0]))
+            track.tensors(ABOUT["tensors"])
+            track.close()
+    assert record.load(path).tracks["Adam"].observed == 5000
+
+
 def test_impossible_paths_and_options_are_refused_at_once(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("these are my notes, not a recording\n" * 10)
@@ -567,7 +584,7 @@ if "kill" in sys.argv:
 
 
 def test_a_session_can_be_followed_while_another_process_writes_it(path: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", WRITER, path, "1.5"], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", WRITER, path, "1"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         wait(lambda: record.sessions(path)[-1]["tracks"])
@@ -591,7 +608,7 @@ def test_a_session_can_be_followed_while_another_process_writes_it(path: str) ->
 
 @posix
 def test_kill_9_loses_at_most_the_last_second(path: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", WRITER, path, "1", "kill"], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", WRITER, path, "0.8", "kill"], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL
     *_, died = done.stdout.split()
     assert os.path.getsize(path + "-wal") > 0
@@ -887,7 +904,7 @@ assert child.exitcode == 0
 
 
 def test_several_processes_write_to_one_file(path: str) -> None:
-    commands = [[sys.executable, "-c", BEGIN + "import time\ntime.sleep(0.3)", path] for _ in range(3)]
+    commands = [[sys.executable, "-c", BEGIN + "import time\ntime.sleep(0.1)", path] for _ in range(3)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 3
     assert [each["tracks"] for each in record.sessions(path)] == [["Adam"]] * 3
@@ -919,6 +936,33 @@ def test_a_track_holds_no_optimizer_and_lets_go_of_its_memory(path: str) -> None
         del track
         gc.collect()
         assert gone() is None
+
+
+# --- the format ----------------------------------------------------------------------------------------------------------
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "record-format.md"
+
+
+def test_the_format_is_described(path: str) -> None:
+    text = DOCUMENT.read_text()
+    assert str(layout.APPLICATION) in text
+    assert f"Version {layout.VERSION}." in text
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(layout.SCHEMA)
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")]
+        for table in tables:
+            assert f"**`{table}`**" in text
+            for _, column, *_ in connection.execute(f"PRAGMA table_info({table})"):
+                assert column in ("id", "track", "session", "step", "time", "name") or f"`{column}`" in text, (table, column)
+
+
+def test_what_the_format_shows_works(path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write(path, 2)
+    monkeypatch.chdir(os.path.dirname(path))
+    (shown,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), flags=re.MULTILINE | re.DOTALL)
+    exec(compile(shown, str(DOCUMENT), "exec"), namespace := {})
+    namespace["file"].close()
+    assert capsys.readouterr().out == "1 1 1.0 1.0 1.0\n2 2 0.5 0.5 0.5\n"
 
 
 # --- exporters -----------------------------------------------------------------------------------------------------------
@@ -1027,13 +1071,19 @@ def test_tensorboard(session: record.Session, tmp_path: Path) -> None:
 
 
 def test_mlflow(session: record.Session, tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    record.export(session, "mlflow", tmp_path / "runs.db")
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'runs.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("openadam").experiment_id])
+    pytest.importorskip("mlflow")
+    script = """
+import json, sys
+from mlflow import MlflowClient
+from openadam import record
+record.export(record.load(sys.argv[1]), "mlflow", sys.argv[2])
+client = MlflowClient(f"sqlite:///{sys.argv[2]}")
+(run,) = client.search_runs([client.get_experiment_by_name("openadam").experiment_id])
+print(json.dumps([[each.step, each.value] for each in client.get_metric_history(run.info.run_id, "adam/loss")]))
+"""
     table = session.tracks["Adam"].scalar("loss")
-    history = client.get_metric_history(run.info.run_id, "adam/loss")
-    assert [(each.step, each.value) for each in history] == list(zip(table["last"].tolist(), table["mean"].tolist(), strict=True))
+    seen = json.loads(python(script, session.path, str(tmp_path / "runs.db"), warnings="ignore").splitlines()[-1])
+    assert seen == [list(each) for each in zip(table["last"].tolist(), table["mean"].tolist(), strict=True)]
 
 
 def test_wandb(session: record.Session, tmp_path: Path) -> None:

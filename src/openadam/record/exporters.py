@@ -24,7 +24,7 @@ __all__ = ["FORMATS", "export"]
 Array = npt.NDArray[Any]
 
 COLUMNS = ("track", "tensor", "measure", *(TABLE.names or ()))
-MLFLOW_BATCH = 1000  # metrics in one call, at most
+MLFLOW_BATCH, MLFLOW_TAG = 1000, 5000  # metrics in one call, and characters of a tag, at most
 
 
 class Point(NamedTuple):
@@ -46,8 +46,8 @@ def export(session: Session, format: str, destination: str | os.PathLike[str], *
     Args:
         session: What `load` returned.
         format: A name in `FORMATS`.
-        destination: A file for ``csv``, ``jsonl`` and ``parquet``, which is replaced; a folder for ``tensorboard`` and ``wandb``; a folder,
-            a file ending in ``.db`` or a tracking URI for ``mlflow``; the project's name for ``trackio``.
+        destination: A file for ``csv``, ``jsonl`` and ``parquet``, which is replaced; a folder for ``tensorboard`` and ``wandb``; an
+            SQLite file or a tracking URI for ``mlflow``; the project's name for ``trackio``, which keeps it in a folder of its own.
         track: Only this one.
 
     Raises:
@@ -190,8 +190,7 @@ def _wandb(session: Session, tracks: list[TrackData], target: str) -> None:
 def _mlflow(session: Session, tracks: list[TrackData], target: str) -> None:
     mlflow = module("mlflow", "mlflow")
     if "://" not in target:
-        path = pathlib.Path(target).absolute()
-        target = f"sqlite:///{path}" if path.suffix == ".db" else path.as_uri()
+        target = f"sqlite:///{pathlib.Path(target).absolute()}"
     client = mlflow.MlflowClient(tracking_uri=target)
     experiment = client.get_experiment_by_name("openadam")
     number = experiment.experiment_id if experiment is not None else client.create_experiment("openadam")
@@ -203,7 +202,7 @@ def _mlflow(session: Session, tracks: list[TrackData], target: str) -> None:
     ]
     for start in range(0, len(points), MLFLOW_BATCH):
         client.log_batch(run, metrics=points[start : start + MLFLOW_BATCH])
-    client.log_dict(run, _settings(session, tracks), "openadam.json")
+    client.set_tag(run, "openadam", to_json(_settings(session, tracks))[:MLFLOW_TAG])
     client.set_terminated(run)
 
 

@@ -49,7 +49,8 @@ MAX_EVENTS = 1000  # of a kind: the first half of them, and as many of the lates
 MAX_HISTOGRAMS = 32  # of a tensor and name
 MAX_RINGS = 20  # written at alarms; from then on one each time their number has doubled
 BUSY_SECONDS = 2.0  # to wait for another process that writes to the same file
-EXIT_SECONDS = 10.0  # to wait at exit, or before a fork, for a flush in progress
+EXIT_SECONDS = 10.0  # to wait at exit for a flush in progress
+FORK_SECONDS = 1.0  # and before a fork
 LONGEST_PAUSE = 60.0  # seconds between attempts to write to a disk that fails
 
 logger = logging.getLogger("openadam.record")
@@ -109,7 +110,8 @@ class Track:
     def __init__(self, recorder: Recorder, name: str, about: Mapping[str, Any]) -> None:
         self.recorder, self.name = recorder, name
         self.measures = [dict(each) for each in about.get("measures", ())]
-        self._about = {key: value for key, value in about.items() if key not in ("tensors", "measures")}
+        known = {key: value for key, value in about.items() if key not in ("tensors", "measures")}
+        self._about = (to_json(known), to_json(self.measures))
         self._lock = threading.RLock()  # a signal handler may note an event while its thread holds it
         self._closed = False
         self._id: int | None = None
@@ -354,7 +356,7 @@ class Track:
                 return None
             self._revision += 1
             counts = (self._steps, self._observed, *(self._history[stream].per_bucket for stream in ("scalars", "measures")))
-            tensors = [(number, name, to_json(each)) for number, (name, each) in enumerate(self._tensors.items())]
+            tensors = [(number, name, to_json(each)) for number, (name, each) in enumerate(self._tensors.items()) if self._tensors_changed]
             batch = _Batch(
                 stale={stream: each.stale for stream, each in self._history.items()},
                 dirty={stream: each.dirty for stream, each in self._history.items()},
@@ -364,7 +366,7 @@ class Track:
                 histograms=self._histograms,
                 thinned=self._thinned,
                 rings=self._rings,
-                row=(self.name, to_json(self._about), to_json(self.measures), to_json(list(self._scalars)), self._revision, *counts),
+                row=(self.name, *self._about, to_json(list(self._scalars)), self._revision, *counts),
             )
             for each in self._history.values():
                 each.dirty, each.stale = each.size, False
@@ -875,7 +877,7 @@ def _at_exit() -> None:
 
 def _before_fork() -> None:
     # SQLite's own locks must not be held in the child, which may use it for something else.
-    _held.locks = [each._disk for each in list(_recorders) if each._disk.acquire(timeout=EXIT_SECONDS)]
+    _held.locks = [each._disk for each in list(_recorders) if each._disk.acquire(timeout=FORK_SECONDS)]
 
 
 def _after_fork() -> None:
