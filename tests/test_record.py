@@ -848,6 +848,18 @@ def test_an_exception_that_nobody_handles_writes_the_ring(path: str, script: str
         assert said.rstrip().endswith("RuntimeError: boom"), "the exception is shown as ever"
 
 
+def test_what_followed_an_alarm_is_kept_when_an_exception_follows(path: str) -> None:
+    with pytest.raises(KeyError), record.Recorder(path) as each:
+        track = each.track(ABOUT)
+        for step in range(1, 6):
+            track.step(step, {"loss": step})
+            if step in (3, 4):
+                track.alarm(step, "w", "spike")
+        raise KeyError("x")
+    rings = record.load(path).tracks["Adam"].rings
+    assert [(ring.reason, ring.scalar_steps.tolist()) for ring in rings] == [("alarm: spike", [1, 2, 3]), ("KeyError: 'x'", [1, 2, 3, 4, 5])]
+
+
 def test_failures_that_are_handled_are_told_too(path: str) -> None:
     with record.Recorder(path) as each:
         track = each.track(ABOUT)
