@@ -20,6 +20,8 @@ __all__ = [
     "OpenAdamError",
     "ParameterDtypeError",
     "ParameterError",
+    "RecordError",
+    "RecordFormatError",
     "RuleError",
     "SparseGradientError",
     "TooManySkipsError",
@@ -142,6 +144,14 @@ class CheckpointVersionError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """The contents belong to another optimizer, or to other parameters."""
+
+
+class RecordError(OpenAdamError, ValueError):
+    """A recording cannot be made or read as asked: its path, an option, or a name that is not in it."""
+
+
+class RecordFormatError(RecordError):
+    """A file is no recording, is damaged, or was written by a newer version."""
 
 
 class HyperparameterWarning(UserWarning):

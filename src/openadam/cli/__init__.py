@@ -32,6 +32,7 @@ COMMANDS = {
     "show": "print an update rule as it is written, as LaTeX, or as the C++ that is compiled",
     "list": "list the members of the family with their defaults",
     "inspect": "tell what a checkpoint file holds",
+    "export": "hand a recording on: CSV, JSON lines, Parquet, TensorBoard, W&B, MLflow, trackio",
     "info": "tell what this installation runs on",
 }
 # Once a command's file is imported, its name means that module here: `list` is not Python's.

@@ -24,19 +24,11 @@ A study of one's own is a `frame.Study`: settings, claims, and a function that r
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
+from ..extras import module
+
 __all__ = ["demo_module", "module"]
-
-
-def module(name: str, extra: str) -> ModuleType:
-    """A module of an extra; if it is missing, the ImportError says what to install."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        missing = f"this needs {name.partition('.')[0]}, which cannot be imported ({error})"
-        raise ImportError(f"{missing}: pip install 'openadam[{extra}]', or in a checkout pip install '.[{extra}]'") from error
 
 
 def demo_module(name: str) -> ModuleType:
