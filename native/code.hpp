@@ -5,7 +5,8 @@
 
 namespace openadam {
 
-constexpr std::int64_t kStrip = 512;  // elements that an instruction is run over at a time
+constexpr std::int64_t kStrip = 512;        // elements that an instruction is run over at a time
+constexpr std::int64_t kSlot = kStrip + 48;  // from one slot to the next: not all at one place of a page, where they would drive each other out
 constexpr int kLanes = 16;
 constexpr std::int64_t kMaxOutputs = 96;
 constexpr std::int64_t kMaxSlots = 96;

@@ -2,6 +2,7 @@
 // instruction set, in an anonymous namespace.
 
 constexpr std::int64_t kStrip = openadam::kStrip;
+constexpr std::int64_t kSlot = openadam::kSlot;
 
 // An operand that differs from element to element, and one that does not.
 template <class T>
@@ -69,7 +70,7 @@ class Interpreter {
   void with(const openadam::Operand& operand, F f) const {
     switch (operand.kind) {
       case openadam::Operand::kSlot:
-        return f(Many<T>{slots_ + operand.index * kStrip});
+        return f(Many<T>{slots_ + operand.index * kSlot});
       case openadam::Operand::kInput:
         return f(Many<T>{static_cast<const T*>(inputs_[operand.index]) + begin_});
       case openadam::Operand::kScalar:
@@ -81,7 +82,7 @@ class Interpreter {
 
   template <class F>
   void one(const openadam::Instruction& instruction, F f) const {
-    T* const target = slots_ + instruction.target * kStrip;
+    T* const target = slots_ + instruction.target * kSlot;
     const std::int64_t n = size_;
     with(instruction.operands[0], [=](auto a) {
       INDEPENDENT
@@ -91,7 +92,7 @@ class Interpreter {
 
   template <class F>
   void two(const openadam::Instruction& instruction, F f) const {
-    T* const target = slots_ + instruction.target * kStrip;
+    T* const target = slots_ + instruction.target * kSlot;
     const std::int64_t n = size_;
     with(instruction.operands[0], [&](auto a) {
       with(instruction.operands[1], [=](auto b) {
@@ -102,7 +103,7 @@ class Interpreter {
   }
 
   void choose(const openadam::Instruction& instruction) const {
-    T* const target = slots_ + instruction.target * kStrip;
+    T* const target = slots_ + instruction.target * kSlot;
     const std::int64_t n = size_;
     with(instruction.operands[0], [&](auto condition) {
       with(instruction.operands[1], [&](auto a) {

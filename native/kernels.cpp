@@ -35,8 +35,14 @@ constexpr T smallest_normal = T(2.2250738585072014e-308);
 template <>
 constexpr float smallest_normal<float> = 1.17549435e-38F;
 
-inline double sum(double a, double b) { return a + b; }
-inline double largest(double a, double b) { return (a > b || a != a) ? a : b; }
+template <class T>
+inline T sum(T a, T b) {
+  return a + b;
+}
+template <class T>
+inline T largest(T a, T b) {
+  return (a > b || a != a) ? a : b;
+}
 
 // Values are joined lane by lane, element i in lane i % kLanes, and the lanes are then folded in halves. The order is the same whatever the
 // width of the vectors, so the result is too.
@@ -61,7 +67,7 @@ const openadam::MeasureKernel kMeasures[] = {MEASURE_KERNELS(MEASURE_ROW)};
 
 const openadam::KernelSet kSet = {
     TEXT(OPENADAM_ISA), kUpdates, sizeof(kUpdates) / sizeof(kUpdates[0]), kMeasures, sizeof(kMeasures) / sizeof(kMeasures[0]),
-    {norm<float>, norm<double>}, {all_measures<float>, all_measures<double>}, {interpret<float>, interpret<double>},
+    {norm<float>, norm<double>}, {other_measures<float>, other_measures<double>}, {interpret<float>, interpret<double>},
 };
 
 }  // namespace

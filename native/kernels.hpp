@@ -33,7 +33,7 @@ struct KernelSet {
   const MeasureKernel* measures;  // the first is the norm's
   std::int64_t measure_count;
   void (*norm[kDtypes])(const void* const* tensors, std::int64_t n, double* joined);
-  void (*all_measures[kDtypes])(const void* const* tensors, std::int64_t n, double* joined);
+  void (*other_measures[kDtypes])(const void* const* tensors, std::int64_t n, double* joined);
   Interpret interpret[kDtypes];
 };
 

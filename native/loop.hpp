@@ -25,6 +25,7 @@ constexpr std::int64_t kPerThread = 4 * kChunk;  // less work than this does not
 constexpr std::size_t kLeftForUpdate = 16;       // tasks whose gradients the cache still holds when the update begins
 constexpr int kMaxStates = 4;
 constexpr std::int64_t kMaxMeasures = 16;
+constexpr std::int64_t kAheadInBlocks = 2;
 constexpr std::int64_t kAheadInTable = 8;  // named rows to send the processor ahead
 
 // A row of the table: one tensor in one step, as addresses and numbers.
@@ -83,7 +84,7 @@ struct Observation {
 inline std::int64_t piece_of(std::int64_t length) {
   const std::int64_t blocks = (length + kBlock - 1) / kBlock;
   std::int64_t piece = kStrip;
-  while (piece > kStrip / 16 && piece * blocks > kStrip) piece /= 2;
+  while (piece > kStrip / 64 && piece * blocks > kStrip) piece /= 2;
   return piece;
 }
 
@@ -96,7 +97,7 @@ inline std::int64_t place_in_block(std::int64_t block, std::int64_t piece, std::
 // What has been taken from the blocks of a chunk before their update.
 struct Sample {
   std::int64_t count = 0;
-  alignas(64) char values[3 + kMaxStates][kStrip * 8];  // the gradient as given, as the rule sees it, the parameter, the states
+  alignas(64) char values[3 + kMaxStates][kSlot * 8];  // the gradient as given, as the rule sees it, the parameter, the states
 
   // Elements [place, place + n) of arrays that lie dense.
   void take(void* const* arrays, std::int64_t how_many, std::int64_t bytes, std::int64_t place, std::int64_t n) {
@@ -242,13 +243,12 @@ class Loop {
     partials_at_.push_back(chunks);
     if (first < request.rows.size) tasks_.push_back({first, request.rows.size, 0, 0});
     partials_.resize(static_cast<std::size_t>(chunks * request.measures.size));
-    for (std::int64_t m = 0; m < request.measures.size; ++m) only_norm_ &= request.measures.data[m] == 0;
-    measure_parameter_ = !only_norm_;
+    for (std::int64_t m = 0; m < request.measures.size; ++m) (request.measures.data[m] == 0 ? norm_ : measure_parameter_) = true;
     looked_into_.resize(static_cast<std::size_t>(request.observations.size ? chunks * request.columns : 0));
     std::int64_t slots = 0;
     for (std::int64_t i = 0; i < request.observations.size; ++i)
       if (request.observations.data[i].observer) slots = std::max(slots, request.observations.data[i].observer->code().slots);
-    room_ = request.observations.size ? sizeof(Sample) / sizeof(double) + static_cast<std::size_t>(slots * kStrip) : 0;
+    room_ = request.observations.size ? sizeof(Sample) / sizeof(double) + static_cast<std::size_t>(slots * kSlot) : 0;
     scratch_.resize(room_ * static_cast<std::size_t>(request.threads) + 8);
   }
 
@@ -338,12 +338,32 @@ class Loop {
     if (row.layout >= 0 && NamedRows(request_.layouts.data + row.layout).is_named())
       do_named(part, begin, end);
     else
-      for (std::int64_t at = begin; at < end; at += kBlock) do_block(part, at, std::min(kBlock, end - at));
+      for (std::int64_t at = begin; at < end; at += kBlock) {
+        if (watched) send_to_piece(part, at + kAheadInBlocks * kBlock);
+        do_block(part, at, std::min(kBlock, end - at));
+      }
     if (!watched) return;
     const void* inputs[3 + kMaxStates];
     for (int k = 0; k < 3 + kMaxStates; ++k) inputs[k] = part.sample->values[k];
     request_.kernels->interpret[row.dtype](part.observation->observer->code(), inputs, request_.scalars.data + part.observation->scalars,
                                            part.sample->count, part.sample + 1, looked_into_.data() + chunk * request_.columns);
+  }
+
+  // Sends the processor to the piece of a block that is to be looked into: the block's beginning it finds by itself.
+  static void send_to_piece(const Part& part, std::int64_t begin) noexcept {
+#if defined(__GNUC__) || defined(__clang__)
+    const Row& row = part.row;
+    if (begin >= row.length) return;
+    const std::int64_t piece = piece_of(row.length);
+    const std::int64_t place = begin + place_in_block(begin / kBlock, piece, std::min(kBlock, row.length - begin));
+    if (row.layout < 0) {
+      __builtin_prefetch(address(row.gradient, row, place));
+      __builtin_prefetch(address(row.parameter, row, place), 1);
+    }
+    for (std::int64_t s = 0; s < part.kernel.states; ++s) __builtin_prefetch(address(row.states[s], row, place), 1);
+#else
+    (void)part, (void)begin;
+#endif
   }
 
   // Measures a block and, if asked to, looks into its step and takes it.
@@ -504,7 +524,8 @@ class Loop {
     const std::int64_t measures = request_.measures.size;
     if (measures == 0) return;
     double seen[kMaxMeasures];
-    (only_norm_ ? request_.kernels->norm : request_.kernels->all_measures)[row.dtype](tensors, n, seen);
+    if (norm_) request_.kernels->norm[row.dtype](tensors, n, seen);
+    if (measure_parameter_) request_.kernels->other_measures[row.dtype](tensors, n, seen + 1);
     for (std::int64_t m = 0; m < measures; ++m) {
       const std::int64_t which = request_.measures.data[m];
       partials[m] = joined(request_.kernels->measures[which].is_max, partials[m], seen[which]);
@@ -562,8 +583,8 @@ class Loop {
   std::vector<double> scratch_;      // a piece for each thread
   std::size_t room_ = 0;             // its size
   std::int64_t work_ = 0;
-  bool only_norm_ = true;           // whether nothing else is measured
-  bool measure_parameter_ = false;  // before the update and after it
+  bool norm_ = false;               // whether the norm is measured
+  bool measure_parameter_ = false;  // and whether anything else, of the parameter before the update and after it
 };
 
 }  // namespace openadam

@@ -104,7 +104,7 @@ MUTANTS = (
     Mutant("odd rows computed when others are written", ROW_TABLE, "            if not all(map(is_memory, (*reached.targets, reached.gradient))):", "            if False:", ("test_torch_odd.py",)),
     Mutant("16-bit states", ROWS, "dtype = torch.float32 if local.dtype in (torch.bfloat16, torch.float16) else local.dtype", "dtype = local.dtype", TORCH),
     Mutant("found_inf of exactly one", HOST, "found_inf is not None and _number(found_inf) != 0", "found_inf is not None and _number(found_inf) == 1", TORCH),
-    Mutant("closure without gradients", HOST, "            with torch.enable_grad():\n                loss = closure()", "            loss = closure()", TORCH),
+    Mutant("closure without gradients", HOST, "            with torch.enable_grad():\n                result = closure()", "            result = closure()", TORCH),
     Mutant("a smaller state loaded", LOADING, "    if tuple(value.shape) != tuple(p.shape):", "    if False:", TORCH),
     Mutant("names overlooked", LOADING, "    if not named:\n", "    if True:\n", TORCH),
     Mutant("loaded states shared", LOADING, "    copied = torch.empty_like(like, dtype=value.dtype, requires_grad=False, memory_format=torch.preserve_format).copy_(local)\n",

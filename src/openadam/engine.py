@@ -26,7 +26,7 @@ from .language.arrays import compile_scalars, run, run_in_blocks
 from .language.code import Code, encode
 from .language.program import Program
 from .language.rule import Traced
-from .measures import BLOCK, MEASURES, Measure, program_inside, sampled_pieces
+from .measures import BLOCK, GRAD_SUM_SQUARES, MEASURES, Measure, program_inside, sampled_pieces
 from .rules import PREPARE, update_program
 
 _native: Any
@@ -320,7 +320,8 @@ def tally(measures: Sequence[int], arrays: Mapping[str, Array]) -> list[float]:
     for measure in map(MEASURES.__getitem__, measures):
         chunks = [np.zeros(0)]
         for start in range(0, arrays["g"].size, PIECE):
-            given = {name: arrays[name][start : start + PIECE].astype(np.float64) for name in measure.program.inputs}
+            wide = np.float64 if measure is GRAD_SUM_SQUARES else arrays[measure.program.inputs[0]].dtype
+            given = {name: arrays[name][start : start + PIECE].astype(wide, copy=False) for name in measure.program.inputs}
             chunks.append(join(run(measure.program, given, [], np)["value"], measure.reduction))
         seen.append(float(functools.reduce(JOINS[measure.reduction], np.concatenate(chunks), np.float64(0.0))))
     return seen
@@ -349,11 +350,11 @@ def _fold(values: Array, joined: np.ufunc) -> Any:
 
 
 def join(values: Array, reduction: str) -> Array:
-    """Reduce each chunk in the fixed order of the native loop: 16 lanes in a block, then blocks one after the other."""
+    """Reduce each chunk in the fixed order of the native loop: 16 lanes in a block, then blocks one after the other, in float64."""
     joined = JOINS[reduction]
     chunks = -(-values.size // CHUNK)
     if values.size % CHUNK:
-        values = np.concatenate([values, np.zeros(chunks * CHUNK - values.size)])
+        values = np.concatenate([values, np.zeros(chunks * CHUNK - values.size, values.dtype)])
     lanes = joined.reduce(values.reshape(chunks, CHUNK // BLOCK, BLOCK // LANES, LANES), axis=2, initial=0.0)
     width = LANES // 2
     while width:

@@ -3,10 +3,11 @@
 A measure rides in the same pass as the update, in a fixed order, so that it comes out the same for every thread count and instruction set,
 native or not. There are two kinds:
 
-- `MEASURES` look at the gradient as given, the parameter and its change, of every element, in float64.
+- `MEASURES` look at the gradient as given, the parameter and its change, of every element: the gradient's sum of squares in float64, the others
+  in the arithmetic of the step (whose squares leave out what is below 1e-22 of float32).
 - `INSIDE` look into the rule: at its moments before and after the step, the direction, the corrected moments, its hyperparameters. They are
-  taken in the arithmetic of the step over a fixed sample, a piece of every 1,024 elements, one in 32 of a large tensor: shares and means need
-  no more. A rule that lacks what one of them looks at is seen without it.
+  taken in the arithmetic of the step over a fixed sample, a piece of every 1,024 elements: all of a small tensor, some 500 elements of one of
+  up to 65,536, one in 128 of a larger one. Shares and means need no more. A rule that lacks what one of them looks at is seen without it.
 
 One's own are looked at where they are given: ``step(grads, measure=[Measure("large", "sum", lambda x: one(abs(x.g) > 1))])``.
 """
@@ -167,16 +168,14 @@ INSIDE: tuple[Measure, ...] = (
 
 
 def printed() -> str:
-    """`MEASURES` as C++: one function for the norm, which every step takes, and one for all of them together."""
-    together: dict[str, Expression] = {}
+    """`MEASURES` as C++: one function for the norm, which every step takes, and one for the others together."""
     x = _around()
-    for measure in MEASURES:
-        together[measure.name] = as_expression(measure.expression(x))
-    norm = GRAD_SUM_SQUARES
-    return "\n\n".join([
-        cpp.reductions("norm", lower("norm", {norm.name: together[norm.name]}), {norm.name: norm.join}),
-        cpp.reductions("all_measures", lower("all_measures", together), {measure.name: measure.join for measure in MEASURES}),
-    ])  # fmt: skip
+    norm, *others = MEASURES
+    parts = []
+    for name, measures, arithmetic in (("norm", [norm], "double"), ("other_measures", others, "S")):
+        program = lower(name, {measure.name: as_expression(measure.expression(x)) for measure in measures})
+        parts.append(cpp.reductions(name, program, {measure.name: measure.join for measure in measures}, arithmetic))
+    return "\n\n".join(parts)
 
 
 def _around() -> Seen:
@@ -252,7 +251,7 @@ def sampled_pieces(length: int) -> Iterator[slice]:
     """
     blocks = -(-length // BLOCK)
     piece = STRIP
-    while piece > STRIP // 16 and piece * blocks > STRIP:
+    while piece > STRIP // 64 and piece * blocks > STRIP:
         piece //= 2
     for block in range(blocks):
         place = (block * 2654435769 % 2**32 * (BLOCK // piece) >> 32) * piece
@@ -266,6 +265,6 @@ def sampled_elements(length: int) -> int:
     """How many elements that are.
 
     >>> sampled_elements(100), sampled_elements(10_000), sampled_elements(1_000_000)
-    (100, 320, 31264)
+    (100, 320, 7816)
     """
     return sum(piece.stop - piece.start for piece in sampled_pieces(length))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from .engine import assign_all
 from .errors import ConcurrentStepError, HyperparameterError, NonFiniteGradientError, NonFiniteStateError, TooManySkipsError
 from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure
 
-__all__ = ["MAX_STEP", "StepReport", "Stepper", "alone", "as_loss", "check_dtype"]
+__all__ = ["MAX_STEP", "Measured", "StepReport", "Stepper", "alone", "as_loss", "check_dtype"]
 
 Array = npt.NDArray[Any]
 P = ParamSpec("P")
@@ -34,6 +34,36 @@ FLOAT32_TINIEST = 7.1e-46  # and one below half the smallest subnormal number to
 # Above these magnitudes a gradient's square might overflow; only then is it worth trying the step out first.
 SUSPICIOUS = {np.dtype(np.float32): 1e18, np.dtype(np.float64): 1e150}
 SUSPICIOUS_SQUARES = 1e36  # of the least of them: up to here no tensor need be looked at
+
+
+class Measured(Mapping[str, dict[str, float]]):
+    """What a step saw: a dict of numbers for each tensor, made when it is asked for, from one table.
+
+    ``names`` are the tensors, ``columns`` the measures and ``table`` what was seen, tensors x measures; NaN where a rule lacks what a measure
+    looks at, which the dicts leave out.
+    """
+
+    def __init__(self, names: Sequence[str] = (), columns: Sequence[str] = (), table: Array | None = None) -> None:
+        self.names, self.columns = tuple(names), tuple(columns)
+        self.table = np.zeros((len(self.names), len(self.columns))) if table is None else table
+        self._places = {name: place for place, name in enumerate(self.names)}
+
+    def __getitem__(self, name: str) -> dict[str, float]:
+        row = self.table[self._places[name]].tolist()
+        return {column: value for k, (column, value) in enumerate(zip(self.columns, row, strict=True)) if value == value or k <= len(MEASURES)}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def total(self, measure: str) -> float:
+        """The sum of a measure over the tensors."""
+        return math.fsum(self.table[:, self.columns.index(measure)].tolist())
 
 
 class StepReport(NamedTuple):
@@ -53,7 +83,7 @@ class StepReport(NamedTuple):
     """What the gradients were multiplied by to keep to ``clip_norm``; 1.0 if nothing was clipped."""
     skipped: bool
     """Whether the step was skipped because of a gradient that is not finite: by ``nonfinite="skip"``, or by a scaler's word."""
-    measures: dict[str, dict[str, float]] | None = None
+    measures: Measured | None = None
     """Per tensor, what `step(..., measure=True)` saw on the way; see `openadam.measures`."""
     why: str | None = None
     """Why the step was skipped."""
@@ -71,9 +101,7 @@ class StepReport(NamedTuple):
         return self._norm("update_sum_squares")
 
     def _norm(self, name: str) -> float | None:
-        if not self.measures:
-            return None
-        return math.sqrt(math.fsum(seen[name] for seen in self.measures.values()))
+        return math.sqrt(self.measures.total(name)) if self.measures else None
 
 
 def as_loss(value: Any) -> float | None:
@@ -210,7 +238,7 @@ class Stepper:
         self,
         norm: float,
         clip: float = 1.0,
-        measures: dict[str, dict[str, float]] | None = None,
+        measures: Measured | None = None,
         why: Exception | None = None,
         loss: float | None = None,
     ) -> StepReport:
@@ -247,7 +275,7 @@ class Stepper:
             before_commit: Called once nothing can be refused any more.
             only_makes_states: Asked, where all gradients are zero, whether to neither move nor count anything.
         """
-        measures, inside = self._asked(measure)
+        measures, inside = self._asked(measure) if measure is not False else ([], ())
         checks = self.nonfinite != "propagate"
         looks = checks or self.clip_norm is not None
         clip, norm = 1.0, math.nan
@@ -259,14 +287,15 @@ class Stepper:
                 if bad is not None and self.nonfinite == "raise":
                     raise bad
                 if bad is not None:
-                    return self.skip(norm * scale, 1.0, {} if measures else None, bad, loss)
+                    return self.skip(norm * scale, 1.0, Measured() if measures else None, bad, loss)
             if only_makes_states is not None and norm == 0 and only_makes_states():
                 if before_commit is not None:
                     before_commit()
                 return StepReport(self.steps, 0.0, 1.0, False, loss=loss)
             if self.clip_norm is not None:
                 clip = rules.clip_factor(norm * scale, self.clip_norm)
-        wanted = measures or ([] if looks else NORM)
+        squares = self.tallies() if looks and measures else None  # of the gradients: they need not be added up once more
+        wanted = measures[1:] if squares is not None else measures or ([] if looks else NORM)
         unbounded: Exception | None = None
         if checks and (largest > SUSPICIOUS_SQUARES or self.grows):
             unbounded = self.agreed(self._try_out(clip * scale))
@@ -276,13 +305,13 @@ class Stepper:
         if checks and unbounded is not None:
             if self.nonfinite == "raise":
                 raise unbounded
-            return self.skip(norm * scale, clip, {} if measures else None, unbounded, loss)
+            return self.skip(norm * scale, clip, Measured() if measures else None, unbounded, loss)
         if before_commit is not None:
             before_commit()
         total, _ = self.update(clip * scale, wanted, threads, inside)
         if not looks:
             norm = self.norm(total)
-        return StepReport(self.steps, norm * scale, clip, False, self._measured(scale, inside) if measures else None, loss=loss)
+        return StepReport(self.steps, norm * scale, clip, False, self._measured(squares, scale, inside) if measures else None, loss=loss)
 
     def norm(self, total: float, which: Iterable[int] | None = None) -> float:
         """The Euclidean norm of the gradients here (or of some rows) from the sum of their squares."""
@@ -298,10 +327,8 @@ class Stepper:
         return math.sqrt(total) if total >= 0 else math.nan
 
     @staticmethod
-    def _asked(measure: bool | Iterable[Measure]) -> tuple[list[int], tuple[Measure, ...]]:
+    def _asked(measure: Any) -> tuple[list[int], tuple[Measure, ...]]:
         """Which measures are taken, and which look inside."""
-        if measure is False:
-            return [], ()
         if measure is True:
             return ALL_MEASURES, INSIDE
         own = tuple(measure) if isinstance(measure, Iterable) else (measure,)
@@ -314,18 +341,16 @@ class Stepper:
                 raise HyperparameterError(f"there are two measures called {name!r}; call yours otherwise")
         return ALL_MEASURES, INSIDE + own
 
-    def _measured(self, scale: float, inside: tuple[Measure, ...]) -> dict[str, dict[str, float]]:
-        """What was seen of each row, the gradients freed of a loss scale as the norm is."""
-        names = [measure.name for measure in MEASURES]
-        tallies = (self.tallies() * [scale**measure.degree for measure in MEASURES]).tolist()
-        found = {}
-        for i, (row, observed) in enumerate(zip(tallies, self.observed().tolist(), strict=True)):
-            if self.is_active(i):
-                sound = math.isfinite(row[0])  # the sum of squares; else it is worth counting
-                found[self.name(i)] = dict(zip(names, row, strict=True))
-                found[self.name(i)]["grad_nonfinite"] = 0.0 if sound else float(np.count_nonzero(~np.isfinite(self.gradient(i))))
-                found[self.name(i)] |= {measure.name: value for measure, value in zip(inside, observed, strict=True) if value == value}
-        return found
+    def _measured(self, squares: Array | None, scale: float, inside: tuple[Measure, ...]) -> Measured:
+        """What was seen of each row, the gradients freed of a loss scale as the norm is; ``squares`` were if they were added up before."""
+        tallies = self.tallies() if squares is None else np.hstack([squares[:, :1], self.tallies()])
+        exact = tallies * [scale**measure.degree for measure in MEASURES]
+        active = [i for i in range(self.count) if self.is_active(i)]
+        nonfinite = np.zeros((self.count, 1))
+        for i in np.flatnonzero(~np.isfinite(exact[:, 0])).tolist():  # else its gradient is
+            nonfinite[i] = np.count_nonzero(~np.isfinite(self.gradient(i))) if i in active else 0
+        columns = [*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.name for measure in inside)]
+        return Measured([self.name(i) for i in active], columns, np.hstack([exact, nonfinite, self.observed()])[active])
 
     def _non_finite(self) -> NonFiniteGradientError | None:
         """The error that names the first element that is not finite, if there is one."""

@@ -17,7 +17,7 @@ from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, neares
 from ..language.rule import Rule
 from ..measures import Measure
 from ..no_decay import predicate, read_no_decay, refuse_strangers
-from ..step import FLOAT32_LARGEST, StepReport, alone, as_loss
+from ..step import FLOAT32_LARGEST, Measured, StepReport, alone, as_loss
 from . import states
 from .groups import Groups, at
 from .parameters import Group, describe, read_group, read_structure
@@ -273,7 +273,7 @@ class Optimizer:
             self._groups.tell(stepper, self.steps + 1)
             stepper.read(gradients)
             if not stepper.table.active_count:
-                return StepReport(self.steps, 0.0, 1.0, False, {} if measure is not False else None, loss=as_loss(loss))
+                return StepReport(self.steps, 0.0, 1.0, False, Measured() if measure is not False else None, loss=as_loss(loss))
             return stepper.take(self._threads, measure=measure, loss=as_loss(loss))
         finally:
             stepper.forget()

@@ -83,20 +83,21 @@ def update(program: Program) -> str:
     return "\n".join(lines)
 
 
-def reductions(name: str, program: Program, joins: Mapping[str, str]) -> str:
-    """A function template ``name(tensors, n, joined)`` that joins each output of a program over n elements in LANES fixed lanes, in double.
+def reductions(name: str, program: Program, joins: Mapping[str, str], arithmetic: str) -> str:
+    """A function template ``name(tensors, n, joined)`` that joins each output of a program over n elements in fixed lanes.
 
     Args:
         name: What it is called.
         program: Reads ``g``, ``p`` (before the update) and ``p_after``.
         joins: How two values of an output become one, in C++: ``sum`` or ``largest``; in the order of ``joined``.
+        arithmetic: The type that it is done in; ``S`` is that of the elements.
     """
     places = {"g": 0, "p": 1, "p_after": 2}
     lines = [
         f"// {name}: {', '.join(joins)}",
         "template <class S>",
         f"void {name}(const void* const* tensors, std::int64_t n, double* joined) {{",
-        "  using T = double;",
+        f"  using T = {arithmetic};",
     ]
     lines += [f"  const S* RESTRICT {each}_ = static_cast<const S*>(tensors[{places[each]}]);" for each in program.inputs]
     lines += [f"  T lanes{k}[kLanes] = {{}};" for k in range(len(joins))]

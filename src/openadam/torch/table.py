@@ -325,7 +325,7 @@ class TensorStepper(Stepper):
 
     def update(self, factor: float, measures: list[int], threads: int, inside: tuple[Measure, ...]) -> tuple[float, float]:
         if not self._given:
-            return self._update_table(factor, measures, threads, inside)
+            return self._update_table(factor, measures, threads, inside) if inside else self.table.update(factor, measures, threads)
         before = self.table.taken
         parameter = any(measure > 0 for measure in measures)
         tallies = {}
