@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import rules
-from .engine import assign_all
+from .engine import Update, assign_all
 from .errors import ConcurrentStepError, HyperparameterError, NonFiniteGradientError, NonFiniteStateError, TooManySkipsError
 from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure
 
@@ -143,6 +143,8 @@ class Stepper:
         self.clip_norm, self.clip_value, self.nonfinite, self.max_skips = clip_norm, clip_value, nonfinite, max_skips
         self.table: Any = None
         self.latest_skips = [0, 0]  # steps taken before the latest skips, and how many these were in a row
+        self.updates: list[Update] = []  # of each group that which decays, and that which does not
+        self.watch: Any = None  # who records what the steps see
 
     # --- what a host tells -----------------------------------------------------------------------------------------
 
@@ -253,7 +255,10 @@ class Stepper:
             reason = getattr(why, "what", str(why)) if why is not None else "a scaler found gradients that are not finite"
             raise TooManySkipsError(taken + 1, count, self.max_skips, reason) from why
         assign_all([self.table.counts, self.latest_skips], [np.array([taken, skipped + 1]), [taken, count + 1]])
-        return StepReport(taken, norm, clip, True, measures, str(why) if why is not None else "a scaler found gradients that are not finite", loss)
+        said = str(why) if why is not None else "a scaler found gradients that are not finite"
+        if self.watch is not None:
+            self.watch.skipped(taken + 1, said)
+        return StepReport(taken, norm, clip, True, measures, said, loss)
 
     def take(
         self,
@@ -275,6 +280,27 @@ class Stepper:
             before_commit: Called once nothing can be refused any more.
             only_makes_states: Asked, where all gradients are zero, whether to neither move nor count anything.
         """
+        watch = self.watch
+        if watch is None:
+            return self._take(threads, scale, measure, loss, before_commit, only_makes_states)
+        looks = measure is not False or watch.wants(self.steps + 1)
+        try:
+            report = self._take(threads, scale, measure if measure is not False else looks, loss, before_commit, only_makes_states)
+        except Exception as error:
+            watch.failed(self.steps + 1, error)
+            raise
+        watch.saw(report, (update.values["lr"] for update in self.updates[::2]))
+        return report if measure is not False else report._replace(measures=None)
+
+    def _take(
+        self,
+        threads: int,
+        scale: float,
+        measure: bool | Iterable[Measure],
+        loss: float | None,
+        before_commit: Callable[[], None] | None,
+        only_makes_states: Callable[[], bool] | None,
+    ) -> StepReport:
         measures, inside = self._asked(measure) if measure is not False else ([], ())
         checks = self.nonfinite != "propagate"
         looks = checks or self.clip_norm is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -59,6 +60,8 @@ class Optimizer:
         threads: Most threads of a step; default ``OPENADAM_NUM_THREADS``, else the processors this process may use.
         engine: ``native`` or ``reference``; default ``OPENADAM_ENGINE``, else native where there is a kernel.
         isa: Instruction set of the native kernels, for tests; default ``OPENADAM_ISA``, else the best that runs here.
+        record: Where to record what the steps see: a path, an `openadam.record.Recorder`, or a pair of one of these and a name for this
+            optimizer; default ``OPENADAM_RECORD``, else nowhere. A recorded run is the same run, to the bit.
         **hyperparameters: Those of the rule, plus ``lr`` and ``weight_decay``: numbers, or functions of the step number
             t (from 1); and the options of the rule by name.
 
@@ -96,6 +99,7 @@ class Optimizer:
         threads: int | None = None,
         engine: str | None = None,
         isa: str | None = None,
+        record: Any = None,
         **hyperparameters: Any,
     ) -> None:
         before = set(self.__dict__)  # what a subclass has put there already
@@ -161,7 +165,26 @@ class Optimizer:
         self._in_use = False
         self._grouped, groups = read_structure(params)
         self._add(groups)
+        if record is not None or os.environ.get("OPENADAM_RECORD"):
+            self._stepper.watch = self._watched(record)
         self._attributes = frozenset((*self.__dict__, "_attributes")) - before  # ours; what else an object has belongs to its subclass
+
+    def _watched(self, record: Any) -> Any:
+        """Who records the steps."""
+        from ..record.watch import watch
+
+        stepper = self._stepper
+        about = {
+            "optimizer": type(self).__name__, "rule": self._traced.name, "coupling": self._coupling, "host": "arrays", "engine": self._engine.name,
+            "isa": self._engine.isa, "threads": self._threads, "clip_norm": stepper.clip_norm, "clip_value": stepper.clip_value,
+            "nonfinite": stepper.nonfinite,
+            "groups": [{name: value if not callable(value) else repr(value) for name, value in group.items()} for group in self.groups],
+        }  # fmt: skip
+        rows = (
+            {"name": row.name, "shape": list(row.shape), "dtype": str(row.view.dtype), "elements": row.view.size, "group": row.group}
+            for row in self._rows
+        )
+        return watch(self, record, about, rows)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -277,6 +300,11 @@ class Optimizer:
             return stepper.take(self._threads, measure=measure, loss=as_loss(loss))
         finally:
             stepper.forget()
+
+    def mark(self, text: str) -> None:
+        """Note an event in the recording, if there is one: a change of what is learnt, say. The steps after it are observed, all of them."""
+        if self._stepper.watch is not None:
+            self._stepper.watch.mark(self.steps, text)
 
     def _flatten(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters; refuses another structure."""

@@ -43,7 +43,6 @@ class ArrayStepper(Stepper):
         # Not the optimizer itself, which would then live until the garbage collector comes.
         self._engine, self._rule, self._rows, self._state_names = engine, rule, rows, state_names
         self.table = engine.table(math.inf if clip_value is None else clip_value)
-        self.updates: list[engines.Update] = []
         self._gradients: list[Any] = []  # of the step under way, as they were given
         self._looked_at: list[int] = []  # rows that were not plain in it
 

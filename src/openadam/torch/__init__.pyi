@@ -3,15 +3,19 @@
 At run time these are torch's own signatures with the keywords of `Host`; a test holds both together.
 """
 
-from typing import TypedDict
+from os import PathLike
+from typing import TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ..record import Recorder
 from .host import Host
 from .options import Engine, NoDecay, NonFinite
+
+Record: TypeAlias = str | PathLike[str] | Recorder | tuple[str | PathLike[str] | Recorder, str] | None
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam"]
 
@@ -24,6 +28,7 @@ class _Options(TypedDict, total=False):
     threads: int | None
     sharded: bool
     engine: Engine | None
+    record: Record
 
 class Adam(Host, torch.optim.Adam):
     def __init__(

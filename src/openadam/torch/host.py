@@ -81,11 +81,14 @@ class Host(_Base):
         engine: ``native``, or ``graph`` for the same rules in torch operations, which also serve whatever the native kernels do not
             reach, or ``compiled`` for these under ``torch.compile``; default native where there is a kernel, else, for what lies in
             this machine's memory, the NumPy reference.
+        record: Where to record what the steps see: a path, an `openadam.record.Recorder`, or a pair of one of these and a name for
+            this optimizer; default ``OPENADAM_RECORD``, else nowhere. A recorded run is the same run, to the bit.
     """
 
     member: ClassVar[Member]
     _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to the step
     _counted = (0, 0, 0)  # steps taken, skipped, and skipped in a row before this object had a stepper: in a copy
+    _watch: Any  # who records the steps
     last_step: StepReport | None = None
     """What the last step saw: number, gradient norm, clip factor, whether it was skipped, and the measures if they were asked for."""
 
@@ -110,6 +113,7 @@ class Host(_Base):
         threads: int | None = None,
         sharded: bool = False,
         engine: Engine | None = None,
+        record: Any = None,
         **settings: Any,
     ) -> None:
         options = read_options(
@@ -135,6 +139,31 @@ class Host(_Base):
         self._check(self.param_groups)
         check_names(options["no_decay"], self.param_groups)
         self._constructed = True
+        if record is not None or os.environ.get("OPENADAM_RECORD"):
+            self._watch = self._watched(record)
+
+    def _watched(self, record: Any) -> Any:
+        """Who records the steps."""
+        from ..record.watch import watch
+
+        every = chosen_parameters(None, self.param_groups)
+        places = {id(p): g for g, group in enumerate(self.param_groups) for p in group["params"]}
+        about = {
+            "optimizer": type(self).__name__, "rule": self.member.traced(self.param_groups[0]).name,
+            "coupling": self.member.coupling(self.param_groups[0]), "host": "torch", "torch": torch.__version__,
+            **{name: value for name, value in self._options.items() if name != "no_decay"},
+            "groups": [{name: value for name, value in group.items() if name not in ("params", "param_names")} for group in self.param_groups],
+        }  # fmt: skip
+        tensors = (
+            {"name": name, "shape": list(p.shape), "dtype": str(p.dtype).removeprefix("torch."), "elements": p.numel(), "group": places[id(p)]}
+            for _, name, p in every
+        )
+        return watch(self, record, about, tensors)
+
+    def mark(self, text: str) -> None:
+        """Note an event in the recording, if there is one: a change of what is learnt, say. The steps after it are observed, all of them."""
+        if self._watch is not None:
+            self._watch.mark(self._stepper.steps if self._stepper is not None else self._counted[0], text)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -150,6 +179,7 @@ class Host(_Base):
         self._guard = threading.Lock()
         self._in_use = False
         self._stepper: TensorStepper | None = None
+        self._watch = None
         self._told: list[Any] = []  # the groups' settings as they were when the stepper was told; empty: tell it
         self._still = False  # whether all learning rates are 0
 
@@ -257,6 +287,7 @@ class Host(_Base):
                 raise ParameterError(f"the optimizer's param_groups are {self.param_groups!r}, and must be a list of at least one group")
             if stepper is None:
                 stepper = self._stepper = self._make_stepper()
+                stepper.watch = self._watch
             self._tell(stepper)
             own = self.__dict__
             found_inf, grad_scale = own.get("found_inf"), own.get("grad_scale")
@@ -448,5 +479,5 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-OPTIONS = [name for name, value in vars(Host).items() if isinstance(value, Chosen)]
+OPTIONS = [*(name for name, value in vars(Host).items() if isinstance(value, Chosen)), "record"]
 """What comes on top of torch's arguments."""

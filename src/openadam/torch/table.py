@@ -57,7 +57,6 @@ class TensorStepper(Stepper):
         self.latest_skips = [self.table.taken, in_a_row]
         self.engine_name = "native" if self._native is not None else "graph"
         self.rows: list[Row] = []
-        self.updates: list[engines.Update] = []  # of each class
         self.groups: Groups = ()
         self.state: MutableMapping[Any, Any] = {}
         self._parameters: list[Any] = []  # of all groups, in a step that has asked for one

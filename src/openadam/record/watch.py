@@ -1,0 +1,88 @@
+"""What an optimizer tells its recording: what it is, and what each step saw. Every host of tensors gives its stepper one."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..measures import INSIDE, MEASURES
+from .recorder import Track, track
+
+if TYPE_CHECKING:
+    from ..step import StepReport
+
+__all__ = ["Watch", "watch"]
+
+COLUMNS = [*(each.name for each in MEASURES), "grad_nonfinite", *(each.name for each in INSIDE)]
+REDUCTIONS = {each.name: each.reduction for each in (*MEASURES, *INSIDE)}
+ALWAYS = np.arange(len(COLUMNS)) <= len(MEASURES)  # what of these is seen of every rule
+
+
+def watch(optimizer: Any, record: Any, about: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]) -> Watch | None:
+    """The watch of an optimizer; None where nothing is to be recorded.
+
+    Args:
+        optimizer: Whose end is the recording's, too.
+        record: A path, a `Recorder`, or a pair of one of these and the name that the optimizer is to have in it; None for what
+            ``OPENADAM_RECORD`` says.
+        about: What is known of it, as plain data.
+        tensors: Each with ``name``, ``shape``, ``dtype``, ``elements`` and ``group``.
+    """
+    record = record if record is not None else os.environ.get("OPENADAM_RECORD") or None
+    if record is None:
+        return None
+    given, name = record if isinstance(record, tuple) and len(record) == 2 else (record, None)
+    made = Watch(given, about, tensors, name)
+    weakref.finalize(optimizer, made.track.close).atexit = False  # at exit recordings end by themselves, whole
+    return made
+
+
+class Watch:
+    """Tells a track of a recording what the steps of one optimizer see."""
+
+    def __init__(self, record: Any, about: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]], name: str | None) -> None:
+        self._tensors = {str(each["name"]): dict(each) for each in tensors}
+        measures = [{"name": name, "reduction": REDUCTIONS.get(name, "sum")} for name in COLUMNS]
+        self.track: Track = track(record, {**about, "tensors": list(self._tensors.values()), "measures": measures}, name)
+
+    def wants(self, step: int) -> bool:
+        """Whether a step is to be observed."""
+        return self.track.wants(step)
+
+    def saw(self, report: StepReport, rates: Iterable[float]) -> None:
+        """A step that was taken or skipped; what it measured is recorded if it measured."""
+        scalars: dict[str, Any] = {
+            "loss": report.loss, "grad_norm": report.grad_norm, "clip_factor": report.clip_factor, "skipped": float(report.skipped),
+            "update_norm": report.update_norm, "param_norm": report.param_norm,
+        }  # fmt: skip
+        scalars |= {f"lr {k}" if k else "lr": rate for k, rate in enumerate(rates)}
+        self.track.step(report.step, scalars)
+        seen = report.measures
+        if not seen:
+            return
+        strangers = [name for name in seen.names if name not in self._tensors]
+        if strangers:
+            self._tensors |= {name: {"name": name} for name in strangers}
+            self.track.tensors(list(self._tensors.values()))
+        places = {name: place for place, name in enumerate(self._tensors)}
+        rows = [places[name] for name in seen.names]
+        values, measured = np.full((len(places), len(COLUMNS)), np.nan), np.zeros((len(places), len(COLUMNS)), bool)
+        values[rows] = seen.table[:, : len(COLUMNS)]
+        measured[rows] = ~np.isnan(values[rows]) | ALWAYS
+        self.track.observe(report.step, values, measured=measured)
+
+    def skipped(self, step: int, why: str) -> None:
+        """A step that was not taken."""
+        self.track.skipped(step, why)
+
+    def failed(self, step: int, error: BaseException) -> None:
+        """A step that was refused: the last ones are kept in full."""
+        self.track.failed(step, error)
+
+    def mark(self, step: int, text: str) -> None:
+        """Something that a user wants to see beside the steps."""
+        self.track.event(step, text)
