@@ -2,18 +2,18 @@
 
 from . import _interpreter as _interpreter  # first: it refuses what would hang
 from . import errors, measures, rules, schedules
+from ._version import __version__ as __version__
 from .arrays.optimizer import Optimizer, StepReport
 from .errors import *  # noqa: F403
 from .errors import __all__ as _errors
 from .family import MEMBERS, SGD, Adagrad, Adam, AdaMax, AdamW, AMSGrad, Momentum, NAdam, NAdamW, RAdam, RAdamW, RMSProp
 from .language.expression import exp, log, maximum, minimum, sign, sqrt, where
 from .language.rule import Step, rule
+from .measures import Measure
 from .row_sparse import Rows
 from .schedules import Cosine, Linear, WarmUp
 from .views.show import show
 from .views.trace import trace
-
-__version__ = "0.1.0"
 
 __all__ = [
     "MEMBERS",
@@ -25,6 +25,7 @@ __all__ = [
     "AdamW",
     "Cosine",
     "Linear",
+    "Measure",
     "Momentum",
     "NAdam",
     "NAdamW",

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from .. import __version__
+from .._version import __version__
 from ..errors import OpenAdamError
 from .arguments import Parser, UsageError, near, normalized
 from .output import complain, discard_output

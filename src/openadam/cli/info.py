@@ -9,8 +9,8 @@ import warnings
 
 import numpy as np
 
-from .. import __version__
 from .. import engine as engines
+from .._version import __version__
 from ..errors import NativeMissingWarning
 from ..family import MEMBERS
 from ..rules import update_program

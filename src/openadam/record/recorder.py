@@ -786,7 +786,7 @@ def _create(connection: sqlite3.Connection) -> None:
 
 def _surroundings() -> dict[str, Any]:
     """What ran where."""
-    from .. import __version__
+    from .._version import __version__
 
     versions = {"openadam": __version__, "python": platform.python_version(), "numpy": np.__version__}
     torch = sys.modules.get("torch")

@@ -16,7 +16,7 @@ from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from ..errors import NonFiniteGradientError, NonFiniteStateError, OpenAdamError
 from . import module
 

@@ -3,19 +3,15 @@
 At run time these are torch's own signatures with the keywords of `Host`; a test holds both together.
 """
 
-from os import PathLike
-from typing import TypeAlias, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from ..record import Recorder
 from .host import Host
 from .options import Engine, NoDecay, NonFinite
-
-Record: TypeAlias = str | PathLike[str] | Recorder | tuple[str | PathLike[str] | Recorder, str] | None
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam"]
 
@@ -28,7 +24,7 @@ class _Options(TypedDict, total=False):
     threads: int | None
     sharded: bool
     engine: Engine | None
-    record: Record
+    record: Any
 
 class Adam(Host, torch.optim.Adam):
     def __init__(

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from .. import engine as engines
+from .._version import __version__
 from ..family import MEMBERS
 from ..rules import update_program
 from ..studies import demo_module

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from .._version import __version__
 from ..studies import module
 from ..studies.frame import Cell, Claim, Study, judge
 from ..studies.rates import best

@@ -1,0 +1,200 @@
+"""Recorded runs: the same run, to the bit; and what the recording then holds is what the steps saw."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from family import ENGINES, PLAIN, Variant, same
+
+import openadam
+from openadam import NonFiniteGradientError, record
+from openadam.errors import RecordError, RecordFormatError
+from openadam.measures import count
+
+SHAPES = {"w": (30, 20), "b": (7,)}
+
+
+def gradients(t: int) -> dict[str, Any]:
+    random = np.random.default_rng(t)
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def run(variant: Variant, steps: int, **settings: Any) -> tuple[Any, Any]:
+    params = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
+    optimizer = variant.make(params, clip_norm=3.0, weight_decay=0.1, **settings)
+    for t in range(steps):
+        optimizer.step(gradients(t), loss=float(t))
+    return optimizer, params
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("variant", PLAIN, ids=str)
+def test_a_recorded_run_is_the_same_run(variant: Variant, engine: str, tmp_path: Path) -> None:
+    calm, expected = run(variant, 12, engine=engine)
+    for threads in (1, 2):
+        watched, found = run(variant, 12, engine=engine, threads=threads, record=record.Recorder(tmp_path / f"{threads}.oadam", every=3, dense=2))
+        assert all(same(expected[name], found[name]) for name in expected)
+        assert repr(watched.state_dict()) == repr(calm.state_dict())
+
+
+def test_the_recording_holds_what_the_steps_saw(tmp_path: Path) -> None:
+    path = tmp_path / "run.oadam"
+    recorder = record.Recorder(path, every=4, dense=3)
+    params = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
+    optimizer = openadam.AdamW(params, lr=lambda t: 0.1 / t, record=(recorder, "model"))
+    seen = {}
+    for t in range(1, 12):
+        report = optimizer.step(gradients(t), loss=np.float32(1 / t), measure=t == 7)
+        assert (report.measures is not None) == (t == 7)
+        seen[t] = report
+    recorder.close()
+    track = record.load(path).tracks["model"]
+    assert track.about["optimizer"] == "AdamW"
+    assert track.about["host"] == "arrays"
+    assert list(track.tensors) == ["w", "b"]
+    assert track.scalar("loss")["mean"] == pytest.approx([1 / t for t in range(1, 12)], rel=1e-6)
+    assert track.scalar("lr")["mean"] == pytest.approx([0.1 / t for t in range(1, 12)], rel=1e-6)
+    assert track.scalar("grad_norm")["mean"] == pytest.approx([seen[t].grad_norm for t in range(1, 12)], rel=1e-6)
+    assert track.measure("w", "disagree")["first"].tolist() == [1, 2, 3, 4, 7, 8]
+    at_seven = track.measure("w", "v_hat_sum")
+    assert at_seven["mean"][at_seven["first"] == 7] == pytest.approx(seen[7].measures["w"]["v_hat_sum"], rel=1e-6)
+    assert math.isclose(track.scalar("update_norm")["mean"][4], seen[7].update_norm, rel_tol=1e-6)
+
+
+def test_two_players_are_told_apart_and_marks_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "gan.oadam"
+    players = [openadam.Adam(np.ones(4), record=path) for _ in range(2)]
+    for t in range(3):
+        for k, player in enumerate(players):
+            player.step(np.full(4, 1.0 + k))
+            if t == 1:
+                player.mark("half-way")
+    players[0]._stepper.watch.track.recorder.flush()
+    tracks = record.load(path).tracks
+    assert list(tracks) == ["Adam", "Adam 2"]
+    for track in tracks.values():
+        assert [(event.step, event.text) for event in track.events if event.kind == "event"] == [(2, "half-way")]
+
+
+def test_what_is_refused_and_skipped_is_recorded(tmp_path: Path) -> None:
+    recorder = record.Recorder(tmp_path / "run.oadam")
+    bad = np.array([1.0, math.nan, 0.0])
+    strict, lenient = openadam.Adam(np.ones(3), record=recorder), openadam.Adam(np.ones(3), nonfinite="skip", record=recorder)
+    for optimizer in (strict, lenient):
+        optimizer.step(np.ones(3))
+    with pytest.raises(NonFiniteGradientError):
+        strict.step(bad)
+    assert "not finite" in str(lenient.step(bad).why)
+    recorder.close()
+    first, second = record.load(tmp_path / "run.oadam").tracks.values()
+    assert [(event.kind, event.step) for event in first.events] == [("failed", 2)]
+    assert [ring.step for ring in first.rings] == [2]
+    assert [(event.kind, event.step) for event in second.events] == [("skipped", 2)]
+    assert second.scalar("skipped")["mean"].tolist() == [0.0, 1.0]
+
+
+def test_copies_record_nothing_and_the_environment_may_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENADAM_RECORD", str(tmp_path / "asked.oadam"))
+    optimizer = openadam.Adam(np.ones(3))
+    monkeypatch.delenv("OPENADAM_RECORD")
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        other.step(np.ones(3))
+        assert other._stepper.watch is None
+        other.mark("nothing comes of it")
+    optimizer.step(np.ones(3))
+    optimizer._stepper.watch.track.recorder.flush()
+    assert record.load(tmp_path / "asked.oadam").tracks["Adam"].last_step == 1
+
+
+def test_impossible_recordings_are_refused_before_anything(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for wrong, error in ((tmp_path, RecordError), (tmp_path / "nowhere" / "x.oadam", RecordError), (tmp_path / "notes.txt", RecordFormatError)):
+        with pytest.raises(error):
+            openadam.Adam(np.ones(3), record=wrong)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_ones_own_measures_and_a_recording_go_together(tmp_path: Path) -> None:
+    recorder = record.Recorder(tmp_path / "run.oadam")
+    optimizer = openadam.Adam(np.ones(3), record=recorder)
+    report = optimizer.step(np.ones(3), measure=[count("all", lambda x: x.g == x.g)])
+    assert report.measures["0"]["all"] == 3
+    recorder.close()
+    assert record.load(tmp_path / "run.oadam").tracks["Adam"].measure("0", "sampled")["mean"].tolist() == [3.0]
+
+
+def test_a_parameter_that_comes_later_is_recorded(tmp_path: Path) -> None:
+    recorder = record.Recorder(tmp_path / "run.oadam")
+    optimizer = openadam.Adam({"a": np.ones(3)}, record=recorder)
+    optimizer.step({"a": np.ones(3)})
+    optimizer.add_group({"params": {"late": np.ones(2)}})
+    optimizer.step([{"a": np.ones(3)}, {"late": np.ones(2)}])
+    recorder.close()
+    track = record.load(tmp_path / "run.oadam").tracks["Adam"]
+    assert track.measure("a", "sampled")["first"].tolist() == [1, 2]
+    assert track.measure("late", "sampled")["first"].tolist() == [2]
+
+
+# --- over torch --------------------------------------------------------------------------------------------------------
+
+
+def test_a_recorded_run_over_torch_is_the_same_run(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import openadam.torch as hosts
+
+    for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "SGD"):
+        found = []
+        for watched in (False, True):
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Linear(5, 40), torch.nn.Tanh(), torch.nn.Linear(40, 1))
+            recorder = record.Recorder(tmp_path / f"{name}.oadam", every=4, dense=2) if watched else None
+            optimizer = getattr(hosts, name)(model.named_parameters(), lr=0.01, record=recorder)
+            losses = []
+            for t in range(10):
+
+                def closure(model: Any = model, optimizer: Any = optimizer) -> Any:
+                    optimizer.zero_grad()
+                    loss = (model(torch.ones(4, 5)) - 3).square().mean()
+                    loss.backward()
+                    return loss
+
+                losses.append(optimizer.step(closure).item())
+                if t == 4:
+                    optimizer.mark("half")
+            assert optimizer.last_step.measures is None
+            found.append([p.detach().clone() for p in model.parameters()])
+            if recorder is not None:
+                recorder.close()
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), name
+        track = record.load(tmp_path / f"{name}.oadam").tracks[name]
+        assert track.scalar("loss")["mean"] == pytest.approx(losses, rel=1e-6)
+        assert list(track.tensors) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+        assert track.measure("0.weight", "update_sum_squares")["first"].tolist()[:3] == [1, 2, 4]
+        assert [event.step for event in track.events] == [5]
+
+
+def test_a_scaler_that_skips_is_recorded(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import openadam.torch as hosts
+
+    p = torch.nn.Parameter(torch.ones(3))
+    recorder = record.Recorder(tmp_path / "run.oadam")
+    optimizer = hosts.Adam([p], record=recorder)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for value in (1.0, math.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale((p * value).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    recorder.close()
+    track = record.load(tmp_path / "run.oadam").tracks["Adam"]
+    assert [(event.kind, event.step) for event in track.events] == [("skipped", 2)]
+    assert track.last_step == 2
+    copied = copy.deepcopy(optimizer)
+    assert copied._watch is None
