@@ -76,7 +76,21 @@ class Seen:
 class Measure:
     """A named reduction (``sum`` or ``max``, of what is not negative) of an element expression over one tensor.
 
-    The expression is a function of `Seen`. ``degree`` is the power of a factor of the gradient that it grows with, of measures of ``given``.
+    Args:
+        name: What it is called in reports and recordings.
+        reduction: How the elements are joined.
+        expression: A function of `Seen` that returns an expression.
+        degree: The power of a factor of the gradient that it grows with, of measures of ``given``.
+
+    Raises:
+        ValueError: The reduction is neither.
+
+    >>> import numpy as np, openadam
+    >>> from openadam.measures import one
+    >>> large = openadam.Measure("large", "sum", lambda x: one(abs(x.g) > 1))
+    >>> report = openadam.Adam({"w": np.zeros(3)}).step({"w": np.array([0.5, -2.0, 3.0])}, measure=[large])
+    >>> report.measures["w"]["large"], report.measures["w"]["direction_max_abs"]
+    (2.0, 0.9999999966666667)
     """
 
     name: str
