@@ -78,7 +78,7 @@ sanitize: .venv/.dev
 	rm -rf build/sanitized
 	$(PIP) install --no-build-isolation --no-deps --target build/sanitized --config-settings build-dir=build/sanitize --config-settings cmake.define.OPENADAM_SANITIZE=ON .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc \
-	  PYTHONPATH=build/sanitized $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_native.py tests/test_tensors.py tests/test_torch_stateful.py tests/test_inputs.py tests/test_contract.py tests/test_row_sparse.py tests/test_torch_sparse.py
+	  PYTHONPATH=build/sanitized $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_native.py tests/test_tensors.py tests/test_torch_stateful.py tests/test_inputs.py tests/test_contract.py tests/test_row_sparse.py tests/test_torch_sparse.py tests/test_inside.py
 
 wheel: .venv/.demo
 	OPENADAM_REQUIRE_NATIVE=1 $(PIP) wheel --no-build-isolation --no-deps -w dist .

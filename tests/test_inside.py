@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,3 +242,13 @@ def test_damaged_code_is_refused() -> None:
             optimizer.step(np.ones(100, np.float32), measure=True)
     assert refused > 1000
     assert _native is not None
+
+
+def test_the_guide_names_every_measure_and_runs() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "measures.md").read_text()
+    named = {name for row in re.findall(r"^\| (`[^|]*) \|", text, flags=re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert named == {measure.name for measure in (*MEASURES, *INSIDE)} | {"grad_nonfinite"}
+    code: dict[str, Any] = {"opt": openadam.Adam({"w": np.ones(3)}), "grads": {"w": np.ones(3)}}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(block, code)
+    assert code["opt"].steps == 2
