@@ -13,7 +13,7 @@ import pytest
 from family import ENGINES, PLAIN, Variant, same
 
 import openadam
-from openadam import NonFiniteGradientError, record
+from openadam import HyperparameterError, NonFiniteGradientError, record
 from openadam.errors import RecordError, RecordFormatError
 from openadam.measures import count
 
@@ -198,3 +198,51 @@ def test_a_scaler_that_skips_is_recorded(tmp_path: Path) -> None:
     assert track.last_step == 2
     copied = copy.deepcopy(optimizer)
     assert copied._watch is None
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "SGD"])
+def test_an_optimizer_of_torch_is_recorded_from_outside_as_ours_is(name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import openadam.torch as hosts
+
+    settings = {"momentum": 0.9} if name == "SGD" else {"eps": 1e-3}
+    found: dict[str, Any] = {}
+    for whose in ("calm", "ours", "theirs"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 30), torch.nn.Tanh(), torch.nn.Linear(30, 1))
+        recorder = record.Recorder(tmp_path / f"{whose}.oadam")
+        if whose == "ours":
+            optimizer = getattr(hosts, name)(model.named_parameters(), lr=0.01, weight_decay=0.1, record=recorder, **settings)
+        else:
+            optimizer = getattr(torch.optim, name)(model.named_parameters(), lr=0.01, weight_decay=0.1, **settings)
+        handle = hosts.observe(optimizer, recorder) if whose == "theirs" else None
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = (model(torch.ones(4, 5)) - 3).square().mean()
+            loss.backward()
+            if handle is not None:
+                handle.loss = loss
+            optimizer.step()
+        if handle is not None:
+            handle.mark("done")
+            handle.close()
+        recorder.close()
+        found[whose] = [p.detach().clone() for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(found["calm"], found["theirs"], strict=True))
+    ours, theirs = (record.load(tmp_path / f"{whose}.oadam").tracks[name] for whose in ("ours", "theirs"))
+    assert list(ours.tensors) == list(theirs.tensors)
+    assert [event.text for event in theirs.events] == ["done"]
+    assert len(theirs.scalar("loss")) == 4
+    for tensor in ours.tensors:
+        for measure in ("direction_sum_squares", "update_sum_squares", "descent", "disagree", "v_hat_sum", "seen_grad_sum_squares", "sampled"):
+            mine, other = (track.measure(tensor, measure)["mean"] for track in (ours, theirs))
+            assert mine == pytest.approx(other, rel=1e-3, abs=1e-9), (tensor, measure)
+
+
+def test_what_cannot_be_observed_is_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import openadam.torch as hosts
+
+    p = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(HyperparameterError, match="LBFGS is none of"):
+        hosts.observe(torch.optim.LBFGS([p]), tmp_path / "run.oadam")

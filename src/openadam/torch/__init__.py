@@ -13,8 +13,9 @@ except ImportError as error:
 
 from . import members
 from .host import Host
+from .observing import observe
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam", "observe"]
 
 
 class Adam(Host, torch.optim.Adam):

@@ -1,0 +1,163 @@
+"""Recording an optimizer of torch's own from outside: its tensors are copied before an observed step and looked at after it, in NumPy."""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import engine as engines
+from ..errors import HyperparameterError
+from ..measures import INSIDE, MEASURES
+from ..step import Measured, StepReport, as_loss
+from .members import MEMBERS, Member
+from .memory import as_array, has_numbers
+
+__all__ = ["Observation", "observe"]
+
+COLUMNS = [*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.name for measure in INSIDE)]
+
+
+def observe(optimizer: torch.optim.Optimizer, record: Any, *, name: str | None = None) -> Observation:
+    """Record what the steps of an optimizer of ``torch.optim`` see, as ``record=`` does for ours; to get to know it before one changes over.
+
+    It is slower than that by far: before each observed step the tensors are copied, and what the step did is computed once more in NumPy.
+    The optimizer itself is left alone: the run is the same run.
+
+    Args:
+        optimizer: Of one of the classes that `openadam.torch` has, or of a subclass.
+        record: A path, or an `openadam.record.Recorder`.
+        name: What it is called in the recording; default its class.
+
+    Returns:
+        A handle: set its ``loss`` before a step to have it recorded, ``mark("…")`` notes an event, ``close()`` ends it.
+
+    Raises:
+        HyperparameterError: The optimizer is of no class that is known here.
+        RecordError, RecordFormatError: There can be no recording at this path.
+
+    >>> import os, tempfile, torch
+    >>> from openadam import record
+    >>> from openadam.torch import observe
+    >>> p = torch.nn.Parameter(torch.ones(3))
+    >>> optimizer = torch.optim.Adam([p], lr=0.1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "run.oadam")
+    ...     with record.Recorder(path) as recorder:
+    ...         handle = observe(optimizer, recorder)
+    ...         p.grad = torch.tensor([1.0, -2.0, 0.0])
+    ...         optimizer.step()
+    ...     seen = record.load(path).tracks["Adam"]
+    >>> seen.measure("0", "direction_max_abs")["max"].round(4).tolist(), seen.measure("0", "zero_grad")["max"].tolist()
+    ([1.0], [1.0])
+    """
+    members = {member.name: member for member in MEMBERS}
+    kind = next((each.__name__ for each in type(optimizer).__mro__ if each.__module__.startswith("torch.optim") and each.__name__ != "Optimizer"), "")
+    member = members.get("Adam" if kind == "AdamW" else kind)
+    if member is None:
+        raise HyperparameterError(f"observe: {type(optimizer).__name__} is none of torch.optim's {', '.join(members)}, AdamW")
+    return Observation(optimizer, member, kind == "AdamW", record, name)
+
+
+class Observation:
+    """The handle of `observe`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, member: Member, decoupled: bool, record: Any, name: str | None) -> None:
+        from ..record.watch import Watch
+
+        self._member, self._decoupled = member, decoupled
+        self._steps = 0
+        self.loss: Any = None
+        self._before: list[tuple[str, Any, dict[str, Any], list[float]]] = []
+        about: dict[str, Any] = {"optimizer": type(optimizer).__name__, "host": "torch, observed from outside", "torch": torch.__version__}
+        about["coupling"] = "decoupled" if decoupled else "coupled"
+        about["rule"] = member.traced(optimizer.param_groups[0]).name
+        about["groups"] = [{key: value for key, value in group.items() if key not in ("params", "param_names")} for group in optimizer.param_groups]
+        tensors = [
+            {"name": called, "shape": list(p.shape), "dtype": str(p.dtype).removeprefix("torch."), "elements": p.numel(), "group": g}
+            for g, called, p in self._parameters(optimizer)
+        ]
+        self._watch = Watch(record, about, tensors, name)
+        self._hooks: list[Any] = [optimizer.register_step_pre_hook(self._look), optimizer.register_step_post_hook(self._tell)]
+        weakref.finalize(optimizer, self._watch.track.close).atexit = False
+
+    def mark(self, text: str) -> None:
+        """Note an event."""
+        self._watch.mark(self._steps, text)
+
+    def close(self) -> None:
+        """Leave the optimizer alone."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._watch.track.close()
+
+    @staticmethod
+    def _parameters(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Any]]:
+        found: list[tuple[int, str, Any]] = []
+        for g, group in enumerate(optimizer.param_groups):
+            names = group.get("param_names")
+            found += ((g, str(names[k]) if names is not None else str(len(found) + k), p) for k, p in enumerate(group["params"]))
+        return found
+
+    def _look(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._before = []
+        try:
+            if self._watch.wants(self._steps + 1):
+                for g, name, p in self._parameters(optimizer):
+                    if p.grad is not None and not p.grad.is_sparse and has_numbers(p):
+                        self._before.append((name, p, *self._taken(optimizer.param_groups[g], optimizer.state.get(p) or {}, p)))
+        except Exception as error:  # a training is worth more than its recording
+            self._give_up(error)
+
+    def _taken(self, group: Mapping[str, Any], state: Mapping[str, Any], p: Any) -> tuple[dict[str, Any], list[float]]:
+        """Copies of a parameter's tensors by the rule's names, with its group and step; and its scalar states."""
+        traced, wide = self._member.traced(group), np.float64 if p.dtype in (torch.float64, torch.complex128) else np.float32
+        first = dict(self._member.first_values(group, moments=True, steps=True))
+
+        def number(key: str) -> float:
+            value = state.get(key, first.get(key, 0.0))
+            return float(value.item() if isinstance(value, Tensor) else value)
+
+        arrays: dict[str, Any] = {"g": as_array(p.grad).reshape(-1).astype(wide), "p": as_array(p).reshape(-1).astype(wide)}
+        for name in (each for each in traced.states if each in traced.element_states):
+            key = self._member.states.get(name, name)
+            value = state.get(key)
+            arrays[name] = (
+                as_array(value).reshape(-1).astype(wide) if isinstance(value, Tensor) else np.full(arrays["p"].size, first.get(key, 0.0), wide)
+            )
+        memory = [number(self._member.states.get(name, name)) for name in traced.scalar_states]
+        return {"arrays": arrays, "group": group, "t": number("step") + 1 if self._member.counts else self._steps + 1.0}, memory
+
+    def _tell(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._steps += 1
+        try:
+            loss, self.loss = as_loss(self.loss) if self.loss is not None else None, None
+            with np.errstate(all="ignore"):
+                rows = [self._row(p, taken, memory) for _, p, taken, memory in self._before]
+            seen = Measured([name for name, *_ in self._before], COLUMNS, np.array(rows)) if rows else None
+            norm = math.sqrt(seen.total("grad_sum_squares")) if seen is not None else None
+            report = StepReport(self._steps, norm if norm is not None else math.nan, 1.0, False, seen, None, loss)
+            self._watch.saw(report, [float(group["lr"]) for group in optimizer.param_groups])
+        except Exception as error:
+            self._give_up(error)
+        self._before = []
+
+    def _row(self, p: Any, taken: Mapping[str, Any], memory: list[float]) -> list[float]:
+        arrays, group = taken["arrays"], taken["group"]
+        coupling = "decoupled" if self._decoupled or group.get("decoupled_weight_decay") else "coupled"
+        update = engines.Update(self._member.traced(group), coupling, values=self._member.settings(0, group))
+        after = {"g": arrays["g"], "p": arrays["p"], "p_after": as_array(p).reshape(-1).astype(arrays["p"].dtype)}
+        exact = engines.tally(range(len(MEASURES)), after)
+        nonfinite = float(np.count_nonzero(~np.isfinite(arrays["g"])))
+        return [*exact, nonfinite, *update.inside(INSIDE, taken["t"], 1.0, math.inf, memory, arrays)]
+
+    def _give_up(self, error: Exception) -> None:
+        logging.getLogger("openadam.record").warning("observing was given up: %s: %s", type(error).__name__, error)
+        self.close()
