@@ -216,13 +216,21 @@ def test_an_optimizer_of_torch_is_recorded_from_outside_as_ours_is(name: str, tm
         else:
             optimizer = getattr(torch.optim, name)(model.named_parameters(), lr=0.01, weight_decay=0.1, **settings)
         handle = hosts.observe(optimizer, recorder) if whose == "theirs" else None
-        for _ in range(4):
+
+        def closure(model: Any = model, optimizer: Any = optimizer, handle: Any = handle) -> Any:
             optimizer.zero_grad()
             loss = (model(torch.ones(4, 5)) - 3).square().mean()
             loss.backward()
             if handle is not None:
                 handle.loss = loss
-            optimizer.step()
+            return loss
+
+        for t in range(4):
+            if t % 2:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
         if handle is not None:
             handle.mark("done")
             handle.close()
@@ -237,6 +245,37 @@ def test_an_optimizer_of_torch_is_recorded_from_outside_as_ours_is(name: str, tm
         for measure in ("direction_sum_squares", "update_sum_squares", "descent", "disagree", "v_hat_sum", "seen_grad_sum_squares", "sampled"):
             mine, other = (track.measure(tensor, measure)["mean"] for track in (ours, theirs))
             assert mine == pytest.approx(other, rel=1e-3, abs=1e-9), (tensor, measure)
+
+
+def test_ours_can_be_recorded_from_any_step_on(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import openadam.torch as hosts
+
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = hosts.Adam([("w", p)])
+    recorder = record.Recorder(tmp_path / "run.oadam")
+    for t in range(5):
+        p.grad = torch.full((3,), 1.0 + t)
+        if t == 2:
+            handle = hosts.observe(optimizer, recorder, name="later")
+        if t == 3:
+            handle.loss = torch.tensor(0.5)
+            handle.mark("here")
+        if t == 4:
+            handle.close()
+        optimizer.step()
+    recorder.close()
+    track = record.load(tmp_path / "run.oadam").tracks["later"]
+    assert track.measure("w", "sampled")["first"].tolist() == [3, 4]
+    assert (track.scalar("loss")["first"].tolist(), track.scalar("loss")["mean"].tolist()) == ([4], [0.5])
+    assert [event.step for event in track.events] == [3]
+    opt = openadam.Adam(np.ones(3))
+    opt.record(tmp_path / "arrays.oadam")
+    opt.step(np.ones(3))
+    opt._stepper.watch.track.recorder.flush()
+    opt.record(None)
+    opt.step(np.ones(3))
+    assert record.load(tmp_path / "arrays.oadam").tracks["Adam"].last_step == 1
 
 
 def test_what_cannot_be_observed_is_refused(tmp_path: Path) -> None:

@@ -360,3 +360,22 @@ def test_other_precisions_train(precision):
     ours, torchs = both(lambda make: fitted(make, precision=precision, learner=Cast))
     # In bf16-true ours keep their averages in float32, torch's in bfloat16.
     agree(ours, torchs, rtol={"bf16-mixed": 0.05, "bf16-true": 0.5, "64-true": 1e-10}[precision])
+
+
+@pytest.mark.parametrize("optimizer", [OURS, TORCHS])
+def test_a_training_is_recorded(optimizer, tmp_path):
+    """By a callback, ours from inside and torch's from outside; the run is the run without it."""
+    from openadam import record
+    from openadam.torch.callbacks import for_lightning
+
+    found = []
+    for callbacks in ([], [for_lightning(tmp_path / "run.oadam")]):
+        lightning.seed_everything(0, verbose=False)
+        learner = Learner(optimizer)
+        trainer(callbacks=callbacks).fit(learner, batches())
+        found.append(learner)
+    assert found[0].losses == found[1].losses
+    (track,) = record.load(tmp_path / "run.oadam").tracks.values()
+    assert track.scalar("loss")["mean"] == pytest.approx(found[1].losses, rel=1e-6)
+    assert [event.text for event in track.events] == [f"epoch {k} ended" for k in range(3)]
+    assert len(track.measure("0", "disagree")) == len(found[1].losses)

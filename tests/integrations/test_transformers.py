@@ -200,3 +200,18 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_the_model_intact(tmp_pa
         trainer.train()
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
     assert set(steps_of(optimizer)) == {4.0}
+
+
+def test_a_training_is_recorded(tmp_path):
+    """By a callback, of whatever optimizer the Trainer makes."""
+    from openadam import record
+    from openadam.torch.callbacks import for_transformers
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True, max_steps=STEPS, logging_steps=1, save_steps=1000
+    )
+    Trainer(gpt(), arguments, train_dataset=Counting(), callbacks=[for_transformers(tmp_path / "run.oadam")]).train()
+    (track,) = record.load(tmp_path / "run.oadam").tracks.values()
+    assert track.last_step == STEPS
+    assert len(track.scalar("loss")) >= STEPS - 1
+    assert any(len(track.measure(tensor, "disagree")) == STEPS for tensor in track.tensors)

@@ -165,9 +165,14 @@ class Optimizer:
         self._in_use = False
         self._grouped, groups = read_structure(params)
         self._add(groups)
-        if record is not None or os.environ.get("OPENADAM_RECORD"):
-            self._stepper.watch = self._watched(record)
+        record = record if record is not None else os.environ.get("OPENADAM_RECORD") or None
+        if record is not None:
+            self.record(record)
         self._attributes = frozenset((*self.__dict__, "_attributes")) - before  # ours; what else an object has belongs to its subclass
+
+    def record(self, record: Any) -> None:
+        """Record the steps from here on, as the keyword of this name does from the first; None: no more."""
+        self._stepper.watch = self._watched(record) if record is not None else None
 
     def _watched(self, record: Any) -> Any:
         """Who records the steps."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,19 +21,15 @@ REDUCTIONS = {each.name: each.reduction for each in (*MEASURES, *INSIDE)}
 ALWAYS = np.arange(len(COLUMNS)) <= len(MEASURES)  # what of these is seen of every rule
 
 
-def watch(optimizer: Any, record: Any, about: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]) -> Watch | None:
-    """The watch of an optimizer; None where nothing is to be recorded.
+def watch(optimizer: Any, record: Any, about: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]) -> Watch:
+    """The watch of an optimizer.
 
     Args:
         optimizer: Whose end is the recording's, too.
-        record: A path, a `Recorder`, or a pair of one of these and the name that the optimizer is to have in it; None for what
-            ``OPENADAM_RECORD`` says.
+        record: A path, a `Recorder`, or a pair of one of these and the name that the optimizer is to have in it.
         about: What is known of it, as plain data.
         tensors: Each with ``name``, ``shape``, ``dtype``, ``elements`` and ``group``.
     """
-    record = record if record is not None else os.environ.get("OPENADAM_RECORD") or None
-    if record is None:
-        return None
     given, name = record if isinstance(record, tuple) and len(record) == 2 else (record, None)
     made = Watch(given, about, tensors, name)
     weakref.finalize(optimizer, made.track.close).atexit = False  # at exit recordings end by themselves, whole

@@ -139,8 +139,20 @@ class Host(_Base):
         self._check(self.param_groups)
         check_names(options["no_decay"], self.param_groups)
         self._constructed = True
-        if record is not None or os.environ.get("OPENADAM_RECORD"):
-            self._watch = self._watched(record)
+        record = record if record is not None else os.environ.get("OPENADAM_RECORD") or None
+        if record is not None:
+            self.record(record)
+
+    def record(self, record: Any) -> None:
+        """Record the steps from here on, as the keyword of this name does from the first; None: no more."""
+        self._watch = self._watched(record) if record is not None else None
+        if self._stepper is not None:
+            self._stepper.watch = self._watch
+
+    @property
+    def steps_taken(self) -> int:
+        """Steps that were taken, by this object's own count."""
+        return self._stepper.steps if self._stepper is not None else self._counted[0]
 
     def _watched(self, record: Any) -> Any:
         """Who records the steps."""
@@ -163,7 +175,7 @@ class Host(_Base):
     def mark(self, text: str) -> None:
         """Note an event in the recording, if there is one: a change of what is learnt, say. The steps after it are observed, all of them."""
         if self._watch is not None:
-            self._watch.mark(self._stepper.steps if self._stepper is not None else self._counted[0], text)
+            self._watch.mark(self.steps_taken, text)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -281,6 +293,8 @@ class Host(_Base):
     @alone
     def _take(self, measure: bool | Iterable[Measure], loss: Any) -> None:
         stepper = self._stepper
+        if loss is None and self._watch is not None:
+            loss = self.__dict__.pop("_told_loss", None)  # by whoever observes
         told = as_loss(loss) if loss is not None else None
         try:
             if not isinstance(self.param_groups, Sequence) or not self.param_groups:

@@ -1,4 +1,6 @@
-"""Recording an optimizer of torch's own from outside: its tensors are copied before an observed step and looked at after it, in NumPy."""
+"""Recording an optimizer that was made without it: ours from inside; torch's own from outside, whose tensors are copied before an observed step
+and looked at after it, in NumPy.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from .. import engine as engines
 from ..errors import HyperparameterError
 from ..measures import INSIDE, MEASURES
 from ..step import Measured, StepReport, as_loss
+from .host import Host
 from .members import MEMBERS, Member
 from .memory import as_array, has_numbers
 
@@ -25,13 +28,13 @@ COLUMNS = [*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.
 
 
 def observe(optimizer: torch.optim.Optimizer, record: Any, *, name: str | None = None) -> Observation:
-    """Record what the steps of an optimizer of ``torch.optim`` see, as ``record=`` does for ours; to get to know it before one changes over.
+    """Record what the steps of an optimizer see, as ``record=`` does where one of ours is made.
 
-    It is slower than that by far: before each observed step the tensors are copied, and what the step did is computed once more in NumPy.
-    The optimizer itself is left alone: the run is the same run.
+    Of an optimizer of ``torch.optim`` that is slower by far: before each observed step the tensors are copied, and what the step did is
+    computed once more in NumPy. The optimizer itself is left alone: the run is the same run.
 
     Args:
-        optimizer: Of one of the classes that `openadam.torch` has, or of a subclass.
+        optimizer: Of a class of `openadam.torch`, of the class of ``torch.optim`` that such a one replaces, or of a subclass.
         record: A path, or an `openadam.record.Recorder`.
         name: What it is called in the recording; default its class.
 
@@ -57,23 +60,66 @@ def observe(optimizer: torch.optim.Optimizer, record: Any, *, name: str | None =
     >>> seen.measure("0", "direction_max_abs")["max"].round(4).tolist(), seen.measure("0", "zero_grad")["max"].tolist()
     ([1.0], [1.0])
     """
+    if isinstance(optimizer, Host):
+        return Observation(optimizer, record, name)
     members = {member.name: member for member in MEMBERS}
     kind = next((each.__name__ for each in type(optimizer).__mro__ if each.__module__.startswith("torch.optim") and each.__name__ != "Optimizer"), "")
     member = members.get("Adam" if kind == "AdamW" else kind)
     if member is None:
         raise HyperparameterError(f"observe: {type(optimizer).__name__} is none of torch.optim's {', '.join(members)}, AdamW")
-    return Observation(optimizer, member, kind == "AdamW", record, name)
+    return FromOutside(optimizer, member, kind == "AdamW", record, name)
 
 
 class Observation:
-    """The handle of `observe`."""
+    """The handle of `observe`: its ``loss``, set before a step, is that step's where nobody else tells."""
+
+    def __init__(self, optimizer: Any, record: Any, name: str | None) -> None:
+        self._optimizer = weakref.ref(optimizer)
+        optimizer.record(record if name is None else (record, name))
+        self._watch = optimizer._watch
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        optimizer = self.__dict__.get("_optimizer", lambda: None)()  # of ours, which keeps it itself
+        if name == "loss" and optimizer is not None:
+            optimizer._told_loss = value
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def steps(self) -> int:
+        """Steps that were taken."""
+        return getattr(self._optimizer(), "steps_taken", 0)
+
+    def mark(self, text: str) -> None:
+        """Note an event."""
+        self._watch.mark(self.steps, text)
+
+    def failed(self, error: BaseException) -> None:
+        """The training failed: the last steps are kept in full."""
+        self._watch.failed(self.steps + 1, error)
+
+    def close(self) -> None:
+        """Record no more; what was recorded is on disk then."""
+        optimizer: Any = self._optimizer()
+        if optimizer is not None:
+            optimizer.record(None)
+        self._end()
+
+    def _end(self) -> None:
+        self._watch.track.recorder.flush()
+        self._watch.track.close()
+
+
+class FromOutside(Observation):
+    """The handle of an optimizer that knows nothing of it."""
+
+    loss: Any = None
 
     def __init__(self, optimizer: torch.optim.Optimizer, member: Member, decoupled: bool, record: Any, name: str | None) -> None:
         from ..record.watch import Watch
 
         self._member, self._decoupled = member, decoupled
         self._steps = 0
-        self.loss: Any = None
         self._before: list[tuple[str, Any, dict[str, Any], list[float]]] = []
         about: dict[str, Any] = {"optimizer": type(optimizer).__name__, "host": "torch, observed from outside", "torch": torch.__version__}
         about["coupling"] = "decoupled" if decoupled else "coupled"
@@ -87,16 +133,16 @@ class Observation:
         self._hooks: list[Any] = [optimizer.register_step_pre_hook(self._look), optimizer.register_step_post_hook(self._tell)]
         weakref.finalize(optimizer, self._watch.track.close).atexit = False
 
-    def mark(self, text: str) -> None:
-        """Note an event."""
-        self._watch.mark(self._steps, text)
+    @property
+    def steps(self) -> int:
+        return self._steps
 
     def close(self) -> None:
         """Leave the optimizer alone."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._watch.track.close()
+        self._end()
 
     @staticmethod
     def _parameters(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Any]]:
@@ -111,7 +157,7 @@ class Observation:
         try:
             if self._watch.wants(self._steps + 1):
                 for g, name, p in self._parameters(optimizer):
-                    if p.grad is not None and not p.grad.is_sparse and has_numbers(p):
+                    if has_numbers(p):  # its gradient may yet be computed, by a closure
                         self._before.append((name, p, *self._taken(optimizer.param_groups[g], optimizer.state.get(p) or {}, p)))
         except Exception as error:  # a training is worth more than its recording
             self._give_up(error)
@@ -125,7 +171,7 @@ class Observation:
             value = state.get(key, first.get(key, 0.0))
             return float(value.item() if isinstance(value, Tensor) else value)
 
-        arrays: dict[str, Any] = {"g": as_array(p.grad).reshape(-1).astype(wide), "p": as_array(p).reshape(-1).astype(wide)}
+        arrays: dict[str, Any] = {"p": as_array(p).reshape(-1).astype(wide)}
         for name in (each for each in traced.states if each in traced.element_states):
             key = self._member.states.get(name, name)
             value = state.get(key)
@@ -139,9 +185,10 @@ class Observation:
         self._steps += 1
         try:
             loss, self.loss = as_loss(self.loss) if self.loss is not None else None, None
+            stepped = [each for each in self._before if each[1].grad is not None and not each[1].grad.is_sparse]
             with np.errstate(all="ignore"):
-                rows = [self._row(p, taken, memory) for _, p, taken, memory in self._before]
-            seen = Measured([name for name, *_ in self._before], COLUMNS, np.array(rows)) if rows else None
+                rows = [self._row(p, taken, memory) for _, p, taken, memory in stepped]
+            seen = Measured([name for name, *_ in stepped], COLUMNS, np.array(rows)) if rows else None
             norm = math.sqrt(seen.total("grad_sum_squares")) if seen is not None else None
             report = StepReport(self._steps, norm if norm is not None else math.nan, 1.0, False, seen, None, loss)
             self._watch.saw(report, [float(group["lr"]) for group in optimizer.param_groups])
@@ -151,6 +198,7 @@ class Observation:
 
     def _row(self, p: Any, taken: Mapping[str, Any], memory: list[float]) -> list[float]:
         arrays, group = taken["arrays"], taken["group"]
+        arrays = {"g": as_array(p.grad).reshape(-1).astype(arrays["p"].dtype), **arrays}
         coupling = "decoupled" if self._decoupled or group.get("decoupled_weight_decay") else "coupled"
         update = engines.Update(self._member.traced(group), coupling, values=self._member.settings(0, group))
         after = {"g": arrays["g"], "p": arrays["p"], "p_after": as_array(p).reshape(-1).astype(arrays["p"].dtype)}
