@@ -5,7 +5,7 @@
 
 namespace openadam {
 
-constexpr std::int64_t kStrip = 512;        // elements that an instruction is run over at a time
+constexpr std::int64_t kStrip = 256;         // elements that an instruction is run over at a time
 constexpr std::int64_t kSlot = kStrip + 48;  // from one slot to the next: not all at one place of a page, where they would drive each other out
 constexpr int kLanes = 16;
 constexpr std::int64_t kMaxOutputs = 96;
@@ -19,7 +19,19 @@ struct Operand {
 
 struct Instruction {
   enum Operation : std::int32_t {
-    kAdd, kSubtract, kMultiply, kDivide, kNegative, kAbsolute, kRoot, kLess, kLessEqual, kEqual, kWhere, kJoin, kOperations
+    kAdd,
+    kSubtract,
+    kMultiply,
+    kDivide,
+    kNegative,
+    kAbsolute,
+    kRoot,
+    kLess,
+    kLessEqual,
+    kEqual,
+    kWhere,
+    kJoin,
+    kOperations
   };
   std::int32_t operation;
   std::int32_t target;  // a slot; of a join, which output
@@ -45,8 +57,30 @@ using Interpret = void (*)(const Code& code, const void* const* inputs, const do
 // An operation on the scalars of a step, in float64; leaves have the index of what they are.
 struct ScalarInstruction {
   enum Operation : std::int32_t {
-    kConstant, kHyperparameter, kMemory, kStep, kGradientScale, kAdd, kSubtract, kMultiply, kDivide, kPower, kNegative, kAbsolute, kRoot, kExp, kExpm1,
-    kLog, kSign, kMaximum, kMinimum, kLess, kLessEqual, kEqual, kWhere, kOperations
+    kConstant,
+    kHyperparameter,
+    kMemory,
+    kStep,
+    kGradientScale,
+    kAdd,
+    kSubtract,
+    kMultiply,
+    kDivide,
+    kPower,
+    kNegative,
+    kAbsolute,
+    kRoot,
+    kExp,
+    kExpm1,
+    kLog,
+    kSign,
+    kMaximum,
+    kMinimum,
+    kLess,
+    kLessEqual,
+    kEqual,
+    kWhere,
+    kOperations
   };
   std::int32_t operation;
   std::int32_t arguments[3];

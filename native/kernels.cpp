@@ -56,7 +56,6 @@ inline T fold(T* lanes, Join join) {
 }
 
 #include "generated_kernels.hpp"
-
 #include "interpreter.hpp"
 
 #define UPDATE_ROW(name, digest, function, states, scalars) {name, digest, {function<float>, function<double>}, states, scalars},
@@ -66,8 +65,14 @@ const openadam::UpdateKernel kUpdates[] = {UPDATE_KERNELS(UPDATE_ROW)};
 const openadam::MeasureKernel kMeasures[] = {MEASURE_KERNELS(MEASURE_ROW)};
 
 const openadam::KernelSet kSet = {
-    TEXT(OPENADAM_ISA), kUpdates, sizeof(kUpdates) / sizeof(kUpdates[0]), kMeasures, sizeof(kMeasures) / sizeof(kMeasures[0]),
-    {norm<float>, norm<double>}, {other_measures<float>, other_measures<double>}, {interpret<float>, interpret<double>},
+    TEXT(OPENADAM_ISA),
+    kUpdates,
+    sizeof(kUpdates) / sizeof(kUpdates[0]),
+    kMeasures,
+    sizeof(kMeasures) / sizeof(kMeasures[0]),
+    {norm<float>, norm<double>},
+    {other_measures<float>, other_measures<double>},
+    {interpret<float>, interpret<double>},
 };
 
 }  // namespace

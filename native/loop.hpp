@@ -80,11 +80,12 @@ struct Observation {
 };
 
 // Of every block a piece is looked into, at a place that goes by the golden ratio, so that no period of the tensor's can meet it. The pieces of
-// a chunk together are a strip at most; of small tensors they are larger.
+// a chunk together are so many at most; of small tensors they are larger.
+constexpr std::int64_t kMostOfChunk = 512;
 inline std::int64_t piece_of(std::int64_t length) {
   const std::int64_t blocks = (length + kBlock - 1) / kBlock;
-  std::int64_t piece = kStrip;
-  while (piece > kStrip / 64 && piece * blocks > kStrip) piece /= 2;
+  std::int64_t piece = kMostOfChunk;
+  while (piece > kMostOfChunk / 64 && piece * blocks > kMostOfChunk) piece /= 2;
   return piece;
 }
 
@@ -97,7 +98,7 @@ inline std::int64_t place_in_block(std::int64_t block, std::int64_t piece, std::
 // What has been taken from the blocks of a chunk before their update.
 struct Sample {
   std::int64_t count = 0;
-  alignas(64) char values[3 + kMaxStates][kSlot * 8];  // the gradient as given, as the rule sees it, the parameter, the states
+  alignas(64) char values[3 + kMaxStates][(kMostOfChunk + 48) * 8];  // the gradient as given, as the rule sees it, the parameter, the states
 
   // Elements [place, place + n) of arrays that lie dense.
   void take(void* const* arrays, std::int64_t how_many, std::int64_t bytes, std::int64_t place, std::int64_t n) {
@@ -115,8 +116,8 @@ struct Request {
   Span<const std::int64_t> measures;  // indices of those to take
   bool update = false;                // otherwise the tensors are measured only
   int threads = 1;
-  Team team = nullptr;   // of the host, if its threads are to do the work
-  Span<double> tallies;  // rows x measures
+  Team team = nullptr;                   // of the host, if its threads are to do the work
+  Span<double> tallies;                  // rows x measures
   Span<const Observation> observations;  // one for each row, or none at all
   std::int64_t columns = 0;
   Span<double> observed;  // rows x columns
@@ -168,7 +169,8 @@ inline void check(const Request& request) {
   for (std::int64_t i = 0; i < request.measures.size; ++i)
     if (request.measures.data[i] < 0 || request.measures.data[i] >= request.kernels->measure_count) throw std::invalid_argument("no such measure");
   if (request.observations.size && request.observations.size != request.rows.size) throw std::invalid_argument("one observation for each row");
-  if (request.observations.size && request.observed.size != request.rows.size * request.columns) throw std::invalid_argument("no room for what is observed");
+  if (request.observations.size && request.observed.size != request.rows.size * request.columns)
+    throw std::invalid_argument("no room for what is observed");
   if (request.tallies.size != request.rows.size * request.measures.size) throw std::invalid_argument("the tallies must hold rows x measures numbers");
   const std::int64_t prepare_scalars = request.kernels->updates[0].scalars;
   for (std::int64_t i = 0; i < request.rows.size; ++i) {
@@ -561,9 +563,7 @@ class Loop {
     return (a > b || a != a) ? a : b;
   }
 
-  static double* aligned(double* pointer) noexcept {
-    return reinterpret_cast<double*>((reinterpret_cast<std::uintptr_t>(pointer) + 63) / 64 * 64);
-  }
+  static double* aligned(double* pointer) noexcept { return reinterpret_cast<double*>((reinterpret_cast<std::uintptr_t>(pointer) + 63) / 64 * 64); }
 
   static char* address(std::int64_t base, const Row& row, std::int64_t element) noexcept {
     return reinterpret_cast<char*>(static_cast<std::uintptr_t>(base)) + element * bytes_of(row.dtype);

@@ -19,8 +19,8 @@ class Observer {
 
   // From the numbers that language/code.py prints; refuses what would read or write where it must not.
   Observer(const std::vector<std::int64_t>& instructions, const std::vector<std::int64_t>& outputs, std::int64_t slots,
-           const std::vector<std::int64_t>& scalars, std::vector<double> constants, std::vector<std::int64_t> roots, std::vector<double> hyperparameters,
-           std::int64_t inputs, std::int64_t memory, std::int64_t columns)
+           const std::vector<std::int64_t>& scalars, std::vector<double> constants, std::vector<std::int64_t> roots,
+           std::vector<double> hyperparameters, std::int64_t inputs, std::int64_t memory, std::int64_t columns)
       : constants_(std::move(constants)), roots_(std::move(roots)), hyperparameters_(std::move(hyperparameters)), slots_(slots) {
     const auto require = [](bool sound) {
       if (!sound) throw std::invalid_argument("the code of an observer is damaged");
@@ -49,7 +49,8 @@ class Observer {
       const auto done = static_cast<std::int64_t>(k / 4);
       const std::int64_t bounds[] = {static_cast<std::int64_t>(constants_.size()), static_cast<std::int64_t>(hyperparameters_.size()), memory};
       require(each[0] >= 0 && each[0] < ScalarInstruction::kOperations);
-      for (int a = 1; a < 4; ++a) require(each[a] >= 0 && (each[0] <= ScalarInstruction::kMemory ? a > 1 || each[a] < bounds[each[0]] : each[a] <= done));
+      for (int a = 1; a < 4; ++a)
+        require(each[a] >= 0 && (each[0] <= ScalarInstruction::kMemory ? a > 1 || each[a] < bounds[each[0]] : each[a] <= done));
       if (each[0] > ScalarInstruction::kGradientScale)
         for (int a = 1; a < 4; ++a) require(each[a] < done);  // nothing that comes later
       scalars_.push_back({static_cast<std::int32_t>(each[0]),
@@ -62,13 +63,14 @@ class Observer {
   bool empty() const { return outputs_.empty(); }
 
   Code code() const {
-    return {instructions_.data(), static_cast<std::int64_t>(instructions_.size()), outputs_.data(), static_cast<std::int64_t>(outputs_.size()), slots_};
+    return {instructions_.data(), static_cast<std::int64_t>(instructions_.size()), outputs_.data(), static_cast<std::int64_t>(outputs_.size()),
+            slots_};
   }
 
   // Adds the scalars of a step at the end of a list.
   void scalars_of_step(const double* memory, double t, double gradient_scale, std::vector<double>& list) {
-    evaluate_scalars(scalars_.data(), static_cast<std::int64_t>(scalars_.size()), constants_.data(), hyperparameters_.data(), memory, t, gradient_scale,
-                     values_.data());
+    evaluate_scalars(scalars_.data(), static_cast<std::int64_t>(scalars_.size()), constants_.data(), hyperparameters_.data(), memory, t,
+                     gradient_scale, values_.data());
     for (const std::int64_t root : roots_) list.push_back(values_[static_cast<std::size_t>(root)]);
   }
 

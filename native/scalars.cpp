@@ -2,9 +2,9 @@
 // compiler, which may know a digit better, does not.
 #include "scalars.hpp"
 
-#include "observer.hpp"
-
 #include <math.h>
+
+#include "observer.hpp"
 
 namespace {
 
@@ -33,29 +33,74 @@ void evaluate_scalars(const ScalarInstruction* instructions, std::int64_t count,
     const double b = each.operation > Scalar::kGradientScale ? values[each.arguments[1]] : 0;
     double& value = values[k];
     switch (each.operation) {
-      case Scalar::kConstant: value = constants[each.arguments[0]]; break;
-      case Scalar::kHyperparameter: value = h[each.arguments[0]]; break;
-      case Scalar::kMemory: value = s[each.arguments[0]]; break;
-      case Scalar::kStep: value = t; break;
-      case Scalar::kGradientScale: value = gradient_scale; break;
-      case Scalar::kAdd: value = a + b; break;
-      case Scalar::kSubtract: value = a - b; break;
-      case Scalar::kMultiply: value = a * b; break;
-      case Scalar::kDivide: value = a / b; break;
-      case Scalar::kPower: value = pow(a, b); break;
-      case Scalar::kNegative: value = -a; break;
-      case Scalar::kAbsolute: value = fabs(a); break;
-      case Scalar::kRoot: value = sqrt(a); break;
-      case Scalar::kExp: value = exp(a); break;
-      case Scalar::kExpm1: value = expm1(a); break;
-      case Scalar::kLog: value = log(a); break;
-      case Scalar::kSign: value = sign(a); break;
-      case Scalar::kMaximum: value = maximum(a, b); break;
-      case Scalar::kMinimum: value = minimum(a, b); break;
-      case Scalar::kLess: value = a < b; break;
-      case Scalar::kLessEqual: value = a <= b; break;
-      case Scalar::kEqual: value = a == b; break;
-      default: value = a != 0 ? b : values[each.arguments[2]];
+      case Scalar::kConstant:
+        value = constants[each.arguments[0]];
+        break;
+      case Scalar::kHyperparameter:
+        value = h[each.arguments[0]];
+        break;
+      case Scalar::kMemory:
+        value = s[each.arguments[0]];
+        break;
+      case Scalar::kStep:
+        value = t;
+        break;
+      case Scalar::kGradientScale:
+        value = gradient_scale;
+        break;
+      case Scalar::kAdd:
+        value = a + b;
+        break;
+      case Scalar::kSubtract:
+        value = a - b;
+        break;
+      case Scalar::kMultiply:
+        value = a * b;
+        break;
+      case Scalar::kDivide:
+        value = a / b;
+        break;
+      case Scalar::kPower:
+        value = pow(a, b);
+        break;
+      case Scalar::kNegative:
+        value = -a;
+        break;
+      case Scalar::kAbsolute:
+        value = fabs(a);
+        break;
+      case Scalar::kRoot:
+        value = sqrt(a);
+        break;
+      case Scalar::kExp:
+        value = exp(a);
+        break;
+      case Scalar::kExpm1:
+        value = expm1(a);
+        break;
+      case Scalar::kLog:
+        value = log(a);
+        break;
+      case Scalar::kSign:
+        value = sign(a);
+        break;
+      case Scalar::kMaximum:
+        value = maximum(a, b);
+        break;
+      case Scalar::kMinimum:
+        value = minimum(a, b);
+        break;
+      case Scalar::kLess:
+        value = a < b;
+        break;
+      case Scalar::kLessEqual:
+        value = a <= b;
+        break;
+      case Scalar::kEqual:
+        value = a == b;
+        break;
+      default:
+        value = a != 0 ? b : values[each.arguments[2]];
     }
   }
 }

@@ -37,7 +37,7 @@ EVALUATION, NOTATION = "src/openadam/language/arrays.py", "src/openadam/language
 TABLE, SCALARS, TENSORS, FRAMEWORK = "native/table.cpp", "src/openadam/language/cpp.py", "native/tensors.cpp", "native/framework.hpp"
 HOST, ROWS, ROW_TABLE, LOADING, SHARDS = (f"src/openadam/torch/{name}.py" for name in ("host", "rows", "table", "loading", "shards"))
 SPARSE = ("test_row_sparse.py", "test_torch_sparse.py")
-HISTORY, RECORDER, LAYOUT, SESSION = (f"src/openadam/record/{name}.py" for name in ("history", "recorder", "layout", "session"))
+HISTORY, RECORDER, TRACK, LAYOUT, SESSION = (f"src/openadam/record/{name}.py" for name in ("history", "recorder", "track", "layout", "session"))
 RECORD = ("test_record.py",)
 FRAME, RATES, ANSWERS = "src/openadam/studies/frame.py", "src/openadam/studies/rates.py", "src/openadam/practice/model.py"
 STUDIES, PRACTICE, INSIDE = ("test_studies.py",), ("test_practice.py",), ("test_inside.py",)
@@ -161,12 +161,12 @@ MUTANTS = (
     Mutant("a recording averages spikes away", HISTORY, "np.maximum(self.maximum[left], self.maximum[right])", "self.maximum[left]", RECORD),
     Mutant("a recording forgets its latest bucket", HISTORY, "self.dirty = min(self.dirty, at)", "self.dirty = min(self.dirty, at + 1)", RECORD),
     Mutant("a recording keeps the buckets that were joined", HISTORY, "self.dirty, self.stale = 0, True", "self.dirty = 0", RECORD),
-    Mutant("a recording loses what a full disk refused", RECORDER, "each.dirty = min(each.dirty, batch.dirty[stream])", "pass", RECORD),
+    Mutant("a recording loses what a full disk refused", TRACK, "each.dirty = min(each.dirty, batch.dirty[stream])", "pass", RECORD),
     Mutant("a recording overwrites another program's database", LAYOUT, "if application != APPLICATION:", "if False:", RECORD),
     Mutant("a recording goes on in a forked child", RECORDER, "        each._abandon()\n", "        pass\n", RECORD),
     Mutant("a recording in a file that is gone", RECORDER, "            self._look_for_file()\n", "", RECORD),
-    Mutant("a recording dumps at every alarm", RECORDER, "(rest or doublings & (doublings - 1))", "False", RECORD),
-    Mutant("a recording of an exception keeps no ring", RECORDER, "step, text, always=always)", "step, text)", RECORD),
+    Mutant("a recording dumps at every alarm", TRACK, "(rest or doublings & (doublings - 1))", "False", RECORD),
+    Mutant("a recording of an exception keeps no ring", TRACK, "step, text, always=always)", "step, text)", RECORD),
     Mutant("a recording is read as it was", SESSION, "known = max(0, len(rows) - 1) if", "known = len(rows) if", RECORD),
 )  # fmt: skip
 

@@ -256,7 +256,7 @@ def program_inside(traced: Traced, measures: tuple[Measure, ...] = INSIDE) -> Pr
 # --- the sample --------------------------------------------------------------------------------------------------------
 
 BLOCK = 1024
-STRIP = 512
+MOST = 512  # of a chunk of 16 blocks
 
 
 def sampled_pieces(length: int) -> Iterator[slice]:
@@ -264,8 +264,8 @@ def sampled_pieces(length: int) -> Iterator[slice]:
     tensor's can meet it.
     """
     blocks = -(-length // BLOCK)
-    piece = STRIP
-    while piece > STRIP // 64 and piece * blocks > STRIP:
+    piece = MOST
+    while piece > MOST // 64 and piece * blocks > MOST:
         piece //= 2
     for block in range(blocks):
         place = (block * 2654435769 % 2**32 * (BLOCK // piece) >> 32) * piece

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from .exporters import FORMATS, export
-from .recorder import Recorder, Track, track
+from .recorder import Recorder, track
 from .session import TABLE, Session, TrackData, load, sessions
+from .track import Track
 
 __all__ = ["FORMATS", "TABLE", "Recorder", "Session", "Track", "TrackData", "export", "load", "sessions", "track"]

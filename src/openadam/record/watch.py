@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..measures import INSIDE, MEASURES
-from .recorder import Track, track
+from .recorder import track
+from .track import Track
 
 if TYPE_CHECKING:
     from ..step import StepReport
