@@ -102,7 +102,7 @@ def chart(
     parts.append(f'<text class="tick" x="{LEFT}" y="{height - 2}">axis of values: {axis}</text>')
     for step, kind, text in marks:
         parts.append(
-            f'<path class="mark {kind}" d="M{across(step)} {TOP}V{height - BOTTOM}"><title>{name_of(text, 200)} (step {step:.12g})</title></path>'
+            f'<path class="mark {kind}" d="M{across(step)} {TOP}V{height - BOTTOM}"><title>{name_of(text)} (step {step:.12g})</title></path>'
         )
     for at, text in nulls:
         parts.append(f'<path class="null" d="M{LEFT} {down(at)}H{WIDTH - RIGHT}"><title>{html.escape(text)}</title></path>')

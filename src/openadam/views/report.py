@@ -95,6 +95,7 @@ class _Page:
         series = {(k, name): thin(Series(first, last, *values[:, :, k]), columns) for name, values in found.items() for k in places}
         told = [name for name in READINGS if any(np.isfinite(series[k, name].mid).any() for k in places)]
         grid = thin(Series(first, last, *np.zeros((3, len(first)))), columns)
+        events = max(10, min(MOST_EVENTS, self.budget // 4))
         thinned = {name: thin(each, COLUMNS[1]) for name, each in scalars.items()}
         self.data["tracks"].append({
             "name": track.name, "about": {**track.about, "groups": _groups(track)}, "steps": track.steps, "observed": track.observed,
@@ -105,9 +106,11 @@ class _Page:
                  "values": {key: _bounds(series[k, key]) for key in told}}
                 for k, name in enumerate(tensors)
             ],
-            "events": [dict(zip(("step", "time", "kind", "tensor", "text"), each, strict=True)) for each in _events(track)[:MOST_EVENTS]],
+            "events": [
+                {"step": step, "kind": kind, "tensor": tensor, "text": text[:LONGEST_TEXT]} for step, _, kind, tensor, text in _events(track)[:events]
+            ],
         })  # fmt: skip
-        marks = [(float(step), kind, f"{kind}: {text}") for step, _, kind, _, text in _events(track)[:MOST_MARKS]]
+        marks = [(float(step), kind, f"{kind}: {text}") for step, _, kind, _, text in _events(track)[: min(MOST_MARKS, events // 4)]]
 
         def tensor_chart(key: str, name: str, title: str) -> str:
             if name not in told:
@@ -152,7 +155,7 @@ class _Page:
             _decay(track) if "param_rms" in told or "param_norm" in thinned else "",
             scalar_chart("paramnorm", "Norm of all parameters", "of observed steps", ["param_norm"]),
             tensor_chart("param", "param_rms", f"rms of the parameter, {lines_of}"),
-            _event_list(track),
+            _event_list(track, events),
             "</section>",
         ]  # fmt: skip
         return "".join(parts)
@@ -310,15 +313,15 @@ def _events(track: TrackData) -> list[tuple[int, float, str, str | None, str]]:
     return sorted([*events, *alarms], key=lambda each: (each[1], each[0]), reverse=True)
 
 
-def _event_list(track: TrackData) -> str:
+def _event_list(track: TrackData, most: int) -> str:
     events = _events(track)
     if not events:
         return '<h3>Events</h3><p class="note">Nothing was marked, no step was skipped or refused, and there was no alarm.</p>'
     words = {"event": "mark", "failed": "refused"}
-    told = [(words.get(kind, kind), tensor or "", text) for _, _, kind, tensor, text in events[:MOST_EVENTS]]
+    told = [(words.get(kind, kind), tensor or "", text) for _, _, kind, tensor, text in events[:most]]
     cells = ["".join(f"<td>{name_of(each, LONGEST_TEXT)}</td>" for each in row) for row in told]
     rows = "".join(f'<tr><th scope="row">{event[0]}</th>{row}</tr>' for event, row in zip(events, cells, strict=False))
-    more = f'<p class="note">The latest {MOST_EVENTS} of {len(events)}.</p>' if len(events) > MOST_EVENTS else ""
+    more = f'<p class="note">The latest {most} of {len(events)}.</p>' if len(events) > most else ""
     head = "".join(f'<th scope="col">{each}</th>' for each in ("step", "what", "tensor", "text"))
     table = f'<table class="texts"><caption>Newest first</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return f"<h3>Events</h3>{more}{_wide('Events', table)}"
