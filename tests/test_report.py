@@ -325,6 +325,22 @@ def test_the_command_writes_a_report(session: record.Session, tmp_path: Path, ca
     assert all(text.startswith("openadam: error: ") for text in capsys.readouterr().err.splitlines())
 
 
+def test_what_the_documentation_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    document = (Path(__file__).parent.parent / "docs" / "recording.md").read_text("utf-8")
+    for source in re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL):
+        names: dict[str, Any] = {}
+        exec(compile(source, "recording.md", "exec"), names)
+        (names["optimizer"]._stepper.watch if "w" in names else names["optimizer"]._watch).track.recorder.close()
+    for name, step in (("run.oadam", 200), ("torch.oadam", 20)):
+        (track,) = record.load(name).tracks.values()
+        assert track.last_step == step
+        assert cli.main(["report", name]) == 0
+        assert cli.main(["watch", name, "--once"]) == 0
+    assert [event.text for event in record.load("run.oadam").tracks["AdamW"].events] == ["the data changed"]
+
+
 # --- in a browser ------------------------------------------------------------------------------------------------------
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
