@@ -33,6 +33,8 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
     """
     if log:
         first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+        if last - first < 2:
+            return [number for k in range(first - 1, last + 1) for m in (1, 2, 5) if low <= (number := float(f"{m}e{k}")) <= high]
         apart = max(1, (last - first) // 5)
         return [10.0**k for k in range(first, last + 1, apart)]
     raw = (high - low) / 5 or 1.0
@@ -104,16 +106,16 @@ def chart(
         parts.append(
             f'<path class="mark {kind}" d="M{across(step)} {TOP}V{height - BOTTOM}"><title>{name_of(text)} (step {step:.12g})</title></path>'
         )
-    for at, text in nulls:
-        parts.append(f'<path class="null" d="M{LEFT} {down(at)}H{WIDTH - RIGHT}"><title>{html.escape(text)}</title></path>')
     for number, (_, series) in enumerate(lines):
         for band, line in _paths(series, across, down):
             parts.append(f'<path class="band c{number % 8}" d="{band}"/><path class="line c{number % 8}" d="{line}"/>')
+    for at, text in nulls:
+        parts.append(f'<path class="null" d="M{LEFT} {down(at)}H{WIDTH - RIGHT}"><title>{html.escape(text)}</title></path>')
     parts.append(f'<path class="cursor" d="M0 {TOP}V{height - BOTTOM}" visibility="hidden"/></svg>')
     legend = "".join(f'<li><span class="swatch c{k % 8}" aria-hidden="true"></span>{name_of(label)}</li>' for k, (label, _) in enumerate(lines))
     legend += "".join(f'<li><span class="swatch dash" aria-hidden="true"></span>{html.escape(text)}: {shown(at)}</li>' for at, text in nulls)
     return (
-        f'<figure><figcaption>{html.escape(title)}</figcaption><ul class="legend">{legend}</ul>{"".join(parts)}'
+        f'<figure><figcaption>{html.escape(title)}</figcaption><ul class="legend">{legend}</ul><div class="plot">{"".join(parts)}</div>'
         f'<p class="readout" id="{key}-r" aria-live="polite">&#160;</p>{table(title, lines)}</figure>'
     )
 

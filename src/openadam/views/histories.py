@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..measures import sampled_elements
 from ..record import TrackData
-from .readings import MEASURES, READINGS, Reading, eps_of, null, trouble, value
+from .readings import MEASURES, READINGS, Reading, eps_of, null, reach, trouble, value
 
-__all__ = ["Series", "by_trouble", "groups_of", "histories", "latest", "null_of", "scalar", "thin"]
+__all__ = ["Series", "by_trouble", "groups_of", "histories", "latest", "mean", "noise_of", "null_of", "scalar", "seen_of", "thin"]
 
 CHUNK = 100  # tensors whose measures are looked at together
+LATEST = 8  # buckets that are now
 
 
 class Series(NamedTuple):
@@ -68,10 +70,27 @@ def histories(track: TrackData, tensors: Sequence[str]) -> tuple[Any, Any, dict[
     return _readings(track, tensors, None)
 
 
-def latest(track: TrackData, tensors: Sequence[str]) -> dict[str, Any]:
-    """The readings of the last bucket: of each a number for each tensor."""
-    found = _readings(track, tensors, 1)[2]
-    return {name: each[1, -1] if each.shape[1] else np.full(len(tensors), np.nan) for name, each in found.items()}
+def seen_of(track: TrackData, tensors: Sequence[str]) -> Any:
+    """How many elements of each tensor are looked into; infinity where that is not known."""
+    sizes = [track.tensors[name].get("elements") for name in tensors]
+    return np.array([max(sampled_elements(size), 1) if isinstance(size, int) and size >= 0 else np.inf for size in sizes], float)
+
+
+def noise_of(track: TrackData, tensors: Sequence[str], seen: Any) -> dict[str, Any]:
+    """How far noise alone reaches in each tensor, of each reading."""
+    return {name: reach(reading, null_of(track, reading, tensors), seen) for name, reading in READINGS.items()}
+
+
+def latest(track: TrackData, tensors: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """The readings of the last buckets: of each a mean for each tensor; and how many buckets that are."""
+    first, _, found = _readings(track, tensors, LATEST)
+    return {name: mean(values[1]) for name, values in found.items()}, len(first)
+
+
+def mean(values: Any) -> Any:
+    """Over buckets; NaN where there is nothing."""
+    there = np.isfinite(values)
+    return np.where(there, values, 0).sum(axis=0) / np.where(there.any(axis=0), there.sum(axis=0), np.nan)
 
 
 def by_trouble(track: TrackData) -> list[tuple[str, float]]:
@@ -81,9 +100,8 @@ def by_trouble(track: TrackData) -> list[tuple[str, float]]:
     for start in range(0, len(names), CHUNK):
         some = names[start : start + CHUNK]
         first, _, found = histories(track, some)
-        nulls = {name: null_of(track, READINGS[name], some) for name in ("direction", "disagreement")}
         settled = slice(len(first) // 10, None)
-        each = trouble({name: values[1, settled] for name, values in found.items()}, nulls)
+        each = trouble({name: values[1, settled] for name, values in found.items()}, noise_of(track, some, seen_of(track, some)))
         scores += each.max(axis=0).tolist() if len(first) else [0.0] * len(some)
     return sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
 

@@ -12,7 +12,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["MEASURES", "READINGS", "Reading", "direction_null", "disagreement_null", "eps_of", "level", "limits", "null", "shown", "trouble", "value"]
+__all__ = [
+    "MEASURES",
+    "READINGS",
+    "Reading",
+    "decay_equilibrium",
+    "direction_null",
+    "disagreement_null",
+    "eps_of",
+    "level",
+    "limits",
+    "null",
+    "shown",
+    "trouble",
+    "value",
+]
 
 Pick = Callable[[str], Any]
 
@@ -115,6 +129,15 @@ def disagreement_null(beta1: float) -> float:
     return 0.5 - math.asin(math.sqrt(1 - beta1**2)) / math.pi
 
 
+def decay_equilibrium(lr: float, weight_decay: float) -> tuple[float, float]:
+    """Where decoupled decay brings the root mean square of a parameter that noise alone moves, and over how many steps (Kosson et al., 2023).
+
+    >>> decay_equilibrium(0.001, 0.1)
+    (0.07071067811865475, 10000.0)
+    """
+    return math.sqrt(lr / (2 * weight_decay)), 1 / (lr * weight_decay)
+
+
 def null(reading: Reading, about: Mapping[str, Any], group: Mapping[str, Any]) -> float | None:
     """What noise alone would give; None where that is not known."""
     beta1 = beta1_of(group)
@@ -125,34 +148,52 @@ def null(reading: Reading, about: Mapping[str, Any], group: Mapping[str, Any]) -
     return reading.null
 
 
-def limits(reading: Reading, none: float | None) -> tuple[float, float]:
-    """From where on a reading deserves a look, and from where on it is an alarm."""
+def reach(reading: Reading, none: Any, seen: Any) -> Any:
+    """How far noise alone reaches, by three standard errors, where so many elements were seen; of other readings, the null value.
+
+    >>> reach(READINGS["disagreement"], 0.5, 900), float(reach(READINGS["surprise"], 1.0, 3).round(2))
+    (0.55, 1.86)
+    """
+    with np.errstate(all="ignore"):
+        if reading.name == "disagreement":
+            return none + 3 * (none * (1 - none) / seen) ** 0.5
+        if reading.name == "surprise":
+            return np.sqrt(1 + 3 * np.sqrt(2 / np.asarray(seen, float)))
+    return none
+
+
+def limits(reading: Reading, none: float | None, seen: float = math.inf) -> tuple[float, float]:
+    """From where on a reading deserves a look, and from where on it is an alarm; a few elements go further by chance."""
     if reading.name in ("disagreement", "direction") and none is None:
         return math.inf, math.inf
-    start = none if reading.name == "disagreement" and none is not None else 0.0
-    return start + reading.look, start + reading.alarm
+    far = reach(reading, none, seen)
+    if reading.name == "disagreement":
+        return float(far + reading.look), float(far + reading.alarm)
+    if reading.name == "surprise":
+        return float(math.sqrt(reading.look**2 + far**2 - 1)), float(math.sqrt(reading.alarm**2 + far**2 - 1))
+    return reading.look, reading.alarm
 
 
-def level(reading: Reading, number: float, none: float | None) -> str:
+def level(reading: Reading, number: float, none: float | None, seen: float = math.inf) -> str:
     """``alarm``, ``look``, ``fine``, or ``unknown`` where there is no number or nothing to hold it against."""
-    look, alarm = limits(reading, none)
+    look, alarm = limits(reading, none, seen)
     if math.isnan(number) or math.isinf(look):
         return "unknown"
     return "alarm" if number >= alarm else "look" if number >= look else "fine"
 
 
-def trouble(readings: Mapping[str, Any], nulls: Mapping[str, Any]) -> Any:
+def trouble(readings: Mapping[str, Any], noise: Mapping[str, Any]) -> Any:
     """How much trouble tensors are in, to sort them by: what exceeds its limits, added up.
 
     Args:
         readings: Numbers or arrays by name.
-        nulls: What noise alone would give of ``direction`` and ``disagreement``; NaN where that is not known.
+        noise: How far noise alone reaches; NaN where that is not known.
     """
     with np.errstate(all="ignore"):
         parts = [
-            np.log(readings["surprise"]) / np.log(2.3),
-            np.where(np.isnan(nulls["direction"]), 0, readings["direction"] - 1),
-            (readings["disagreement"] - nulls["disagreement"]) / 0.1,
+            np.log(readings["surprise"] / noise["surprise"]) / np.log(2.3),
+            np.where(np.isnan(noise["direction"]), 0, readings["direction"] - 1),
+            (readings["disagreement"] - noise["disagreement"]) / 0.1,
             readings["eps_share"] / 0.1,
             np.log10(readings["update_weight"]) + 2,
             readings["spikes"] / 0.1,

@@ -19,8 +19,8 @@ from .._version import __version__
 from ..errors import RecordError
 from ..record import Session, TrackData
 from .charts import chart, name_of
-from .histories import Series, by_trouble, histories, null_of, scalar, thin
-from .readings import READINGS, Reading, level, limits, shown
+from .histories import Series, by_trouble, histories, mean, null_of, scalar, seen_of, thin
+from .readings import READINGS, Reading, decay_equilibrium, level, limits, shown
 
 __all__ = ["LARGEST", "report"]
 
@@ -262,21 +262,19 @@ def _cards(track: TrackData, tensors: Sequence[str], first: Any, last: Any, foun
     for name in CARDS:
         reading, nulls = READINGS[name], null_of(track, READINGS[name], tensors)
         recent = found[name][1, quarter:]
-        there = np.isfinite(recent)
-        with np.errstate(all="ignore"):
-            means = np.where(there, recent, 0).sum(axis=0) / np.where(there.any(axis=0), there.sum(axis=0), np.nan)
+        means, seen = mean(recent), seen_of(track, tensors) * len(recent)
         if not np.isfinite(means).any():
             continue
         above = means - np.nan_to_num(nulls) if name == "disagreement" else means
         worst = int(np.nanargmax(above))
         none = None if math.isnan(nulls[worst]) else float(nulls[worst])
-        state = level(reading, float(means[worst]), none)
-        look, alarm = limits(reading, none)
+        state = level(reading, float(means[worst]), none, float(seen[worst]))
+        look, alarm = limits(reading, none, float(seen[worst]))
         highest = found[name][2, :, worst]
         peak = int(np.nanargmax(highest))
         parts = [
             f'<p>{html.escape(reading.label)}</p><p class="number">{shown(float(means[worst]), reading.share)}</p>',
-            f"<p>in {name_of(tensors[worst])}; {_beside(reading, none)}",
+            f"<p>in {name_of(tensors[worst]) if means[worst] > 0 else 'every tensor'}; {_beside(reading, none)}",
             "" if math.isinf(look) else f"; a look from {shown(look, reading.share)}, an alarm from {shown(alarm, reading.share)}",
             f"</p><p>greatest there {shown(float(highest[peak]), reading.share)}, ",
             f"step {first[peak]}" if first[peak] == last[peak] else f"steps {first[peak]} to {last[peak]}",
@@ -301,7 +299,16 @@ def _beside(reading: Reading, none: float | None) -> str:
 def _decay(track: TrackData) -> str:
     decays = [group.get("weight_decay") for group in _groups(track)]
     told = ", ".join(dict.fromkeys(f"{each}" for each in decays if each is not None)) or "unknown"
-    return f'<p class="note">Weight decay {name_of(told, 200)} ({name_of(track.about.get("coupling", "unknown"))}).</p>'
+    text = f"Weight decay {name_of(told, 200)} ({name_of(track.about.get('coupling', 'unknown'))})."
+    rate, decay = scalar(track, "lr"), decays[0] if decays else None
+    if track.about.get("rule") == "adam" and track.about.get("coupling") == "decoupled" and rate is not None and isinstance(decay, (int, float)):
+        last = float(rate.mid[-1])
+        if last > 0 and decay > 0:
+            size, time = decay_equilibrium(last, decay)
+            text += (
+                f" At the first group's last learning rate, noise alone would bring rms(parameter) to {shown(size)}, over some {shown(time)} steps."
+            )
+    return f'<p class="note">{text}</p>'
 
 
 def _events(track: TrackData) -> list[tuple[int, float, str, str | None, str]]:

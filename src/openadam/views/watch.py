@@ -10,7 +10,7 @@ import numpy as np
 
 from ..extras import module
 from ..record import Session, TrackData
-from .histories import latest, null_of, scalar
+from .histories import latest, noise_of, null_of, scalar, seen_of
 from .readings import READINGS, level, shown, trouble
 
 __all__ = ["line", "screen", "sparkline"]
@@ -25,6 +25,16 @@ class Column(NamedTuple):
     reading: str
     head: str
     narrowest: int  # terminal that has room for it
+
+
+class Ranking(NamedTuple):
+    """The tensors of an optimizer, the one in most trouble first: their names, trouble, readings, null values and elements seen."""
+
+    names: list[str]
+    scores: list[float]
+    readings: dict[str, Any]
+    nulls: dict[str, Any]
+    seen: Any
 
 
 COLUMNS = (
@@ -71,13 +81,13 @@ def line(session: Session, track: str | None) -> str:
     """The view on one line."""
     parts = []
     for each in _chosen(session, track):
-        names, ranks, readings = _ranked(each)
+        ranking = _ranked(each)
         told = [f"step {'–' if each.last_step is None else each.last_step}", *(f"{name} {number}" for name, number in _numbers(each))]
         speed = _speed(each)
         told += [f"{speed:.3g} steps/s"] if speed is not None else []
-        if names and ranks[0] > 0:
-            values = ", ".join(f"{column.head} {_cell(each, column, names[:1], readings, 0)}" for column in COLUMNS[:5])
-            told.append(f"worst {_plain(names[0])}: {values}")
+        if ranking.names and ranking.scores[0] > 0:
+            values = ", ".join(f"{column.head} {_cell(ranking, column, 0)}" for column in COLUMNS[:5])
+            told.append(f"worst {_plain(ranking.names[0])}: {values}")
         bad = {kind: sum(event.kind == kind for event in each.events) for kind in ("skipped", "failed")}
         told += [f"{count} {kind}" for kind, count in bad.items() if count]
         parts.append(f"{_plain(each.name)}: " + "  ".join(told))
@@ -88,7 +98,8 @@ def line(session: Session, track: str | None) -> str:
 
 
 def _panel(session: Session, track: TrackData, width: int, height: int) -> list[Any]:
-    names, _, readings = _ranked(track)
+    ranking = _ranked(track)
+    names = ranking.names
     speed = _speed(track)
     state = "ended" if session.ended is not None else _silence(track)
     head = _text(f"{_plain(track.name)}  step {'–' if track.last_step is None else track.last_step}  {state}", "bold")
@@ -100,7 +111,7 @@ def _panel(session: Session, track: TrackData, width: int, height: int) -> list[
     happened = _events(track, max(1, min(6, height // 4)))
     shown_rows = max(1, height - len(lines) - len(happened) - 4)
     if names:
-        lines.append(_table(track, names[:shown_rows], readings, width))
+        lines.append(_table(track, ranking, shown_rows, width))
         left = len(names) - shown_rows
         lines.append(_text("! alarm  ? worth a look" + (f"  {left} more tensors" if left > 0 else ""), "dim"))
         lines.append(_text("dir: 1 where all signs stay" + _noise(track, names), "dim"))
@@ -109,10 +120,11 @@ def _panel(session: Session, track: TrackData, width: int, height: int) -> list[
     return [*lines, *happened]
 
 
-def _table(track: TrackData, names: list[str], readings: dict[str, Any], width: int) -> Any:
+def _table(track: TrackData, ranking: Ranking, rows: int, width: int) -> Any:
+    names = ranking.names[:rows]
     made = module("rich.table", "demo").Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
     columns = [column for column in COLUMNS if column.narrowest <= width]
-    cells = [[_cell(track, column, names, readings, k) for column in columns] for k in range(len(names))]
+    cells = [[_cell(ranking, column, k) for column in columns] for k in range(len(names))]
     wide = width >= 66
     taken = sum(max([len(column.head), *(len(row[at]) for row in cells)]) + 1 for at, column in enumerate(columns)) + (9 if wide else 0)
     made.add_column("tensor", no_wrap=True, width=max(6, min(max(len("tensor"), *(len(_plain(name)) for name in names)), width - taken - 1)))
@@ -123,37 +135,38 @@ def _table(track: TrackData, names: list[str], readings: dict[str, Any], width: 
     room = made.columns[0].width
     for k, name in enumerate(names):
         size = track.tensors[name].get("elements")
-        states = [_state(track, column, names, readings, k) for column in columns]
+        states = [_state(ranking, column, k) for column in columns]
         row = [_text(cell, COLOURS[state]) for cell, state in zip(cells[k], states, strict=True)]
         made.add_row(_text(_short(_plain(name), room)), *([_text(_count(size))] if wide else []), *row)
     return made
 
 
-def _cell(track: TrackData, column: Column, names: list[str], readings: dict[str, Any], k: int) -> str:
+def _cell(ranking: Ranking, column: Column, k: int) -> str:
     """A reading as text, with a sign that does without colour where it is beyond its limits."""
-    reading, number = READINGS[column.reading], float(readings[column.reading][k])
+    reading, number, none = READINGS[column.reading], float(ranking.readings[column.reading][k]), float(ranking.nulls[column.reading][k])
     text = shown(number, reading.share)
     if column.reading == "disagreement":
-        none = float(null_of(track, reading, names[k : k + 1])[0])
         text = shown(number) if np.isnan(none) or np.isnan(number) else f"{number - none:+.2f}"
-    return SIGNS[_state(track, column, names, readings, k)] + text
+    return SIGNS[_state(ranking, column, k)] + text
 
 
-def _state(track: TrackData, column: Column, names: list[str], readings: dict[str, Any], k: int) -> str:
-    reading = READINGS[column.reading]
-    none = float(null_of(track, reading, names[k : k + 1])[0])
-    return level(reading, float(readings[column.reading][k]), None if np.isnan(none) else none)
+def _state(ranking: Ranking, column: Column, k: int) -> str:
+    none = float(ranking.nulls[column.reading][k])
+    number = float(ranking.readings[column.reading][k])
+    return level(READINGS[column.reading], number, None if np.isnan(none) else none, float(ranking.seen[k]))
 
 
-def _ranked(track: TrackData) -> tuple[list[str], list[float], dict[str, Any]]:
-    """Tensors that were measured, the one in most trouble first, with their last readings in this order."""
+def _ranked(track: TrackData) -> Ranking:
+    """Tensors that were measured, the one in most trouble first."""
     names = list(track.tensors)
-    readings = latest(track, names)
-    seen = [k for k in range(len(names)) if any(np.isfinite(values[k]) for values in readings.values())]
-    nulls = {name: null_of(track, READINGS[name], names) for name in ("direction", "disagreement")}
-    scores = trouble(readings, nulls)
-    order = sorted(seen, key=lambda k: -scores[k])
-    return [names[k] for k in order], [float(scores[k]) for k in order], {name: values[order] for name, values in readings.items()}
+    readings, buckets = latest(track, names)
+    known = [k for k in range(len(names)) if any(np.isfinite(values[k]) for values in readings.values())]
+    seen = seen_of(track, names) * max(buckets, 1)
+    scores = trouble(readings, noise_of(track, names, seen))
+    order = sorted(known, key=lambda k: -scores[k])
+    ranked = [names[k] for k in order]
+    nulls = {name: null_of(track, reading, ranked) for name, reading in READINGS.items()}
+    return Ranking(ranked, [float(scores[k]) for k in order], {name: values[order] for name, values in readings.items()}, nulls, seen[order])
 
 
 def _numbers(track: TrackData) -> list[tuple[str, str]]:
