@@ -331,6 +331,17 @@ def test_a_run_over_torch(tmp_path: Path) -> None:
     assert "0.weight" in picture(session, 80)
 
 
+def test_findings_are_shown_where_there_are_any(session: record.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record.Session, "diagnose", lambda self: ["eps dominates tiny", *HOSTILE], raising=False)
+    page = Page(report(session))
+    told = "".join(page.text)
+    assert "Findings" in told
+    assert "eps dominates tiny" in told
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
+    monkeypatch.setattr(record.Session, "diagnose", lambda self: [], raising=False)
+    assert "Nothing was found." in "".join(Page(report(session)).text)
+
+
 def test_the_command_writes_a_report(session: record.Session, tmp_path: Path, capsys: Any) -> None:
     own = tmp_path / "my run.oadam"
     shutil.copy(session.path, own)
