@@ -32,6 +32,8 @@ COMMANDS = {
     "show": "print an update rule as it is written, as LaTeX, or as the C++ that is compiled",
     "list": "list the members of the family with their defaults",
     "inspect": "tell what a checkpoint file holds",
+    "report": "draw a recording as one HTML page that needs no network",
+    "watch": "follow a training run in the terminal while it is recorded",
     "export": "hand a recording on: CSV, JSON lines, Parquet, TensorBoard, W&B, MLflow, trackio",
     "info": "tell what this installation runs on",
 }

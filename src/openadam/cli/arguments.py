@@ -15,7 +15,7 @@ from ..family import MEMBERS
 from ..hyperparameters import HYPERPARAMETERS, SYNONYMS, checked
 from ..rules import FAMILY
 
-__all__ = ["Parser", "UsageError", "hyperparameter", "members", "named_object", "near", "normalized", "one_of", "setting", "whole"]
+__all__ = ["Parser", "UsageError", "hyperparameter", "members", "named_object", "near", "normalized", "one_of", "session_number", "setting", "whole"]
 
 
 class UsageError(Exception):
@@ -128,6 +128,13 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def session_number(text: str) -> int:
+    """The type of the number of a session in a recording, which may count from the end."""
+    if not re.fullmatch(r"-?\d{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def hyperparameter(name: str) -> Callable[[str], float]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 
-from .arguments import one_of
+from .arguments import one_of, session_number
 
 __all__ = ["add_arguments", "run"]
 
@@ -17,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--as", dest="form", required=True, metavar="FORMAT", type=one_of("format", FORMATS), help=" | ".join(FORMATS))
     parser.add_argument("--output", required=True, metavar="PATH", help="file or folder; for mlflow also a tracking URI, for trackio a project")
     parser.add_argument("--track", metavar="NAME", help="only this optimizer")
-    parser.add_argument("--session", type=_number, default=-1, metavar="N", help="from 0 as they were started; -1, the default, is the last")
+    parser.add_argument("--session", type=session_number, default=-1, metavar="N", help="from 0 as they were started; -1, the default, is the last")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -26,9 +25,3 @@ def run(given: argparse.Namespace) -> int:
     session = record.load(given.file, given.session)
     record.export(session, given.form, given.output, track=given.track)
     return 0
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch(r"-?\d{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)

@@ -74,10 +74,10 @@ def assignments(values: Mapping[str, Any]) -> str:
 # --- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def refuse_unwritable(path: Path) -> None:
-    """Refuse now a picture that could not be written after the runs."""
+def refuse_unwritable(path: Path, what: str = "picture") -> None:
+    """Refuse now what could not be written after the work."""
     if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a directory, not a picture", str(path))
+        raise IsADirectoryError(errno.EISDIR, f"is a directory, not a {what}", str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(path.parent))
     if not os.access(path if path.exists() else path.parent, os.W_OK):

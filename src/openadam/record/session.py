@@ -14,7 +14,7 @@ import sqlite3
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,6 +154,22 @@ class TrackData:
         for column, texts in zip(("tensor", "measure"), zip(*names, strict=True), strict=False):
             long[column] = np.repeat(np.array(texts, object), lengths)
         return long
+
+    def block(self, tensors: Sequence[str], measures: Sequence[str], latest: int | None = None) -> tuple[Array, Array, Array]:
+        """Many series at once, for views: first and last step of each bucket, and least, mean, greatest x buckets x tensors x measures.
+
+        NaN is where nothing was measured, or nothing that is finite. ``latest`` asks for so many of the last buckets only.
+        """
+        names, width = tuple(self.tensors), len(self.measures)
+        rows = self._buckets["measures"][-latest if latest else None :]
+        numbers, places = {name: at for at, name in enumerate(names)}, {name: at for at, name in enumerate(self.measures)}
+        wanted = np.array([[numbers[t] * width + places[m] if m in places else -1 for m in measures] for t in tensors], np.int64)
+        wanted = wanted.reshape(len(tensors), len(measures))
+        result = np.full((3, len(rows), *wanted.shape), np.nan)
+        for at, row in enumerate(rows):
+            there = (wanted >= 0) & (wanted < row.summary.shape[1])
+            result[:, at][:, there] = row.summary[:, wanted[there]]
+        return np.array([row.first for row in rows], np.int64), np.array([row.last for row in rows], np.int64), result
 
     def to_pandas(self) -> Any:
         """`table` as a pandas DataFrame."""

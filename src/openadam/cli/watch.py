@@ -1,0 +1,57 @@
+"""``openadam watch``: follow a training run in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from .arguments import UsageError, near, session_number
+from .output import printable
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a recording")
+    parser.add_argument("--once", action="store_true", help="show what is there, and leave")
+    parser.add_argument("--track", metavar="NAME", help="only this optimizer")
+    parser.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two looks at the file (default 1)")
+    parser.add_argument("--session", type=session_number, default=-1, metavar="N", help="from 0 as they were started; -1, the default, is the last")
+
+
+def run(given: argparse.Namespace) -> int:
+    from .. import record
+    from ..extras import module
+    from ..views.watch import line, screen
+
+    session = record.load(given.file, given.session)
+    if given.track is not None and given.track not in session.tracks and (given.once or session.ended is not None):
+        raise UsageError(f"there is no optimizer {given.track!r} in it; {near(given.track, session.tracks) if session.tracks else 'there is none'}")
+    if sys.stdout is None or not sys.stdout.isatty():
+        for each in [session] if given.once else session.follow(given.interval):
+            print(printable(line(each, given.track)), flush=True)
+        return 0
+    console = module("rich.console", "demo").Console(highlight=False)
+
+    def view(each: Any) -> Any:
+        return screen(each, given.track, console.width, console.height)
+
+    if given.once or session.ended is not None:
+        console.print(view(session))
+        return 0
+    live = module("rich.live", "demo").Live(view(session), console=console, auto_refresh=False, screen=False, vertical_overflow="crop")
+    with live:
+        for each in session.follow(given.interval):
+            live.update(view(each), refresh=True)
+    return 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.05 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.05 to 3600")
+    return seconds

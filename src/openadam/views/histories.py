@@ -1,0 +1,122 @@
+"""What views take of one track of a recording: readings of its tensors over time, thinned to so many columns, and sorted by trouble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..measures import sampled_elements
+from ..record import TrackData
+from .readings import MEASURES, READINGS, Reading, eps_of, null, reach, trouble, value
+
+__all__ = ["Series", "by_trouble", "groups_of", "histories", "latest", "mean", "noise_of", "null_of", "scalar", "seen_of", "thin"]
+
+CHUNK = 100  # tensors whose measures are looked at together
+LATEST = 8  # buckets that are now
+
+
+class Series(NamedTuple):
+    """Of each column the first and last step, and least, mean and greatest value; NaN where there is none."""
+
+    first: Any
+    last: Any
+    low: Any
+    mid: Any
+    high: Any
+
+
+def scalar(track: TrackData, name: str) -> Series | None:
+    """The history of a number of whole steps."""
+    if name not in track.scalars:
+        return None
+    table = track.scalar(name)
+    return Series(table["first"], table["last"], table["min"], table["mean"], table["max"]) if len(table) else None
+
+
+def thin(series: Series, columns: int) -> Series:
+    """The same in at most so many columns: neighbours are joined, their least and greatest values kept."""
+    n = len(series.first)
+    if n <= columns:
+        return series
+    starts = np.arange(0, n, -(-n // columns))
+    ends = np.append(starts[1:], n) - 1
+    there = ~np.isnan(series.mid)
+    counts = np.add.reduceat(there.astype(float), starts)
+    with np.errstate(all="ignore"):
+        middle = np.add.reduceat(np.where(there, series.mid, 0.0), starts) / np.where(counts > 0, counts, np.nan)
+    low, high = np.fmin.reduceat(series.low, starts), np.fmax.reduceat(series.high, starts)
+    return Series(series.first[starts], series.last[ends], low, middle, high)
+
+
+def groups_of(track: TrackData, tensors: Sequence[str]) -> list[dict[str, Any]]:
+    """The settings of the group of each tensor, as far as they are known."""
+    groups = track.about.get("groups")
+    groups = groups if isinstance(groups, list) else []
+    places = [track.tensors[name].get("group") for name in tensors]
+    found = [groups[at] if isinstance(at, int) and 0 <= at < len(groups) else groups[0] if len(groups) == 1 else {} for at in places]
+    return [each if isinstance(each, dict) else {} for each in found]
+
+
+def null_of(track: TrackData, reading: Reading, tensors: Sequence[str]) -> Any:
+    """What noise alone would give in each tensor; NaN where that is not known."""
+    found = [null(reading, track.about, group) for group in groups_of(track, tensors)]
+    return np.array([np.nan if each is None else each for each in found], float)
+
+
+def histories(track: TrackData, tensors: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
+    """First and last step of each bucket, and of each reading: least, mean, greatest x buckets x tensors."""
+    return _readings(track, tensors, None)
+
+
+def seen_of(track: TrackData, tensors: Sequence[str]) -> Any:
+    """How many elements of each tensor are looked into; infinity where that is not known."""
+    sizes = [track.tensors[name].get("elements") for name in tensors]
+    return np.array([max(sampled_elements(size), 1) if isinstance(size, int) and size >= 0 else np.inf for size in sizes], float)
+
+
+def noise_of(track: TrackData, tensors: Sequence[str], seen: Any) -> dict[str, Any]:
+    """How far noise alone reaches in each tensor, of each reading."""
+    return {name: reach(reading, null_of(track, reading, tensors), seen) for name, reading in READINGS.items()}
+
+
+def latest(track: TrackData, tensors: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """The readings of the last buckets: of each a mean for each tensor; and how many buckets that are."""
+    first, _, found = _readings(track, tensors, LATEST)
+    return {name: mean(values[1]) for name, values in found.items()}, len(first)
+
+
+def mean(values: Any) -> Any:
+    """Over buckets; NaN where there is nothing."""
+    there = np.isfinite(values)
+    return np.where(there, values, 0).sum(axis=0) / np.where(there.any(axis=0), there.sum(axis=0), np.nan)
+
+
+def by_trouble(track: TrackData) -> list[tuple[str, float]]:
+    """All tensors and how much trouble each was in at its worst, once the first tenth of the buckets is over; the worst first."""
+    names = list(track.tensors)
+    scores: list[float] = []
+    for start in range(0, len(names), CHUNK):
+        some = names[start : start + CHUNK]
+        first, _, found = histories(track, some)
+        settled = slice(len(first) // 10, None)
+        each = trouble({name: values[1, settled] for name, values in found.items()}, noise_of(track, some, seen_of(track, some)))
+        scores += each.max(axis=0).tolist() if len(first) else [0.0] * len(some)
+    return sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
+
+
+def _readings(track: TrackData, tensors: Sequence[str], last: int | None) -> tuple[Any, Any, dict[str, Any]]:
+    first, final, summary = track.block(tensors, MEASURES, last)
+    tables = [{name: each[..., place] for place, name in enumerate(MEASURES)} for each in summary]
+    sizes = [track.tensors[name].get("elements") for name in tensors]
+    elements = np.array([size if isinstance(size, int) else np.nan for size in sizes], float)
+    settings = [eps_of(group) for group in groups_of(track, tensors)]
+    eps = np.array([np.nan if each is None else each for each in settings], float)
+    found = {}
+    for name, reading in READINGS.items():
+        bounds = [
+            value(reading, tables[top].__getitem__, tables[below].__getitem__, elements=elements, eps=eps) for top, below in ((0, 2), (1, 1), (2, 0))
+        ]
+        found[name] = np.stack(bounds)
+    return first, final, found

@@ -1,0 +1,382 @@
+"""The report of a recording: one HTML file with all it needs in it, drawn by hand, that opens from a disk without a network."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import html
+import importlib.resources
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._version import __version__
+from ..errors import RecordError
+from ..record import Session, TrackData
+from .charts import chart, name_of
+from .histories import Series, by_trouble, histories, mean, null_of, scalar, seen_of, thin
+from .readings import READINGS, Reading, decay_equilibrium, level, limits, shown
+
+__all__ = ["LARGEST", "report"]
+
+LARGEST = 950_000  # bytes of a page
+BUDGETS = (3000, 1800, 900, 400, 150, 48)  # tensors x columns that a page holds; a smaller one is taken where names and texts leave no room
+COLUMNS = (8, 200)  # of a tensor's history, at least and at most
+MOST_TRACKS, MOST_TENSORS, MOST_LINES = 8, 150, 6
+MOST_EVENTS, MOST_MARKS, LONGEST_TEXT = 200, 30, 300
+
+CARDS = ("surprise", "direction", "disagreement", "eps_share", "update_weight", "spikes", "swallowed")
+WORDS = {"alarm": "Alarm", "look": "Worth a look", "fine": "Fine", "unknown": "Nothing to hold it against"}
+Steps = tuple[float, float]
+
+
+def report(session: Session, track: str | None = None) -> str:
+    """The page, as HTML of at most `LARGEST` bytes.
+
+    Args:
+        session: What `openadam.record.load` gave.
+        track: Only this optimizer.
+
+    Raises:
+        RecordError: There is no such track.
+    """
+    if track is not None and track not in session.tracks:
+        raise RecordError(f"there is no track {track!r}; there are {', '.join(map(repr, list(session.tracks)[:20])) or 'none'}")
+    every = list(session.tracks.values()) if track is None else [session.tracks[track]]
+    chosen = every[:MOST_TRACKS]
+    ranks = [by_trouble(each) for each in chosen]
+    page = ""
+    for budget in BUDGETS:
+        page = _Page(session, every, chosen, ranks, budget).html
+        if len(page.encode()) <= LARGEST:
+            return page
+    raise RecordError(f"{session.path!r} holds names or settings that are too long for a report: take one track of it")
+
+
+class _Page:
+    """One attempt at the page, with so much room for numbers."""
+
+    def __init__(
+        self, session: Session, every: Sequence[TrackData], chosen: Sequence[TrackData], ranks: Sequence[Sequence[tuple[str, float]]], budget: int
+    ) -> None:
+        self.session, self.budget = session, budget // max(len(chosen), 1)
+        self.data: dict[str, Any] = {
+            "name": os.path.basename(session.path), "openadam": __version__, "about": session.about, "started": session.started,
+            "ended": session.ended, "readings": {name: {"label": each.label, "meaning": each.meaning} for name, each in READINGS.items()},
+            "tracks": [], "charts": {},
+        }  # fmt: skip
+        body = [_head(session, every, chosen), _findings(session)]
+        body += [self._track(number, each, rank) for number, (each, rank) in enumerate(zip(chosen, ranks, strict=True))]
+        body.append(
+            '<section aria-labelledby="raw"><h2 id="raw">Raw data</h2><p>What this page draws, as files; of each column the first and last step, the '
+            "least, mean and greatest value. The whole recording is handed on by <code>openadam export</code>.</p>"
+            '<p><button type="button" data-file="json" hidden>Save as JSON</button> '
+            '<button type="button" data-file="csv" hidden>Save as CSV</button></p>'
+            "<noscript><p>Files, values under the pointer and heatmaps need JavaScript; everything else does without.</p></noscript></section>"
+        )
+        self.html = _document(f"Report of {self.data['name']}", "".join(body), self.data)
+
+    def _track(self, number: int, track: TrackData, rank: Sequence[tuple[str, float]]) -> str:
+        room = max(1, min(MOST_TENSORS, self.budget // COLUMNS[0]))
+        tensors = [name for name, _ in rank[:room]]
+        columns = max(COLUMNS[0], min(COLUMNS[1], self.budget // max(len(tensors), 1)))
+        scalars = {name: each for name in track.scalars[:40] if (each := scalar(track, name)) is not None}
+        ends = [bound for each in scalars.values() for bound in (each.first.min(), each.last.max())]
+        first, last, found = histories(track, tensors)
+        ends += [first.min(), last.max()] if len(first) else []
+        steps = (float(min(ends)), float(max(ends))) if ends else (0.0, 1.0)
+        # All readings of all tensors on the same columns.
+        places = range(len(tensors)) if len(first) else ()
+        series = {(k, name): thin(Series(first, last, *values[:, :, k]), columns) for name, values in found.items() for k in places}
+        told = [name for name in READINGS if any(np.isfinite(series[k, name].mid).any() for k in places)]
+        grid = thin(Series(first, last, *np.zeros((3, len(first)))), columns)
+        events = max(10, min(MOST_EVENTS, self.budget // 4))
+        thinned = {name: thin(each, COLUMNS[1]) for name, each in scalars.items()}
+        self.data["tracks"].append({
+            "name": track.name, "about": {**track.about, "groups": _groups(track)}, "steps": track.steps, "observed": track.observed,
+            "scalars": {name: {"first": each.first, "last": each.last, **_bounds(each)} for name, each in thinned.items()},
+            "first": grid.first, "last": grid.last,
+            "tensors": [
+                {"name": name, **{key: track.tensors[name].get(key) for key in ("shape", "dtype", "elements", "group")},
+                 "values": {key: _bounds(series[k, key]) for key in told}}
+                for k, name in enumerate(tensors)
+            ],
+            "events": [
+                {"step": step, "kind": kind, "tensor": tensor, "text": text[:LONGEST_TEXT]} for step, _, kind, tensor, text in _events(track)[:events]
+            ],
+        })  # fmt: skip
+        marks = [(float(step), kind, f"{kind}: {text}") for step, _, kind, _, text in _events(track)[: min(MOST_MARKS, events // 4)]]
+
+        def tensor_chart(key: str, name: str, title: str) -> str:
+            if name not in told:
+                return ""
+            reading = READINGS[name]
+            lines = [(tensors[k], series[k, name], ["tensor", k, name]) for k in places[:MOST_LINES]]
+            nulls = sorted({float(each) for each in null_of(track, reading, tensors) if math.isfinite(each)})[:3]
+            words = {"surprise": "as v̂ expects", "direction": "noise alone", "disagreement": "noise alone", "eps_share": "healthy"}
+            shown_nulls = [(each, words.get(name, "healthy")) for each in nulls]
+            shown_nulls += [(1.0, "all signs stay")] if name == "direction" and nulls else []
+            return self._chart(f"t{number}-{key}", title, reading.meaning, lines, steps, nulls=shown_nulls, marks=marks)
+
+        def scalar_chart(key: str, title: str, about: str, names: Iterable[str]) -> str:
+            lines = [(name, thinned[name], ["scalar", name]) for name in names if name in thinned]
+            return self._chart(f"t{number}-{key}", title, about, lines, steps, marks=marks, height=140) if lines else ""
+
+        cards = _cards(track, tensors, first, last, found) if len(first) else []
+        lines_of = f"the {MOST_LINES} tensors in most trouble" if len(tensors) > MOST_LINES else "each tensor"
+        rates = [name for name in thinned if name == "lr" or name.startswith("lr ")][:8]
+        parts = [
+            f'<section class="track" aria-labelledby="t{number}"><h2 id="t{number}">Optimizer {name_of(track.name)}</h2>',
+            f"<p>{track.steps} steps told of, {track.observed} of them with their tensors measured; {len(track.tensors)} tensors.</p>",
+            _settings(track),
+            '<h3>Readings</h3><p class="note">Means over the last quarter of what was recorded, of the tensor where they are highest, '
+            'beside what healthy training or gradients of pure noise give.</p><ul class="cards">' + "".join([_counts(track), *cards]) + "</ul>",
+            '<h3>Timelines</h3><p class="note">Bands reach from the least to the greatest value of the steps that share a column, '
+            "lines are their means; of roots and ratios, the line is that of the means. Move the pointer over a chart, or focus it and use the "
+            "arrow keys. Dotted uprights are marks, skips, failures and alarms.</p>",
+            scalar_chart("loss", "Loss", "the loss as it was told", ["loss"]),
+            scalar_chart("grad", "Norm of the gradient", "over all tensors, before clipping", ["grad_norm"]),
+            scalar_chart("update", "Norm of the update", "over all tensors; of observed steps", ["update_norm"]),
+            scalar_chart("lr", "Learning rate", "of each group", rates),
+            tensor_chart("direction", "direction", f"rms(direction) of {lines_of}"),
+            tensor_chart("surprise", "surprise", f"RMS_t (surprise) of {lines_of}"),
+            self._heat(number, tensors, told, len(track.tensors)),
+            "<h3>First moment against gradient</h3>" if "disagreement" in told else "",
+            tensor_chart("disagreement", "disagreement", f"Share of elements whose first moment disagrees with the gradient, {lines_of}"),
+            "<h3>eps</h3>" if {"grad_over_eps", "eps_share"} & {*told} else "",
+            tensor_chart("epsratio", "grad_over_eps", f"rms of the gradient over eps, {lines_of}"),
+            tensor_chart("epsshare", "eps_share", f"Share of elements that eps dominates, {lines_of}"),
+            "<h3>Size of the parameters</h3>" if "param_rms" in told or "param_norm" in thinned else "",
+            _decay(track) if "param_rms" in told or "param_norm" in thinned else "",
+            scalar_chart("paramnorm", "Norm of all parameters", "of observed steps", ["param_norm"]),
+            tensor_chart("param", "param_rms", f"rms of the parameter, {lines_of}"),
+            _event_list(track, events),
+            "</section>",
+        ]  # fmt: skip
+        return "".join(parts)
+
+    def _chart(self, key: str, title: str, about: str, lines: Sequence[tuple[str, Series, list[Any]]], steps: Steps, **settings: Any) -> str:
+        number = len(self.data["tracks"]) - 1
+        self.data["charts"][key] = [[_cut(label), number, *where] for label, _, where in lines]
+        return chart(key, title, about, [(label, series) for label, series, _ in lines], steps, **settings)
+
+    def _heat(self, number: int, tensors: Sequence[str], told: Sequence[str], total: int) -> str:
+        if not told:
+            return '<h3>Tensors</h3><p class="note">No step was measured, so there is nothing to see of single tensors.</p>'
+        options = "".join(f'<option value="{name}">{html.escape(READINGS[name].label)}</option>' for name in told)
+        rows = []
+        for tensor in self.data["tracks"][-1]["tensors"]:
+            cells = ""
+            for name in told:
+                known = [each for each in tensor["values"][name]["mid"] if math.isfinite(each)]
+                cells += f"<td>{shown(known[-1] if known else None, READINGS[name].share)}</td>"
+            rows.append(f'<tr><th scope="row">{name_of(tensor["name"])}</th><td>{name_of(tensor["elements"])}</td>{cells}</tr>')
+        head = "".join(f'<th scope="col">{html.escape(READINGS[name].label)}</th>' for name in told)
+        some = f" These are the {len(tensors)} in most trouble of {total}." if total > len(tensors) else ""
+        table = (
+            "<table><caption>The last readings of each tensor</caption><thead><tr>"
+            f'<th scope="col">tensor</th><th scope="col">elements</th>{head}</tr>'
+            f"</thead><tbody>{''.join(rows)}</tbody></table>"
+        )
+        return (
+            f'<h3>Tensors over time</h3><p class="note">Sorted by trouble, the most first: what exceeds its limits, added up.{some}</p>'
+            f'<div data-heat="{number}" hidden><p><label>Show <select>{options}</select></label> <span class="meaning note"></span></p>'
+            '<p class="scale note"></p><div class="heat"></div><p class="readout" aria-live="polite">&#160;</p></div>'
+            f"<details><summary>The last values as a table</summary>{_wide('Last values of the tensors', table)}</details>"
+        )
+
+
+# --- parts -------------------------------------------------------------------------------------------------------------
+
+
+def _head(session: Session, every: Sequence[TrackData], chosen: Sequence[TrackData]) -> str:
+    began = _when(session.started)
+    ended = f"ended {_when(session.ended)}" if session.ended is not None else "not ended when this was written, or killed"
+    links = "".join(f'<li><a href="#t{number}">{name_of(each.name)}</a></li>' for number, each in enumerate(chosen))
+    left_out = (
+        f"<p>{len(every) - len(chosen)} more optimizers are in the recording: <code>--track</code> shows them.</p>"
+        if len(every) > len(chosen)
+        else ""
+    )
+    nothing = "" if chosen else "<p>No optimizer has told anything yet.</p>"
+    facts = _table("What ran where", session.about)
+    nav = f'<nav aria-label="Optimizers"><ul>{links}</ul></nav>' if links else ""
+    return f"<h1>Report of {name_of(os.path.basename(session.path))}</h1><p>Begun {began}, {ended}.</p>{nothing}{facts}{nav}{left_out}"
+
+
+def _findings(session: Session) -> str:
+    diagnose = getattr(session, "diagnose", None)
+    if diagnose is None:
+        return ""
+    found = list(diagnose())
+    rows = "".join(f"<li>{name_of(each, 600)}</li>" for each in found[:40])
+    return f"<section><h2>Findings</h2>{f'<ul>{rows}</ul>' if found else '<p>Nothing was found.</p>'}</section>"
+
+
+def _groups(track: TrackData) -> list[dict[str, Any]]:
+    """The settings of the groups; which tensors are in them is told of the tensors."""
+    groups = track.about.get("groups")
+    found = [each for each in groups if isinstance(each, dict)] if isinstance(groups, list) else []
+    return [{key: value for key, value in each.items() if key != "params"} for each in found]
+
+
+def _settings(track: TrackData) -> str:
+    plain = {key: value for key, value in track.about.items() if key != "groups"}
+    for number, group in enumerate(_groups(track)[:20]):
+        plain[f"group {number}"] = ", ".join(f"{key}={value}" for key, value in group.items())
+    return f"<details open><summary>Settings</summary>{_table('How the optimizer is set', plain)}</details>"
+
+
+def _table(caption: str, facts: Mapping[str, Any]) -> str:
+    """Names and values."""
+    told = [(key, value) for key, value in facts.items() if value is not None][:60]
+    rows = "".join(f'<tr><th scope="row">{name_of(key)}</th><td>{name_of(value, 400)}</td></tr>' for key, value in told)
+    return _wide(caption, f'<table class="texts"><caption>{caption}</caption><tbody>{rows}</tbody></table>')
+
+
+def _wide(label: str, table: str) -> str:
+    """A table that may be wider than the page, and is then moved with the arrow keys too."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{label}">{table}</div>'
+
+
+def _counts(track: TrackData) -> str:
+    kinds = [kind for _, _, kind, _, _ in _events(track)]
+    skipped, failed, alarms = (kinds.count(kind) for kind in ("skipped", "failed", "alarm"))
+    state = "alarm" if failed or alarms else "look" if skipped else "fine"
+    return (
+        f'<li class="{state}"><p>steps not taken</p><p class="number">{skipped + failed}</p>'
+        f"<p>{skipped} skipped, {failed} refused, {alarms} alarms</p>"
+        f'<p class="verdict">{WORDS[state]}</p></li>'
+    )
+
+
+def _cards(track: TrackData, tensors: Sequence[str], first: Any, last: Any, found: Mapping[str, Any]) -> list[str]:
+    """A card for each reading that has limits: where it is highest, its null value, and a verdict."""
+    quarter = max(0, len(first) - max(1, len(first) // 4))
+    cards = []
+    for name in CARDS:
+        reading, nulls = READINGS[name], null_of(track, READINGS[name], tensors)
+        recent = found[name][1, quarter:]
+        means, seen = mean(recent), seen_of(track, tensors) * len(recent)
+        if not np.isfinite(means).any():
+            continue
+        above = means - np.nan_to_num(nulls) if name == "disagreement" else means
+        worst = int(np.nanargmax(above))
+        none = None if math.isnan(nulls[worst]) else float(nulls[worst])
+        state = level(reading, float(means[worst]), none, float(seen[worst]))
+        look, alarm = limits(reading, none, float(seen[worst]))
+        highest = found[name][2, :, worst]
+        peak = int(np.nanargmax(highest))
+        parts = [
+            f'<p>{html.escape(reading.label)}</p><p class="number">{shown(float(means[worst]), reading.share)}</p>',
+            f"<p>in {name_of(tensors[worst]) if means[worst] > 0 else 'every tensor'}; {_beside(reading, none)}",
+            "" if math.isinf(look) else f"; a look from {shown(look, reading.share)}, an alarm from {shown(alarm, reading.share)}",
+            f"</p><p>greatest there {shown(float(highest[peak]), reading.share)}, ",
+            f"step {first[peak]}" if first[peak] == last[peak] else f"steps {first[peak]} to {last[peak]}",
+            f"; median of the tensors {shown(float(np.nanmedian(means)), reading.share)}</p>",
+            f'<p class="verdict">{WORDS[state]}</p><p class="note">{html.escape(reading.meaning)}</p>',
+        ]
+        cards.append(f'<li class="{state}">{"".join(parts)}</li>')
+    return cards
+
+
+def _beside(reading: Reading, none: float | None) -> str:
+    """What a reading is held against."""
+    if reading.name == "update_weight":
+        return "rule of thumb 0.001"
+    if none is None:
+        return "nothing known to hold it against"
+    if reading.name == "direction":
+        return f"noise alone {shown(none)}, all signs stay 1"
+    return f"{'noise alone' if reading.name == 'disagreement' else 'healthy'} {shown(none, reading.share)}"
+
+
+def _decay(track: TrackData) -> str:
+    decays = [group.get("weight_decay") for group in _groups(track)]
+    told = ", ".join(dict.fromkeys(f"{each}" for each in decays if each is not None)) or "unknown"
+    text = f"Weight decay {name_of(told, 200)} ({name_of(track.about.get('coupling', 'unknown'))})."
+    rate, decay = scalar(track, "lr"), decays[0] if decays else None
+    if track.about.get("rule") == "adam" and track.about.get("coupling") == "decoupled" and rate is not None and isinstance(decay, (int, float)):
+        last = float(rate.mid[-1])
+        if last > 0 and decay > 0:
+            size, time = decay_equilibrium(last, decay)
+            text += (
+                f" At the first group's last learning rate, noise alone would bring rms(parameter) to {shown(size)}, over some {shown(time)} steps."
+            )
+    return f'<p class="note">{text}</p>'
+
+
+def _events(track: TrackData) -> list[tuple[int, float, str, str | None, str]]:
+    """Events and alarms, newest first."""
+    alarms = [
+        (each.step, each.time, "alarm", each.tensor, f"{each.what} {json.dumps(each.evidence) if each.evidence else ''}") for each in track.alarms
+    ]
+    events = [(each.step, each.time, each.kind, each.tensor, each.text) for each in track.events]
+    return sorted([*events, *alarms], key=lambda each: (each[1], each[0]), reverse=True)
+
+
+def _event_list(track: TrackData, most: int) -> str:
+    events = _events(track)
+    if not events:
+        return '<h3>Events</h3><p class="note">Nothing was marked, no step was skipped or refused, and there was no alarm.</p>'
+    words = {"event": "mark", "failed": "refused"}
+    told = [(words.get(kind, kind), tensor or "", text) for _, _, kind, tensor, text in events[:most]]
+    cells = ["".join(f"<td>{name_of(each, LONGEST_TEXT)}</td>" for each in row) for row in told]
+    rows = "".join(f'<tr><th scope="row">{event[0]}</th>{row}</tr>' for event, row in zip(events, cells, strict=False))
+    more = f'<p class="note">The latest {most} of {len(events)}.</p>' if len(events) > most else ""
+    head = "".join(f'<th scope="col">{each}</th>' for each in ("step", "what", "tensor", "text"))
+    table = f'<table class="texts"><caption>Newest first</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f"<h3>Events</h3>{more}{_wide('Events', table)}"
+
+
+def _when(seconds: float) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return "at an unknown time"
+
+
+# --- the document ------------------------------------------------------------------------------------------------------
+
+
+def _bounds(series: Series) -> dict[str, Any]:
+    return {"low": series.low, "mid": series.mid, "high": series.high}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:40]}…{text[-40:]}"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: four digits are what a picture needs, and there are no numbers but finite ones."""
+    if isinstance(value, dict):
+        return {_cut(str(key)): _plain(each) for key, each in list(value.items())[:500]}
+    if isinstance(value, np.ndarray):
+        return [_plain(each) for each in value.tolist()]
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value[:500]]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int)) else str(value)[:400]
+
+
+def _document(title: str, body: str, data: Mapping[str, Any]) -> str:
+    """The page around its parts. It may run its own script and use its own style, known by their digests, and reach nothing else."""
+    style, script = (importlib.resources.files(__package__).joinpath(name).read_text("utf-8") for name in ("report.css", "report.js"))
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    policy = f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; base-uri 'none'; form-action 'none'"
+    # In a script only "<" could end it or begin a comment; in JSON it stands within strings alone, where it may be written so.
+    numbers = (
+        json.dumps(_plain(dict(data)), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    )
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" content="no-referrer">'
+        f"<title>{name_of(title)}</title><style>{style}</style></head><body><main>{body}</main>"
+        f'<script type="application/json" id="data">{numbers}</script><script>{script}</script></body></html>\n'
+    )

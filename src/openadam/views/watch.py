@@ -1,0 +1,245 @@
+"""The live view of a recording in the terminal: a header, tensors sorted by trouble, and what happened; or a plain line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..extras import module
+from ..record import Session, TrackData
+from .histories import latest, noise_of, null_of, scalar, seen_of
+from .readings import READINGS, level, shown, trouble
+
+__all__ = ["line", "screen", "sparkline"]
+
+BARS = "▁▂▃▄▅▆▇█"
+SIGNS = {"alarm": "!", "look": "?", "fine": "", "unknown": ""}
+COLOURS = {"alarm": "bold red", "look": "yellow", "fine": "", "unknown": ""}
+RECENT = 5.0  # seconds over which the speed is told
+
+
+class Column(NamedTuple):
+    reading: str
+    head: str
+    narrowest: int  # terminal that has room for it
+
+
+class Ranking(NamedTuple):
+    """The tensors of an optimizer, the one in most trouble first: their names, trouble, readings, null values and elements seen."""
+
+    names: list[str]
+    scores: list[float]
+    readings: dict[str, Any]
+    nulls: dict[str, Any]
+    seen: Any
+
+
+COLUMNS = (
+    Column("direction", "dir", 0),
+    Column("surprise", "RMS_t", 0),
+    Column("disagreement", "dis-null", 0),
+    Column("update_weight", "upd/w", 60),
+    Column("eps_share", "eps", 52),
+    Column("grad_rms", "rms g", 80),
+    Column("spikes", "spikes", 90),
+    Column("swallowed", "swallowed", 110),
+)
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last values in so many characters, from their least to their greatest.
+
+    >>> sparkline([1, 2, 3, 2, 1], 5)
+    '▁▅█▅▁'
+    """
+    known = np.asarray(values, float)
+    known = known[np.isfinite(known)]
+    if not len(known) or width < 1:
+        return ""
+    parts = np.array_split(known, min(width, len(known)))
+    means = np.array([part.mean() for part in parts])
+    low, high = float(means.min()), float(means.max())
+    places = np.zeros(len(means), int) if high == low else np.minimum((means - low) / (high - low) * len(BARS), len(BARS) - 1).astype(int)
+    return "".join(BARS[k] for k in places)
+
+
+def screen(session: Session, track: str | None, width: int, height: int) -> Any:
+    """The view as something that rich prints in so many columns and some so many lines."""
+    group = module("rich.console", "demo").Group
+    chosen = _chosen(session, track)
+    parts: list[Any] = []
+    room = max(4, height // max(len(chosen), 1))
+    for each in chosen:
+        parts += _panel(session, each, width, room)
+    return group(*parts) if parts else _text("Nothing is recorded yet.")
+
+
+def line(session: Session, track: str | None) -> str:
+    """The view on one line."""
+    parts = []
+    for each in _chosen(session, track):
+        ranking = _ranked(each)
+        told = [f"step {'–' if each.last_step is None else each.last_step}", *(f"{name} {number}" for name, number in _numbers(each))]
+        speed = _speed(each)
+        told += [f"{speed:.3g} steps/s"] if speed is not None else []
+        if ranking.names and ranking.scores[0] > 0:
+            values = ", ".join(f"{column.head} {_cell(ranking, column, 0)}" for column in COLUMNS[:5])
+            told.append(f"worst {_plain(ranking.names[0])}: {values}")
+        bad = {kind: sum(event.kind == kind for event in each.events) for kind in ("skipped", "failed")}
+        told += [f"{count} {kind}" for kind, count in bad.items() if count]
+        parts.append(f"{_plain(each.name)}: " + "  ".join(told))
+    return " | ".join(parts) or "nothing is recorded yet"
+
+
+# --- one optimizer -----------------------------------------------------------------------------------------------------
+
+
+def _panel(session: Session, track: TrackData, width: int, height: int) -> list[Any]:
+    ranking = _ranked(track)
+    names = ranking.names
+    speed = _speed(track)
+    state = "ended" if session.ended is not None else _silence(track)
+    head = _text(f"{_plain(track.name)}  step {'–' if track.last_step is None else track.last_step}  {state}", "bold")
+    rest = [f"{name} {number}" for name, number in _numbers(track)] + ([f"{speed:.3g} steps/s"] if speed is not None else [])
+    lines = [head, _text("  ".join(rest))]
+    loss = scalar(track, "loss")
+    if loss is not None:
+        lines.append(_text(f"loss {sparkline(loss.mid.tolist(), max(8, width - 6))}"))
+    happened = _events(track, max(1, min(6, height // 4)))
+    shown_rows = max(1, height - len(lines) - len(happened) - 4)
+    if names:
+        lines.append(_table(track, ranking, shown_rows, width))
+        left = len(names) - shown_rows
+        lines.append(_text("! alarm  ? worth a look" + (f"  {left} more tensors" if left > 0 else ""), "dim"))
+        lines.append(_text("dir: 1 where all signs stay" + _noise(track, names), "dim"))
+    else:
+        lines.append(_text("no step was measured yet", "dim"))
+    return [*lines, *happened]
+
+
+def _table(track: TrackData, ranking: Ranking, rows: int, width: int) -> Any:
+    names = ranking.names[:rows]
+    made = module("rich.table", "demo").Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
+    columns = [column for column in COLUMNS if column.narrowest <= width]
+    cells = [[_cell(ranking, column, k) for column in columns] for k in range(len(names))]
+    wide = width >= 66
+    taken = sum(max([len(column.head), *(len(row[at]) for row in cells)]) + 1 for at, column in enumerate(columns)) + (9 if wide else 0)
+    made.add_column("tensor", no_wrap=True, width=max(6, min(max(len("tensor"), *(len(_plain(name)) for name in names)), width - taken - 1)))
+    if wide:
+        made.add_column("n", justify="right", no_wrap=True)
+    for column in columns:
+        made.add_column(column.head, justify="right", no_wrap=True)
+    room = made.columns[0].width
+    for k, name in enumerate(names):
+        size = track.tensors[name].get("elements")
+        states = [_state(ranking, column, k) for column in columns]
+        row = [_text(cell, COLOURS[state]) for cell, state in zip(cells[k], states, strict=True)]
+        made.add_row(_text(_short(_plain(name), room)), *([_text(_count(size))] if wide else []), *row)
+    return made
+
+
+def _cell(ranking: Ranking, column: Column, k: int) -> str:
+    """A reading as text, with a sign that does without colour where it is beyond its limits."""
+    reading, number, none = READINGS[column.reading], float(ranking.readings[column.reading][k]), float(ranking.nulls[column.reading][k])
+    text = shown(number, reading.share)
+    if column.reading == "disagreement":
+        text = shown(number) if np.isnan(none) or np.isnan(number) else f"{number - none:+.2f}"
+    return SIGNS[_state(ranking, column, k)] + text
+
+
+def _state(ranking: Ranking, column: Column, k: int) -> str:
+    none = float(ranking.nulls[column.reading][k])
+    number = float(ranking.readings[column.reading][k])
+    return level(READINGS[column.reading], number, None if np.isnan(none) else none, float(ranking.seen[k]))
+
+
+def _ranked(track: TrackData) -> Ranking:
+    """Tensors that were measured, the one in most trouble first."""
+    names = list(track.tensors)
+    readings, buckets = latest(track, names)
+    known = [k for k in range(len(names)) if any(np.isfinite(values[k]) for values in readings.values())]
+    seen = seen_of(track, names) * max(buckets, 1)
+    scores = trouble(readings, noise_of(track, names, seen))
+    order = sorted(known, key=lambda k: -scores[k])
+    ranked = [names[k] for k in order]
+    nulls = {name: null_of(track, reading, ranked) for name, reading in READINGS.items()}
+    return Ranking(ranked, [float(scores[k]) for k in order], {name: values[order] for name, values in readings.items()}, nulls, seen[order])
+
+
+def _numbers(track: TrackData) -> list[tuple[str, str]]:
+    """The last numbers of whole steps, as far as they were told."""
+    rates = [name for name in track.scalars if name == "lr" or name.startswith("lr ")]
+    told = []
+    for name, label in (("loss", "loss"), ("grad_norm", "|g|"), ("clip_factor", "clip"), *((rate, rate) for rate in rates[:2])):
+        series = scalar(track, name)
+        if series is not None:
+            told.append((label, shown(float(series.mid[-1]))))
+    return told
+
+
+def _speed(track: TrackData) -> float | None:
+    """Steps a second, of the last seconds."""
+    name = next((name for name in ("grad_norm", "lr", "loss", "skipped") if name in track.scalars), None)
+    if name is None:
+        return None
+    table = track.scalar(name)
+    if len(table) < 2:
+        return None
+    start = min(int(np.searchsorted(table["time"], table["time"][-1] - RECENT)), len(table) - 2)
+    seconds, steps = float(table["time"][-1] - table["time"][start]), int(table["last"][-1] - table["last"][start])
+    return steps / seconds if seconds > 0 and steps > 0 else None
+
+
+def _silence(track: TrackData) -> str:
+    """A word on a run that tells nothing any more."""
+    times = [float(table["time"][-1]) for name in track.scalars[:4] if len(table := track.scalar(name))]
+    quiet = time.time() - max(times, default=time.time())
+    return f"no news for {quiet:.0f} s" if quiet > 10 else "running"
+
+
+def _noise(track: TrackData, names: list[str]) -> str:
+    known = null_of(track, READINGS["direction"], names)
+    known = known[np.isfinite(known)]
+    return f", {known[0]:.3g} of noise alone" if len(known) and (known == known[0]).all() else ""
+
+
+def _events(track: TrackData, most: int) -> list[Any]:
+    """What happened, newest first."""
+    happened = [(each.time, each.step, each.kind, each.text) for each in track.events]
+    happened += [(each.time, each.step, "alarm", each.what) for each in track.alarms]
+    words = {"event": "mark", "failed": "refused"}
+    latest_first = sorted(happened, key=lambda each: each[:2], reverse=True)[:most]
+    return [
+        _text(f"step {step}  {words.get(kind, kind)}: {_plain(text)}", "" if kind == "event" else "yellow") for _, step, kind, text in latest_first
+    ]
+
+
+def _chosen(session: Session, track: str | None) -> list[TrackData]:
+    """The tracks that are shown; one that is named may yet come."""
+    return [each for name, each in session.tracks.items() if track is None or name == track]
+
+
+def _text(text: str, style: str = "") -> Any:
+    return module("rich.text", "demo").Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _plain(text: str) -> str:
+    """On one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _short(text: str, width: int) -> str:
+    """Names of layers differ in their middle least."""
+    return text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
+
+
+def _count(size: Any) -> str:
+    if not isinstance(size, int):
+        return "–"
+    for unit, suffix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if size >= 10 * unit:
+            return f"{size / unit:.3g}{suffix}"
+    return str(size)
