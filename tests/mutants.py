@@ -157,7 +157,6 @@ MUTANTS = (
            "part.kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n); part.sample->take(arrays, 3 + part.kernel.states, bytes_of(row.dtype), at, std::min(piece, n - at));", INSIDE),
     Mutant("another piece of each block", LOOP, "static_cast<std::uint64_t>(kBlock / piece) >> 32)", "static_cast<std::uint64_t>(kBlock / piece - 1) >> 32)", INSIDE),
     Mutant("the moments of before with the clock of now", "src/openadam/measures.py", '("scalar", "t"): h.t - 1}', '("scalar", "t"): h.t}', INSIDE),
-    Mutant("an observer of another kernel kept", TABLE, "  if (kernel != update.kernel) update.observer = {};  // it was for other states\n", "", INSIDE),
     Mutant("a recording averages spikes away", HISTORY, "np.maximum(self.maximum[left], self.maximum[right])", "self.maximum[left]", RECORD),
     Mutant("a recording forgets its latest bucket", HISTORY, "self.dirty = min(self.dirty, at)", "self.dirty = min(self.dirty, at + 1)", RECORD),
     Mutant("a recording keeps the buckets that were joined", HISTORY, "self.dirty, self.stale = 0, True", "self.dirty = 0", RECORD),
