@@ -32,6 +32,7 @@ COMMANDS = {
     "show": "print an update rule as it is written, as LaTeX, or as the C++ that is compiled",
     "list": "list the members of the family with their defaults",
     "inspect": "tell what a checkpoint file holds",
+    "doctor": "tell what is wrong with a recorded run, with evidence and remedies",
     "export": "hand a recording on: CSV, JSON lines, Parquet, TensorBoard, W&B, MLflow, trackio",
     "info": "tell what this installation runs on",
 }
