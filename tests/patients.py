@@ -155,18 +155,18 @@ def cold(path: Path) -> None:
 
 @sick("D16", "one gradient, thirty times too large")
 def spike(path: Path) -> None:
-    plain(path, 120, lambda p, t: pull(p, t, 30.0 if t == 80 else 1.0))
+    plain(path, 180, lambda p, t: pull(p, t, 30.0 if t == 140 else 1.0))
 
 
-@sick("D17", "one bad batch for a third of the elements")
+@sick("D17", "one bad batch")
 def bad_batch(path: Path) -> None:
     def gradient(params: Mapping[str, Any], t: int) -> dict[str, Any]:
         grads = {"w": noise(t, (20, 10))}
-        if t == 80:
-            grads["w"][:7] *= 20
+        if t == 140:
+            grads["w"][:16] *= 10
         return grads
 
-    plain(path, 120, gradient)
+    plain(path, 180, gradient)
 
 
 @sick("D10", "one element that wakes up")
@@ -182,6 +182,12 @@ def wakes(path: Path) -> None:
 @sick("D18", "gradients that fell by a hundred")
 def fell(path: Path) -> None:
     plain(path, 300, lambda p, t: {"w": noise(t, (20, 10), 1.0 if t < 100 else 0.01)}, lr=1e-3)
+
+
+@sick("D19", "the large gradients of some elements gone")
+def gone(path: Path) -> None:
+    size = np.where(np.arange(20) < 6, 1.0, 0.02).astype(np.float32)[:, None]
+    plain(path, 300, lambda p, t: {"w": noise(t, (20, 10)) * (size if t < 100 else np.float32(0.02))}, lr=1e-3, weight_decay=0)
 
 
 @sick("D20", "gradients below eps")
@@ -203,9 +209,9 @@ def stale_momentum(path: Path) -> None:
 @sick("D14", "all tensors uphill after a jump")
 def jump(path: Path) -> None:
     def gradient(params: Mapping[str, Any], t: int) -> dict[str, Any]:
-        return {name: (100.0 if t == 50 else -1.0) + 0.1 * noise(t, p.shape) for name, p in params.items()}
+        return {name: (100.0 if t == 150 else -1.0) + 0.1 * noise(t, p.shape) for name, p in params.items()}
 
-    plain(path, 100, gradient, openadam.Adam, params={"w": noise(1, (20, 10)), "b": noise(2, (10,))}, lr=1e-4)
+    plain(path, 200, gradient, openadam.Adam, params={"w": noise(1, (20, 10)), "b": noise(2, (10,))}, lr=1e-4)
 
 
 @sick("D24", "a large gradient in every eighth step against all others")
@@ -239,10 +245,10 @@ def never(path: Path) -> None:
 def task(path: Path) -> None:
     params = matrix()
     with recorded(path, params, lr=1e-4) as optimizer:
-        for t in range(1, 121):
-            if t == 61:
+        for t in range(1, 201):
+            if t == 121:
                 optimizer.mark("target sync")
-            optimizer.step({"w": noise(t, (20, 10)) * (1 if t <= 60 else 6)})
+            optimizer.step({"w": noise(t, (20, 10)) * (1 if t <= 120 else 6)})
 
 
 # --- settings ----------------------------------------------------------------------------------------------------------
@@ -250,7 +256,7 @@ def task(path: Path) -> None:
 
 @sick("D32", "a decay that outweighs all")
 def decay(path: Path) -> None:
-    plain(path, 60, lambda p, t: {"w": noise(t, (20, 10))}, params=matrix(30.0), weight_decay=0.5, lr=1e-3)
+    plain(path, 160, lambda p, t: {"w": noise(t, (20, 10))}, params=matrix(30.0), weight_decay=0.5, lr=1e-3)
 
 
 @sick("D34", "L2 in Adam")

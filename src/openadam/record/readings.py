@@ -1,6 +1,6 @@
 """What the doctor knows: of each rule what is read, what it would be without the disease, what it means, what helps, and who found it.
 
-The checks themselves, which turn recorded measures into findings, are in `doctor`; the numbers of the rules are those of the project's catalogue.
+The checks that read are in `checks`, what makes findings of them in `doctor`; the numbers of the rules are those of the project's catalogue.
 """
 
 from __future__ import annotations
@@ -80,15 +80,15 @@ _ALL = (
     Rule("D04", "v underflows", "warning", "share with a gradient but v = 0", "0", "above 0.1",
          "The squares of these gradients are too small for v, which stays 0: the update is m/eps, without adaptation.",
          "Scale the loss up, or divide by less, so that gradients exceed 1e-17 in float32.", "pytorch#147437"),
-    Rule("D20", "eps dominates the denominator", "warning", "share of sqrt(v) below eps", "0", "above 0.1",
+    Rule("D20", "eps dominates the denominator", "warning", "share of sqrt(v) below eps", "0", "above 0.5; a hint above 0.1",
          "Gradients are so small that eps, not v, divides: Adam has become gradient descent with rate lr/eps, and learning stalls.",
          "Lower eps (to 1e-15, say) or scale the loss up; do not clip so hard.", "Wortsman et al., 2023 (2309.14322); Everett et al., 2024"),
     Rule("D16", "gradients beyond what v expects (RMS spike)", "warning", "root mean square of g/sqrt(v)", "1",
-         "above a quarter of the cap sqrt((1 - beta2**t)/(1 - beta2)), and above 2.3",
+         "above a third of the cap sqrt((1 - beta2**t)/(1 - beta2)), and above 3",
          "v knows too little of gradients this large: such a step often comes one to eight steps before a spike of the loss.",
          "Clip (clip_norm=1.0), or lower beta2 to 0.95 or 0.99.", "Wortsman et al., 2023 (2304.13013)"),
     Rule("D17", "spikes of single coordinates", "warning", "share with g**2 > 25 v", "6e-07",
-         "above 0.2 in one step, or 0.05 with g**2 > 5000 v, and above 5 times its median",
+         "above 0.5 in one step, or 0.1 with g**2 > 5000 v, and above 5 times its median",
          "A bad batch or heavy tails: many elements at once have a gradient of more than five standard deviations.",
          "Look at the batch of that step; clip (clip_norm=1.0 or clip_value).", "Huang et al., 2025 (SPAM)"),
     Rule("D14", "the whole step goes uphill", "warning", "cosine of direction and gradient", "above 0",
@@ -100,11 +100,12 @@ _ALL = (
          "Stale momentum: one large gradient, or an old direction, outweighs all that came after it.",
          "Lower beta1, or clip so that no single gradient can fill the first moment (clip_norm=1.0).",
          "the article's example: 22 steps after one gradient"),
-    Rule("D24", "gradient and first moment disagree", "warning", "disagreement", "0.356 at beta1 = 0.9", "above the null value + 0.10",
+    Rule("D24", "gradient and first moment disagree", "warning", "disagreement", "0.356 at beta1 = 0.9",
+         "above the null value + 0.10 for 2/(1 - beta1) steps",
          "Signs are opposed more often than in noise, or in any even swing: rare large gradients, or an old direction, outweigh all others.",
          "Clip (clip_norm=1.0) or lower beta1; if the loss jumps up and down, lower the learning rate.", "Liang et al., 2024 (C-Optim)"),
     Rule("D09", "steps larger than Adam's usual", "warning", "root mean square of the direction", "0.229 at beta1 = 0.9, 1 if signs never change",
-         "above 1.2 for 5 steps",
+         "above a quarter of the bound of D10, and above 2, for 5 steps",
          "Gradients grow, all in one direction, faster than v can follow: steps exceed the learning rate, as before many a divergence.",
          "Clip (clip_norm=1.0), lower beta2, or lower the learning rate.", "marin#1368; Molybog et al., 2023 (2304.09871)"),
     Rule("D11", "a learning rate that is too large or too small", "warning", "update/weight", "0.001", "above 0.1 or below 1e-05, of matrices",
