@@ -7,19 +7,16 @@ where one step is enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .readings import agreement_alone, largest_ratio, largest_step, noise_rms
 
-if TYPE_CHECKING:
-    from .session import TrackData
-
 __all__ = [
-    "CHECKS", "EARLY", "ENOUGH", "Reading", "View", "betas_of", "is_corrected", "largest_of", "median_of", "momentum_span", "number",
+    "CHECKS", "EARLY", "ENOUGH", "Reading", "Told", "View", "betas_of", "is_corrected", "largest_of", "median_of", "momentum_span", "number",
 ]  # fmt: skip
 
 Array = npt.NDArray[Any]
@@ -29,10 +26,33 @@ EARLY = 20  # steps in which all is still in motion
 YOUNG = 100  # steps of which v knows too little to be surprised
 
 
+class Told(Protocol):
+    """What is needed of a track: `session.TrackData`, which knows nothing of this file's questions."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def about(self) -> Mapping[str, Any]: ...
+    @property
+    def tensors(self) -> Mapping[str, Mapping[str, Any]]: ...
+    @property
+    def measures(self) -> Mapping[str, Any]: ...
+    @property
+    def scalars(self) -> Sequence[str]: ...
+    @property
+    def events(self) -> Sequence[Any]: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def observed(self) -> int: ...
+    def scalar(self, name: str, /) -> Array: ...
+    def together(self, tensor: str, /) -> Any: ...
+
+
 class View:
     """One tensor of a track: its measures in the order of the observed steps, and the settings of its group."""
 
-    def __init__(self, track: TrackData, name: str) -> None:
+    def __init__(self, track: Told, name: str) -> None:
         self.track, self.name = track, name
         about = track.tensors[name]
         together = track.together(name)
@@ -329,10 +349,10 @@ def betas_of(group: Mapping[str, Any]) -> tuple[float, float]:
     return number(group.get("beta1")), number(group.get("beta2"))
 
 
-def is_corrected(track: TrackData) -> bool:
+def is_corrected(track: Told) -> bool:
     """Whether moments are corrected: a rule's name tells its options."""
     return "off" not in str(track.about.get("rule", "")).split("_")
 
 
-def is_decoupled(track: TrackData) -> bool:
+def is_decoupled(track: Told) -> bool:
     return track.about.get("coupling") == "decoupled"

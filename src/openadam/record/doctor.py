@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import RecordError
-from .checks import CHECKS, EARLY, ENOUGH, Reading, View, betas_of, is_corrected, largest_of, median_of, momentum_span, number
+from .checks import CHECKS, EARLY, ENOUGH, Reading, Told, View, betas_of, is_corrected, largest_of, median_of, momentum_span, number
 from .readings import RULES, SEVERITIES, noise_rms, uncorrected_peak
-
-if TYPE_CHECKING:
-    from .session import Session, TrackData
 
 __all__ = ["Finding", "diagnose"]
 
@@ -53,7 +50,14 @@ class Finding:
         return RULES[self.id].title
 
 
-def diagnose(session: Session, track: str | None = None) -> list[Finding]:
+class Recording(Protocol):
+    """What is needed of a `session.Session`."""
+
+    @property
+    def tracks(self) -> Mapping[str, Told]: ...
+
+
+def diagnose(session: Recording, track: str | None = None) -> list[Finding]:
     """What is wrong with a recorded run, the most urgent first.
 
     Args:
@@ -82,7 +86,7 @@ def diagnose(session: Session, track: str | None = None) -> list[Finding]:
     return sorted(found, key=lambda each: (SEVERITIES.index(each.severity), order.index(each.id)))
 
 
-def _track(track: TrackData) -> Iterator[Finding]:
+def _track(track: Told) -> Iterator[Finding]:
     views = [View(track, name) for name in track.tensors]
     seen = [view for view in views if len(view.last)]
     with np.errstate(all="ignore"):
@@ -146,7 +150,7 @@ def _episodes(view: View, reading: Reading) -> Array | None:
     return np.array(found) if found else None
 
 
-def _finding(id: str, view: View | TrackData, severity: str | None, first: int | None, last: int | None, evidence: dict[str, Any]) -> Finding:
+def _finding(id: str, view: View | Told, severity: str | None, first: int | None, last: int | None, evidence: dict[str, Any]) -> Finding:
     rule = RULES[id]
     tensor, track = (view.name, view.track.name) if isinstance(view, View) else (None, view.name)
     evidence = {"reading": rule.reading, **evidence}
@@ -156,7 +160,7 @@ def _finding(id: str, view: View | TrackData, severity: str | None, first: int |
 # --- the optimizer as a whole --------------------------------------------------------------------------------------------
 
 
-def _events(track: TrackData) -> Iterator[Finding]:
+def _events(track: Told) -> Iterator[Finding]:
     """Steps that were refused or skipped, by what they say."""
     bad: dict[tuple[str, str, str | None], list[int]] = {}
     for event in (each for each in track.events if each.kind != "event"):
@@ -176,7 +180,7 @@ def _events(track: TrackData) -> Iterator[Finding]:
         yield Finding(id, severity, track.name, tensor, min(steps), max(steps), evidence, rule.meaning, rule.remedy, rule.source)
 
 
-def _settings(track: TrackData, seen: list[View]) -> Iterator[Finding]:
+def _settings(track: Told, seen: list[View]) -> Iterator[Finding]:
     """What the hyperparameters alone tell."""
     has_v = any(np.isfinite(view.mean("v_sum")).any() for view in seen)
     for place, group in enumerate(track.about.get("groups") or []):
@@ -196,7 +200,7 @@ def _settings(track: TrackData, seen: list[View]) -> Iterator[Finding]:
         yield from _warm_up(track, own, where)
 
 
-def _warm_up(track: TrackData, views: list[View], where: dict[str, Any]) -> Iterator[Finding]:
+def _warm_up(track: Told, views: list[View], where: dict[str, Any]) -> Iterator[Finding]:
     begun = [view for view in views if view.first[0] == 1 and view.lr[0] >= 0.9 * largest_of(view.lr) and view.beta2 < 1 and is_corrected(track)]
     ratios = [(float(view.update_to_weight[0]), view) for view in begun if np.isfinite(view.update_to_weight[0])]
     ratio, view = max(ratios, key=lambda each: each[0], default=(0.0, None))
@@ -206,7 +210,7 @@ def _warm_up(track: TrackData, views: list[View], where: dict[str, Any]) -> Iter
         yield _finding("D38", track, None, 1, int(view.last[0]), evidence)
 
 
-def _whole(track: TrackData, seen: list[View]) -> Iterator[Finding]:
+def _whole(track: Told, seen: list[View]) -> Iterator[Finding]:
     """What all tensors do together."""
     if seen and all(len(view.last) == len(seen[0].last) for view in seen):
         zero = np.zeros(len(seen[0].last))
