@@ -1,10 +1,13 @@
 """How good the doctor is on runs made to order: of each disease, whether it was found, and what else was; of healthy runs, what was found at all.
 
 ``python benchmarks/doctor.py`` prints what docs/doctor.md shows. An alarm is an error or a warning; a hint is none.
+``--seeds N`` trains every optimizer on digits with N seeds instead, and counts alarms.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import sys
 import tempfile
 import warnings
@@ -12,9 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from patients import HEALTHY, SICK, Run
+from patients import HEALTHY, SICK, Run, learn_digits
 
 from openadam import record
+from openadam.family import MEMBERS
+from openadam.studies import digits
 
 
 def seen(path: Path, run: Run) -> tuple[set[str], set[str]]:
@@ -31,8 +36,21 @@ def show(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     print()
 
 
+def other_seeds(seeds: int) -> None:
+    """How often healthy runs of the digits network alarm, for every optimizer at its swept rate, densely recorded and sparsely."""
+    runs = alarming = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, (name, lr), (epochs, every) in itertools.product(range(11, 11 + seeds), digits.RATES.items(), ((4, 1), (15, 10))):
+            run = functools.partial(learn_digits, member=MEMBERS[name], epochs=epochs, seed=seed, every=every, lr=lr)
+            alarms, _ = seen(Path(folder, f"{runs}.oadam"), run)
+            runs += 1
+            alarming += bool(alarms)
+            if alarms:
+                print(f"{name}, seed {seed}, {epochs} epochs: {' '.join(sorted(alarms))}")
+    print(f"Of {runs} healthy runs on digits {alarming} have an alarm.")
+
+
 def main() -> None:
-    warnings.simplefilter("ignore")
     found = ill = well = alarms_all = alarms_other = 0
     sick, healthy = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -55,4 +73,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")
+    if sys.argv[1:2] == ["--seeds"]:
+        other_seeds(int(sys.argv[2]))
+    else:
+        main()
