@@ -107,8 +107,8 @@ def frozen(path: Path) -> None:
     synthetic(path, {"sampled": 512, "v_frozen": 490, "grad_sum_squares": 512, "grad_max_abs": 3})
 
 
-def synthetic(path: Path, seen: Mapping[str, float], steps: int = 40) -> None:
-    """A recording without an optimizer: of what this package's own states cannot have."""
+def synthetic(path: Path, seen: Mapping[str, float] | Callable[[int], Mapping[str, float]], steps: int = 40) -> None:
+    """A recording without an optimizer, of given measures: of what this package's own states cannot have."""
     names = [*(each.name for each in MEASURES), "grad_nonfinite", *(each.name for each in INSIDE)]
     about = {
         "optimizer": "AdamW", "rule": "adam", "coupling": "decoupled", "groups": [{"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}],
@@ -119,7 +119,8 @@ def synthetic(path: Path, seen: Mapping[str, float], steps: int = 40) -> None:
         track = recorder.track(about)
         for t in range(1, steps + 1):
             track.step(t, {"lr": 1e-3})
-            track.observe(t, np.array([[{**usual, **seen}.get(name, math.nan) for name in names]]))
+            now = {**usual, **(seen(t) if callable(seen) else seen)}
+            track.observe(t, np.array([[now.get(name, math.nan) for name in names]]))
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------

@@ -159,6 +159,42 @@ def test_a_short_relapse_is_no_finding_and_one_that_lasts_is_one(tmp_path: Path)
     assert 60 < found[0].first_step < found[0].last_step < 92  # type: ignore[operator]
 
 
+FROZEN = {"sampled": 512.0, "grad_sum_squares": 512.0, "grad_max_abs": 3.0}
+
+
+def test_a_finding_is_over_only_half_way_back(tmp_path: Path) -> None:
+    """Between the threshold of 0.2 and 0.1 it goes on, so that one more bad step belongs to it; below, it would be a new one, and too short."""
+    for name, between, last in (("on", 77.0, 38), ("over", 5.0, 10)):
+        path = tmp_path / f"{name}.oadam"
+        synthetic(path, lambda t, between=between: {**FROZEN, "v_frozen": 490.0 if t <= 10 or t == 38 else between})
+        (finding,) = (each for each in record.load(path).diagnose() if each.id == "D08")
+        assert (finding.first_step, finding.last_step) == (1, last)
+
+
+def test_few_elements_and_rare_rows_do_not_alarm(tmp_path: Path) -> None:
+    synthetic(tmp_path / "few.oadam", {**FROZEN, "sampled": 16.0, "v_frozen": 16.0})
+    assert alarms(record.load(tmp_path / "few.oadam").diagnose()) == []
+    for zero, expected in ((0.0, ["D17"]), (380.0, [])):
+        path = tmp_path / f"{zero}.oadam"
+        synthetic(path, lambda t, zero=zero: {**FROZEN, "zero_grad": zero, "v_zero": 0.0, "spikes": 0.9 * (512 - zero) * (t == 140)}, 150)
+        assert [id for id, *_ in alarms(record.load(path).diagnose())] == expected
+
+
+def test_gradients_that_are_only_rounding_are_a_hint(tmp_path: Path) -> None:
+    for scale, severity in ((1.0, "hint"), (1e-8, "warning")):
+        path = tmp_path / f"{scale}.oadam"
+        params = {"w": noise(0, (20, 10)), "keys": noise(1, (20, 10))}
+        plain(path, 60, lambda p, t, scale=scale: {"w": noise(t, (20, 10), scale), "keys": noise(t + 500, (20, 10), 1e-10)}, params=params)
+        assert [each.severity for each in record.load(path).diagnose() if (each.id, each.tensor) == ("D20", "keys")] == [severity]
+
+
+def test_a_rate_that_ends_near_0_swallows_what_it_likes(tmp_path: Path) -> None:
+    params = {"w": np.full((20, 10), 1000.0, np.float32)}
+    path = tmp_path / "run.oadam"
+    plain(path, 100, lambda p, t: {"w": noise(t, (20, 10))}, params=params, lr=lambda t: 1e-2 if t < 20 else 1e-6, weight_decay=0)
+    assert alarms(record.load(path).diagnose()) == []
+
+
 def test_joined_buckets_say_the_same(tmp_path: Path) -> None:
     for name, path in (("fine", tmp_path / "fine.oadam"), ("coarse", tmp_path / "coarse.oadam")):
         with record.Recorder(path, every=1, buckets=512 if name == "fine" else 32) as recorder:
