@@ -34,6 +34,7 @@ COMMANDS = {
     "inspect": "tell what a checkpoint file holds",
     "report": "draw a recording as one HTML page that needs no network",
     "watch": "follow a training run in the terminal while it is recorded",
+    "doctor": "tell what is wrong with a recorded run, with evidence and remedies",
     "export": "hand a recording on: CSV, JSON lines, Parquet, TensorBoard, W&B, MLflow, trackio",
     "info": "tell what this installation runs on",
 }

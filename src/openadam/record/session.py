@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,10 @@ from ..errors import RecordError, RecordFormatError
 from ..extras import module
 from .layout import STREAMS, from_bytes, identify
 
-__all__ = ["TABLE", "Alarm", "Event", "Histogram", "Ring", "Session", "TrackData", "load", "sessions"]
+if TYPE_CHECKING:
+    from .doctor import Finding
+
+__all__ = ["TABLE", "Alarm", "Event", "Histogram", "Ring", "Session", "Together", "TrackData", "load", "sessions"]
 
 Array = npt.NDArray[Any]
 
@@ -81,6 +84,18 @@ class Histogram(NamedTuple):
     name: str
     counts: Array
     edges: Array
+
+
+class Together(NamedTuple):
+    """All measures of one tensor in the buckets in which any was seen."""
+
+    first: Array
+    last: Array
+    observations: Array
+    minimum: Array  # of each measure, by name in the order of the track's, as buckets x measures; NaN where there is none
+    mean: Array
+    maximum: Array
+    nonfinite: Array
 
 
 class _Row(NamedTuple):
@@ -142,6 +157,17 @@ class TrackData:
         """The history of a measure of a tensor, as a `TABLE`."""
         row, column = _index(tuple(self.tensors), tensor, "tensor"), _index(tuple(self.measures), name, "measure")
         return self._series("measures", row * len(self.measures) + column)
+
+    def together(self, tensor: str) -> Together:
+        """The histories of all measures of a tensor, bucket by bucket."""
+        start = _index(tuple(self.tensors), tensor, "tensor") * len(self.measures)
+        own = slice(start, start + len(self.measures))
+        rows = [row for row in self._buckets["measures"] if own.stop <= len(row.finite) and (row.finite[own] + row.nonfinite[own]).any()]
+        summary = np.array([row.summary[:, own] for row in rows]).reshape(len(rows), 3, len(self.measures))
+        nonfinite = np.array([row.nonfinite[own] for row in rows], np.int64).reshape(len(rows), len(self.measures))
+        steps = np.array([row[:3] for row in rows], np.int64).reshape(len(rows), 3)
+        least, mean, greatest = summary.transpose(1, 0, 2)
+        return Together(steps[:, 0], steps[:, 1], steps[:, 2], least, mean, greatest, nonfinite)
 
     def table(self) -> Array:
         """All series in one long table, with the columns ``tensor`` (empty for scalars) and ``measure`` before those of `TABLE`."""
@@ -308,6 +334,12 @@ class Session:
             time.sleep(seconds)
             if self.refresh():
                 yield self
+
+    def diagnose(self, track: str | None = None) -> list[Finding]:
+        """What `openadam doctor` finds in it, the most urgent first."""
+        from .doctor import diagnose
+
+        return diagnose(self, track)
 
     def table(self) -> Array:
         """The long tables of all tracks as one, with the column ``track`` before the others."""

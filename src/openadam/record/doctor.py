@@ -1,0 +1,234 @@
+"""Judges recordings: turns what was measured into findings, each with its evidence, the tensor, the steps, what it means and what helps.
+
+A finding needs a reading that stays beyond its threshold for some observed steps; it is over when the reading has come half-way back to its
+null value, and each tensor and rule makes one at most. Thresholds follow from beta1, beta2 and eps; what a rule lacks is not judged.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import RecordError
+from .checks import CHECKS, EARLY, ENOUGH, Reading, Told, View, betas_of, is_corrected, largest_of, median_of, momentum_span, number
+from .readings import RULES, SEVERITIES, noise_rms, uncorrected_peak
+
+__all__ = ["Finding", "diagnose"]
+
+Array = npt.NDArray[Any]
+
+ROUNDING = 1e-5  # of the largest gradients: what is below is what rounding leaves of a gradient that is 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One disease of one tensor, or of the whole optimizer where ``tensor`` is None.
+
+    ``evidence`` holds ``reading`` (its name), ``value``, ``null`` (what it would be without the disease) and ``threshold``, and what else is telling.
+    """
+
+    id: str
+    severity: str
+    track: str
+    tensor: str | None
+    first_step: int | None
+    last_step: int | None
+    evidence: dict[str, Any]
+    meaning: str
+    remedy: str
+    source: str
+
+    @property
+    def title(self) -> str:
+        """The disease in a few words."""
+        return RULES[self.id].title
+
+
+class Recording(Protocol):
+    """What is needed of a `session.Session`."""
+
+    @property
+    def tracks(self) -> Mapping[str, Told]: ...
+
+
+def diagnose(session: Recording, track: str | None = None) -> list[Finding]:
+    """What is wrong with a recorded run, the most urgent first.
+
+    Args:
+        session: What `load` returned.
+        track: Only this optimizer.
+
+    Raises:
+        RecordError: There is no such track.
+
+    >>> import os, tempfile
+    >>> import numpy as np, openadam
+    >>> from openadam import record
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with record.Recorder(os.path.join(folder, "run.oadam"), every=1) as recorder:
+    ...         opt = openadam.Adam({"w": np.ones((8, 8))}, record=recorder)
+    ...         for t in range(30):
+    ...             _ = opt.step({"w": np.random.default_rng(t).normal(0, 1e-10, (8, 8))})
+    ...     finding = record.load(recorder.path).diagnose()[0]
+    >>> finding.id, finding.severity, finding.tensor, finding.evidence["value"], finding.evidence["threshold"]
+    ('D20', 'warning', 'w', 1.0, 0.5)
+    """
+    if track is not None and track not in session.tracks:
+        raise RecordError(f"there is no track {track!r}; there are {', '.join(map(repr, session.tracks)) or 'none'}")
+    found = [finding for name, each in session.tracks.items() if track in (None, name) for finding in _track(each)]
+    order = list(RULES)
+    return sorted(found, key=lambda each: (SEVERITIES.index(each.severity), order.index(each.id)))
+
+
+def _track(track: Told) -> Iterator[Finding]:
+    views = [View(track, name) for name in track.tensors]
+    seen = [view for view in views if len(view.last)]
+    with np.errstate(all="ignore"):
+        largest = max((largest_of(view.grad_rms) for view in seen), default=0.0)
+    yield from _events(track)
+    for view in views:
+        if len(view.last):
+            ids = set()
+            for id, check in CHECKS.items():
+                if (id == "D21" and "D20" in ids) or (id == "D19" and "D18" in ids):  # it foretells the other, or is the same
+                    continue
+                with np.errstate(all="ignore"):
+                    finding = _judge(id, view, check(view), largest)
+                if finding is not None:
+                    ids.add(id)
+                    yield finding
+        elif track.observed >= EARLY:
+            yield _finding("D23", view, "hint", None, None, {"value": 0.0, "null": 1.0, "threshold": 0.0, "gradient": "none was given"})
+    with np.errstate(all="ignore"):
+        yield from _settings(track, seen)
+        yield from _whole(track, seen)
+
+
+# --- one tensor ----------------------------------------------------------------------------------------------------------
+
+
+def _judge(id: str, view: View, reading: Reading | None, largest: float) -> Finding | None:
+    if reading is None or not (math.isfinite(reading.null) and np.isfinite(reading.threshold).all()):
+        return None
+    found = _episodes(view, reading)
+    if found is None:
+        return None
+    values = reading.values[found]
+    thresholds = np.broadcast_to(reading.threshold, reading.values.shape)[found]
+    at = int((np.argmin if reading.below else np.argmax)(values))
+    value, threshold = float(values[at] if reading.worst else np.median(values)), float(thresholds[at])
+    severity = reading.severity or RULES[id].severity
+    if reading.noise and severity == "warning" and not np.max(view.grad_rms[found]) > ROUNDING * largest:
+        severity = "hint"
+    evidence = {"value": value, "null": reading.null, "threshold": threshold, "observed": int(view.observations[found].sum())}
+    return _finding(id, view, severity, int(view.first[found][0]), int(view.last[found][-1]), evidence | (reading.also or {}))
+
+
+def _episodes(view: View, reading: Reading) -> Array | None:
+    """Where a reading is bad in a row for long enough, or goes on to be; None if it never is."""
+    sign = -1.0 if reading.below else 1.0
+    values, threshold = sign * reading.values, sign * np.broadcast_to(reading.threshold, reading.values.shape)
+    calm = np.minimum(threshold, (sign * reading.null + threshold) / 2)
+    found: list[int] = []
+    row: list[int] = []
+    is_open = False
+    for at in np.flatnonzero(np.isfinite(values)).tolist():
+        if values[at] > threshold[at]:
+            row.append(at)
+            long_enough = view.observations[row].sum() >= reading.needed and view.last[at] - view.first[row[0]] + 1 >= reading.span
+            if is_open or long_enough:
+                found += row
+                row, is_open = [], True
+        elif not is_open or values[at] <= calm[at]:
+            row, is_open = [], False
+    return np.array(found) if found else None
+
+
+def _finding(id: str, view: View | Told, severity: str | None, first: int | None, last: int | None, evidence: dict[str, Any]) -> Finding:
+    rule = RULES[id]
+    tensor, track = (view.name, view.track.name) if isinstance(view, View) else (None, view.name)
+    evidence = {"reading": rule.reading, **evidence}
+    return Finding(id, severity or rule.severity, track, tensor, first, last, evidence, rule.meaning, rule.remedy, rule.source)
+
+
+# --- the optimizer as a whole --------------------------------------------------------------------------------------------
+
+
+def _events(track: Told) -> Iterator[Finding]:
+    """Steps that were refused or skipped, by what they say."""
+    bad: dict[tuple[str, str, str | None], list[int]] = {}
+    for event in (each for each in track.events if each.kind != "event"):
+        named = re.search(r"parameter '([^']*)'", event.text)
+        tensor = event.tensor or (named.group(1) if named else None)
+        if event.text.startswith("NonFiniteStateError") or (event.kind == "skipped" and "would not be finite" in event.text):
+            bad.setdefault(("D02", event.kind, tensor), []).append(event.step)
+        elif event.kind == "skipped" or event.text.startswith(("NonFiniteGradientError", "TooManySkipsError")):
+            who = "scaler" if event.kind == "skipped" and "scaler" in event.text else event.kind
+            bad.setdefault(("D01", who, tensor), []).append(event.step)
+    for (id, kind, tensor), steps in bad.items():
+        # A loss scale is found by trying: a scaler that skips now and then does its work.
+        severity = "error" if kind == "failed" else "warning" if kind == "skipped" or len(steps) > 0.05 * max(track.steps, 100) else "hint"
+        rule = RULES[id]
+        evidence = {"reading": "steps refused" if kind == "failed" else "steps skipped", "value": float(len(steps)), "null": 0.0, "threshold": 0.0,
+                    "by": kind}  # fmt: skip
+        yield Finding(id, severity, track.name, tensor, min(steps), max(steps), evidence, rule.meaning, rule.remedy, rule.source)
+
+
+def _settings(track: Told, seen: list[View]) -> Iterator[Finding]:
+    """What the hyperparameters alone tell."""
+    has_v = any(np.isfinite(view.mean("v_sum")).any() for view in seen)
+    for place, group in enumerate(track.about.get("groups") or []):
+        own = [view for view in seen if view.group is group]
+        beta1, beta2 = betas_of(group)
+        where = {"group": place}
+        first, last = min((int(v.first[0]) for v in own), default=None), max((int(v.last[-1]) for v in own), default=None)
+        if beta2 > 0 and beta1 >= math.sqrt(beta2):
+            bound = math.sqrt(beta2)
+            yield _finding("D36", track, None, first, last, {"value": beta1, "null": 0.9, "threshold": bound, "beta2": beta2, **where})
+        if not is_corrected(track) and (peak := uncorrected_peak(beta1, beta2)) > 1.5:
+            yield _finding("D13", track, None, first, last, {"value": peak, "null": 1.0, "threshold": 1.5, **where})
+        decay = number(group.get("weight_decay"))
+        if has_v and track.about.get("coupling") == "coupled" and decay > 0 and own:
+            value = max(median_of(v.mean("decay_over_grad") / v.sampled) for v in own)
+            yield _finding("D34", track, None, first, last, {"value": value, "null": 0.0, "threshold": 0.0, "weight_decay": decay, **where})
+        yield from _warm_up(track, own, where)
+
+
+def _warm_up(track: Told, views: list[View], where: dict[str, Any]) -> Iterator[Finding]:
+    begun = [view for view in views if view.first[0] == 1 and view.lr[0] >= 0.9 * largest_of(view.lr) and view.beta2 < 1 and is_corrected(track)]
+    ratios = [(float(view.update_to_weight[0]), view) for view in begun if np.isfinite(view.update_to_weight[0])]
+    ratio, view = max(ratios, key=lambda each: each[0], default=(0.0, None))
+    if view is not None and ratio > 0.01:
+        suggested = math.ceil(2 / (1 - view.beta2) - 1e-6)
+        evidence = {"value": ratio, "null": 1e-3, "threshold": 0.01, "in": view.name, "warm-up": suggested, **where}
+        yield _finding("D38", track, None, 1, int(view.last[0]), evidence)
+
+
+def _whole(track: Told, seen: list[View]) -> Iterator[Finding]:
+    """What all tensors do together."""
+    if seen and all(len(view.last) == len(seen[0].last) for view in seen):
+        zero = np.zeros(len(seen[0].last))
+        descent = sum((view.elements / view.sampled * view.high("descent") for view in seen), zero)
+        lengths = sum((view.elements / view.sampled * view.lengths for view in seen), zero)
+        beta1 = seen[0].beta1
+        elements = sum(view.elements for view in seen)
+        if elements >= ENOUGH and math.isfinite(beta1):
+            found = _episodes(seen[0], reading := Reading(descent / lengths, noise_rms(beta1), 0.0, 5, below=True, span=momentum_span(beta1)))
+            if found is not None:
+                evidence = {"value": float(np.median(reading.values[found])), "null": reading.null, "threshold": 0.0}
+                yield _finding("D14", track, None, int(seen[0].first[found][0]), int(seen[0].last[found][-1]), evidence)
+    if "clip_factor" in track.scalars:
+        clip = track.scalar("clip_factor")
+        clipped = clip["max"] < 1
+        share = float(clip["count"][clipped].sum() / max(1, clip["count"].sum()))
+        if clip["count"].sum() >= 50 and share > 0.95:
+            factor = float(np.median(clip["mean"][clipped]))
+            severity = "warning" if factor < 1e-3 else None
+            evidence = {"value": share, "null": 0.1, "threshold": 0.95, "factor": factor}
+            yield _finding("D40", track, severity, int(clip["first"][0]), int(clip["last"][-1]), evidence)

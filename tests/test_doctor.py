@@ -1,0 +1,277 @@
+"""The doctor finds what runs have that were made ill to order, finds nothing in healthy ones, and says it so that people and programs can read it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from patients import HEALTHY, SICK, learn_digits, noise, plain, pull, synthetic
+
+import openadam
+from openadam import cli, record
+from openadam.errors import RecordError
+from openadam.record import checks, readings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def findings(path: Path, run: Any) -> list[record.Finding]:
+    run(path)
+    return record.load(path).diagnose()
+
+
+def alarms(found: list[record.Finding]) -> list[Any]:
+    return [(each.id, each.tensor, each.evidence) for each in found if each.severity != "hint"]
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_what_a_run_has_is_found(name: str, tmp_path: Path) -> None:
+    id, run = SICK[name]
+    found = findings(tmp_path / "run.oadam", run)
+    assert id in [each.id for each in found], alarms(found)
+    finding = next(each for each in found if each.id == id)
+    rule = readings.RULES[id]
+    assert (finding.meaning, finding.remedy, finding.source) == (rule.meaning, rule.remedy, rule.source)
+    assert {"reading", "value", "null", "threshold"} <= finding.evidence.keys()
+    assert all(math.isfinite(finding.evidence[each]) for each in ("value", "null", "threshold"))
+    assert finding.first_step is not None
+    assert finding.last_step is not None
+    assert 1 <= finding.first_step <= finding.last_step
+    pairs = [(each.id, each.tensor, each.evidence.get("by"), each.evidence.get("group")) for each in found]
+    assert len(pairs) == len(set(pairs)), "once for each tensor and rule"
+    ranks = [readings.SEVERITIES.index(each.severity) for each in found]
+    assert ranks == sorted(ranks)
+
+
+def test_every_rule_is_proven() -> None:
+    assert set(readings.RULES) == {id for id, _ in SICK.values()}
+    assert set(checks.CHECKS) <= set(readings.RULES)
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_in_a_healthy_run_nothing_is_found(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn.datasets")
+    assert alarms(findings(tmp_path / "run.oadam", HEALTHY[name])) == []
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_other_seeds_are_healthy_too(seed: int, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn.datasets")
+    for every in (1, 10):
+        path = tmp_path / f"{every}.oadam"
+        learn_digits(path, openadam.Adam, epochs=8, seed=seed, every=every, lr=3e-3, beta2=0.99)
+        assert alarms(record.load(path).diagnose()) == []
+
+
+def test_two_players_are_healthy(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    datasets = pytest.importorskip("sklearn.datasets")
+    from openadam.torch import Adam
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    data = torch.from_numpy((datasets.load_digits().data / 8 - 1).astype(np.float32))
+    act = torch.nn.LeakyReLU(0.2)
+    generator = torch.nn.Sequential(torch.nn.Linear(32, 64), act, torch.nn.Linear(64, 64), torch.nn.Tanh())
+    discriminator = torch.nn.Sequential(torch.nn.Linear(64, 64), act, torch.nn.Linear(64, 1))
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    with record.Recorder(tmp_path / "gan.oadam", every=1) as recorder:
+        players = [
+            Adam(each.named_parameters(), lr=2e-4, betas=(0.5, 0.999), record=(recorder, name))
+            for name, each in (("generator", generator), ("discriminator", discriminator))
+        ]
+        for _ in range(400):
+            made = generator(torch.randn(64, 32))
+            real = discriminator(data[torch.randint(len(data), (64,))])
+            players[1].zero_grad()
+            (loss(real, torch.ones(64, 1)) + loss(discriminator(made.detach()), torch.zeros(64, 1))).backward()
+            players[1].step()
+            players[0].zero_grad()
+            loss(discriminator(made), torch.ones(64, 1)).backward()
+            players[0].step()
+    session = record.load(recorder.path)
+    assert list(session.tracks) == ["generator", "discriminator"]
+    assert alarms(session.diagnose()) == []
+
+
+def test_torch_groups_are_read_as_well(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from openadam.torch import Adam, AdamW
+
+    p = torch.nn.Parameter(torch.ones(20, 10))
+    with record.Recorder(tmp_path / "run.oadam", every=1) as recorder:
+        optimizer, other = AdamW([p], betas=(0.9, 0.5), record=recorder), Adam([p], weight_decay=0.1, record=recorder)
+        for t in range(40):
+            p.grad = torch.from_numpy(noise(t, (20, 10), 1e-10))
+            optimizer.step()
+            other.step()
+    found = record.load(recorder.path).diagnose()
+    assert {("D36", "AdamW"), ("D20", "AdamW"), ("D34", "Adam")} <= {(each.id, each.track) for each in found}
+    assert {each.track for each in record.load(recorder.path).diagnose("Adam")} == {"Adam"}
+
+
+# --- what a finding says -------------------------------------------------------------------------------------------------
+
+
+def one(path: Path, name: str) -> record.Finding:
+    id, run = SICK[name]
+    return next(each for each in findings(path, run) if each.id == id)
+
+
+def test_findings_name_tensor_and_steps(tmp_path: Path) -> None:
+    for name, expected in {
+        "a gradient that is not finite, refused": ("error", "w", 30, 30),
+        "a gradient that is not finite, skipped": ("warning", "w", 30, 30),
+        "a poisoned state": ("error", "w", 31, 60),
+        "one gradient, thirty times too large": ("warning", "w", 140, 140),
+        "a step count that was lost": ("error", "w", 1, 1),
+        "moments that were lost": ("error", "w", 600, 600),
+        "a tensor without gradient": ("warning", "dead", 1, 60),
+        "the article's stale momentum": ("warning", "w", 2, 23),
+    }.items():
+        finding = one(tmp_path / f"{len(list(tmp_path.iterdir()))}.oadam", name)
+        assert (finding.severity, finding.tensor, finding.first_step, finding.last_step) == expected, name
+
+
+def test_null_values_and_thresholds_follow_from_the_betas(tmp_path: Path) -> None:
+    assert [round(readings.agreement_alone(beta), 3) for beta in (0.5, 0.9, 0.95)] == [0.167, 0.356, 0.399]
+    assert [round(readings.noise_rms(beta), 3) for beta in (0.5, 0.9, 0.95)] == [0.577, 0.229, 0.160]
+    assert round(readings.largest_step(0.9, 0.999), 2) == 7.27
+    assert round(readings.largest_ratio(0.999), 1) == 31.6
+    assert round(readings.uncorrected_peak(0.9, 0.999), 2) == 6.57
+    evidence = one(tmp_path / "run.oadam", "a large gradient in every eighth step against all others").evidence
+    assert round(evidence["null"], 3) == 0.356
+    assert evidence["threshold"] > evidence["null"] + 0.1
+    assert evidence["value"] > evidence["threshold"]
+
+
+def test_a_short_relapse_is_no_finding_and_one_that_lasts_is_one(tmp_path: Path) -> None:
+    def run(path: Path, steps: range) -> None:
+        plain(path, 120, lambda p, t: pull(p, t, 1e-12 if t in steps else 1e-3), beta2=0.5, beta1=0.0)
+
+    assert "D20" not in [each.id for each in findings(tmp_path / "short.oadam", lambda path: run(path, range(50, 67)))]
+    found = [each for each in findings(tmp_path / "long.oadam", lambda path: run(path, range(40, 90))) if each.id == "D20"]
+    assert len(found) == 1
+    assert 60 < found[0].first_step < found[0].last_step < 92  # type: ignore[operator]
+
+
+FROZEN = {"sampled": 512.0, "grad_sum_squares": 512.0, "grad_max_abs": 3.0}
+
+
+def test_a_finding_is_over_only_half_way_back(tmp_path: Path) -> None:
+    """Between the threshold of 0.2 and 0.1 it goes on, so that one more bad step belongs to it; below, it would be a new one, and too short."""
+    for name, between, last in (("on", 77.0, 38), ("over", 5.0, 10)):
+        path = tmp_path / f"{name}.oadam"
+        synthetic(path, lambda t, between=between: {**FROZEN, "v_frozen": 490.0 if t <= 10 or t == 38 else between})
+        (finding,) = (each for each in record.load(path).diagnose() if each.id == "D08")
+        assert (finding.first_step, finding.last_step) == (1, last)
+
+
+def test_few_elements_and_rare_rows_do_not_alarm(tmp_path: Path) -> None:
+    synthetic(tmp_path / "few.oadam", {**FROZEN, "sampled": 16.0, "v_frozen": 16.0})
+    assert alarms(record.load(tmp_path / "few.oadam").diagnose()) == []
+    for zero, expected in ((0.0, ["D17"]), (380.0, [])):
+        path = tmp_path / f"{zero}.oadam"
+        synthetic(path, lambda t, zero=zero: {**FROZEN, "zero_grad": zero, "v_zero": 0.0, "spikes": 0.9 * (512 - zero) * (t == 140)}, 150)
+        assert [id for id, *_ in alarms(record.load(path).diagnose())] == expected
+
+
+def test_gradients_that_are_only_rounding_are_a_hint(tmp_path: Path) -> None:
+    for scale, severity in ((1.0, "hint"), (1e-8, "warning")):
+        path = tmp_path / f"{scale}.oadam"
+        params = {"w": noise(0, (20, 10)), "keys": noise(1, (20, 10))}
+        plain(path, 60, lambda p, t, scale=scale: {"w": noise(t, (20, 10), scale), "keys": noise(t + 500, (20, 10), 1e-10)}, params=params)
+        assert [each.severity for each in record.load(path).diagnose() if (each.id, each.tensor) == ("D20", "keys")] == [severity]
+
+
+def test_a_rate_that_ends_near_0_swallows_what_it_likes(tmp_path: Path) -> None:
+    params = {"w": np.full((20, 10), 1000.0, np.float32)}
+    path = tmp_path / "run.oadam"
+    plain(path, 100, lambda p, t: {"w": noise(t, (20, 10))}, params=params, lr=lambda t: 1e-2 if t < 20 else 1e-6, weight_decay=0)
+    assert alarms(record.load(path).diagnose()) == []
+
+
+def test_joined_buckets_say_the_same(tmp_path: Path) -> None:
+    for name, path in (("fine", tmp_path / "fine.oadam"), ("coarse", tmp_path / "coarse.oadam")):
+        with record.Recorder(path, every=1, buckets=512 if name == "fine" else 32) as recorder:
+            params = {"w": noise(0, (20, 10))}
+            optimizer = openadam.Adam(params, record=recorder, weight_decay=0.1)
+            for t in range(1, 300):
+                optimizer.step({"w": noise(t, (20, 10), 30.0 if t == 200 else 1.0)})
+    fine, coarse = (record.load(tmp_path / f"{name}.oadam").diagnose() for name in ("fine", "coarse"))
+    assert {each.id for each in fine} == {each.id for each in coarse} == {"D16", "D17", "D34"}
+
+
+def test_a_frozen_tensor_and_a_rule_without_moments_are_no_trouble(tmp_path: Path) -> None:
+    with record.Recorder(tmp_path / "run.oadam", every=1) as recorder:
+        params = {"w": noise(0, (20, 10)), "frozen": np.ones((20, 10), np.float32)}
+        optimizers = [member(params, lr=1e-3, record=recorder) for member in (openadam.Adam, openadam.SGD, openadam.Momentum, openadam.Adagrad)]
+        for t in range(60):
+            for optimizer in optimizers:
+                optimizer.step({"w": noise(t, (20, 10)), "frozen": None})
+    found = record.load(recorder.path).diagnose()
+    assert alarms(found) == []
+    assert {(each.id, each.tensor) for each in found} == {("D23", "frozen")}
+
+
+def test_an_empty_recording_has_no_findings(tmp_path: Path) -> None:
+    synthetic(tmp_path / "none.oadam", {}, steps=0)
+    assert record.load(tmp_path / "none.oadam").diagnose() == []
+    synthetic(tmp_path / "bare.oadam", {"sampled": 512})
+    assert alarms(record.load(tmp_path / "bare.oadam").diagnose()) == []
+
+
+# --- the command -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_is_readable_at_eighty_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k, (_, run) in enumerate(SICK.values()):
+        path = tmp_path / f"{k}.oadam"
+        run(path)
+        code = cli.main(["doctor", str(path)])
+        lines = capsys.readouterr().out.splitlines()
+        assert all(len(line) <= 80 for line in lines[1:]), lines
+        assert code == int(any(line.startswith(("ERROR", "WARNING")) for line in lines))
+    SICK["a large gradient in every eighth step against all others"][1](tmp_path / "run.oadam")
+    cli.main(["doctor", str(tmp_path / "run.oadam")])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "noise alone would give 0.356" in text
+
+
+def test_the_command_speaks_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.oadam"
+    SICK["gradients below eps"][1](path)
+    assert cli.main(["doctor", str(path), "--json", "--track", "AdamW"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert list(told) == ["file", "steps", "findings"]
+    assert told["steps"] == 100
+    first = told["findings"][0]
+    assert list(first) == ["id", "severity", "track", "tensor", "first_step", "last_step", "evidence", "meaning", "remedy", "source"]
+    assert (first["id"], first["severity"], first["track"], first["tensor"]) == ("D20", "warning", "AdamW", "w")
+
+
+def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.oadam"
+    SICK["L2 in Adam"][1](path)
+    assert cli.main(["doctor", str(path)]) == 0  # a hint
+    (tmp_path / "other").write_text("no recording at all, though long enough to be looked at")
+    for arguments in (
+        [],
+        [str(tmp_path / "nothing.oadam")],
+        [str(tmp_path / "other")],
+        [str(tmp_path)],
+        [str(path), "--track", "x"],
+        [str(path), "-z"],
+    ):
+        assert cli.main(["doctor", *arguments]) == 2
+    assert "there is no track 'x'" in capsys.readouterr().err
+    with pytest.raises(RecordError, match="no track"):
+        record.load(path).diagnose("x")
+
+
+def test_the_document_and_the_rules_agree() -> None:
+    assert readings.table() in (ROOT / "docs/doctor.md").read_text()
