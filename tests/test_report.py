@@ -22,6 +22,7 @@ import pytest
 import openadam
 from openadam import cli, record
 from openadam.errors import RecordError
+from openadam.record.readings import agreement_alone, noise_rms
 from openadam.views import charts, histories, readings
 from openadam.views.report import LARGEST, report
 from openadam.views.watch import line, screen, sparkline
@@ -105,14 +106,14 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> record.Session:
 
 
 def test_null_values_are_those_of_noise(session: record.Session) -> None:
-    assert readings.direction_null(0.9) == pytest.approx(0.229, abs=5e-4)
-    assert readings.disagreement_null(0.9) == pytest.approx(0.357, abs=1e-3)
-    assert [round(readings.disagreement_null(beta), 3) for beta in (0.5, 0.95)] == [0.167, 0.399]
+    assert noise_rms(0.9) == pytest.approx(0.229, abs=5e-4)
+    assert agreement_alone(0.9) == pytest.approx(0.357, abs=1e-3)
+    assert [round(agreement_alone(beta), 3) for beta in (0.5, 0.95)] == [0.167, 0.399]
     track = session.tracks["AdamW"]
     first, _, found = histories.histories(track, ["w"])
     late = first > 100
-    assert found["disagreement"][1, late, 0].mean() == pytest.approx(readings.disagreement_null(0.9), abs=0.05)
-    assert found["direction"][1, late, 0].mean() == pytest.approx(readings.direction_null(0.9), abs=0.05)
+    assert found["disagreement"][1, late, 0].mean() == pytest.approx(agreement_alone(0.9), abs=0.05)
+    assert found["direction"][1, late, 0].mean() == pytest.approx(noise_rms(0.9), abs=0.05)
     assert found["surprise"][1, late, 0].mean() == pytest.approx(1, abs=0.1)
 
 
@@ -333,13 +334,17 @@ def test_a_run_over_torch(tmp_path: Path) -> None:
 
 
 def test_findings_are_shown_where_there_are_any(session: record.Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record.Session, "diagnose", lambda self: ["eps dominates tiny", *HOSTILE], raising=False)
+    evidence = {"reading": "share", "value": 0.5, "null": 0.0, "threshold": 0.1}
+    ill = [record.Finding("D20", "warning", "Adam", name, 1, 9, evidence, "eps dominates", "lower eps", "somebody") for name in ("tiny", *HOSTILE)]
+    monkeypatch.setattr(record.Session, "diagnose", lambda self: ill)
     page = Page(report(session))
     told = "".join(page.text)
     assert "Findings" in told
-    assert "eps dominates tiny" in told
+    assert "eps dominates" in told
+    assert "share" in told
+    assert "lower eps" in told
     assert sum(tag == "script" for tag, _ in page.tags) == 2
-    monkeypatch.setattr(record.Session, "diagnose", lambda self: [], raising=False)
+    monkeypatch.setattr(record.Session, "diagnose", lambda self: [])
     assert "Nothing was found." in "".join(Page(report(session)).text)
 
 

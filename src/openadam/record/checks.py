@@ -49,6 +49,12 @@ class Told(Protocol):
     def together(self, tensor: str, /) -> Any: ...
 
 
+def groups_of(track: Told) -> list[Mapping[str, Any]]:
+    """The settings of a track's groups; whoever recorded may have told anything."""
+    told = track.about.get("groups")
+    return [group if isinstance(group, dict) else {} for group in told] if isinstance(told, list) else []
+
+
 class View:
     """One tensor of a track: its measures in the order of the observed steps, and the settings of its group."""
 
@@ -59,12 +65,12 @@ class View:
         self.first, self.last, self.observations = together.first, together.last, together.observations
         self._places = {measure: place for place, measure in enumerate(track.measures)}
         self._low, self._mean, self._high, self._nonfinite = together.minimum, together.mean, together.maximum, together.nonfinite
-        group = int(about.get("group") or 0)
-        groups = track.about.get("groups") or [{}]
-        self.group: Mapping[str, Any] = groups[group] if group < len(groups) else {}
+        group = about["group"] if isinstance(about.get("group"), int) else 0
+        groups = groups_of(track)
+        self.group: Mapping[str, Any] = groups[group] if 0 <= group < len(groups) else {}
         self.beta1, self.beta2, self.eps = betas_of(self.group)[0], betas_of(self.group)[1], number(self.group.get("eps"))
-        self.elements = float(about.get("elements") or math.nan)
-        self.is_matrix = len(about.get("shape") or ()) >= 2
+        self.elements = number(about.get("elements")) or math.nan
+        self.is_matrix = isinstance(about.get("shape"), list) and len(about["shape"]) >= 2
         rates = track.scalar(f"lr {group}" if group else "lr") if (f"lr {group}" if group else "lr") in track.scalars else None
         self.lr = np.interp(self.last, rates["last"], rates["mean"]) if rates is not None and len(rates) else np.full(len(self.last), math.nan)
         self.sampled = self.mean("sampled")

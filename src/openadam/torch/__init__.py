@@ -13,9 +13,9 @@ except ImportError as error:
 
 from . import members
 from .host import Host
-from .observing import observe
+from .observing import observe as observe
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam", "observe"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam"]
 
 
 class Adam(Host, torch.optim.Adam):

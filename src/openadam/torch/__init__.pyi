@@ -11,10 +11,10 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from .host import Host
-from .observing import observe
+from .observing import observe as observe
 from .options import Engine, NoDecay, NonFinite
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam", "observe"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam"]
 
 class _Options(TypedDict, total=False):
     clip_norm: float | None

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..record.readings import agreement_alone, noise_rms
+
 __all__ = [
     "MEASURES",
     "READINGS",
     "Reading",
     "decay_equilibrium",
-    "direction_null",
-    "disagreement_null",
     "eps_of",
     "level",
     "limits",
@@ -111,24 +111,6 @@ def value(reading: Reading, pick: Pick, against: Pick | None = None, *, elements
         return np.minimum(result, 1.0) if reading.share else result
 
 
-def direction_null(beta1: float) -> float:
-    """rms(direction) of Adam where gradients are noise alone.
-
-    >>> round(direction_null(0.9), 3)
-    0.229
-    """
-    return math.sqrt((1 - beta1) / (1 + beta1))
-
-
-def disagreement_null(beta1: float) -> float:
-    """The share of first moments against their gradient where gradients are noise alone.
-
-    >>> round(disagreement_null(0.9), 3)
-    0.356
-    """
-    return 0.5 - math.asin(math.sqrt(1 - beta1**2)) / math.pi
-
-
 def decay_equilibrium(lr: float, weight_decay: float) -> tuple[float, float]:
     """Where decoupled decay brings the root mean square of a parameter that noise alone moves, and over how many steps (Kosson et al., 2023).
 
@@ -142,9 +124,9 @@ def null(reading: Reading, about: Mapping[str, Any], group: Mapping[str, Any]) -
     """What noise alone would give; None where that is not known."""
     beta1 = beta1_of(group)
     if reading.name == "direction":
-        return direction_null(beta1) if beta1 is not None and about.get("rule") == "adam" else None
+        return noise_rms(beta1) if beta1 is not None and about.get("rule") == "adam" else None
     if reading.name == "disagreement":
-        return None if beta1 is None else disagreement_null(beta1)
+        return None if beta1 is None else agreement_alone(beta1)
     return reading.null
 
 

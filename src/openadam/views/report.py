@@ -17,7 +17,7 @@ import numpy as np
 
 from .._version import __version__
 from ..errors import RecordError
-from ..record import Session, TrackData
+from ..record import Finding, Session, TrackData
 from .charts import chart, name_of
 from .histories import Series, by_trouble, histories, mean, null_of, scalar, seen_of, thin
 from .readings import READINGS, Reading, decay_equilibrium, level, limits, shown
@@ -27,7 +27,7 @@ __all__ = ["LARGEST", "report"]
 LARGEST = 950_000  # bytes of a page
 BUDGETS = (3000, 1800, 900, 400, 150, 48)  # tensors x columns that a page holds; a smaller one is taken where names and texts leave no room
 COLUMNS = (8, 200)  # of a tensor's history, at least and at most
-MOST_TRACKS, MOST_TENSORS, MOST_LINES = 8, 150, 6
+MOST_TRACKS, MOST_TENSORS, MOST_LINES, MOST_FINDINGS = 8, 150, 6, 40
 MOST_EVENTS, MOST_MARKS, LONGEST_TEXT = 200, 30, 300
 
 CARDS = ("surprise", "direction", "disagreement", "eps_share", "update_weight", "spikes", "swallowed")
@@ -210,12 +210,29 @@ def _head(session: Session, every: Sequence[TrackData], chosen: Sequence[TrackDa
 
 
 def _findings(session: Session) -> str:
-    diagnose = getattr(session, "diagnose", None)
-    if diagnose is None:
-        return ""
-    found = list(diagnose())
-    rows = "".join(f"<li>{name_of(each, 600)}</li>" for each in found[:40])
-    return f"<section><h2>Findings</h2>{f'<ul>{rows}</ul>' if found else '<p>Nothing was found.</p>'}</section>"
+    """What the doctor finds, the most urgent first."""
+    found = session.diagnose()
+    rows = "".join(map(_finding, found[:MOST_FINDINGS]))
+    more = f"<p>And {len(found) - MOST_FINDINGS} more: <code>openadam doctor</code> tells all.</p>" if len(found) > MOST_FINDINGS else ""
+    what = f"<ol>{rows}</ol>{more}" if found else "<p>Nothing was found.</p>"
+    return f'<section aria-labelledby="findings"><h2 id="findings">Findings</h2>{what}</section>'
+
+
+def _finding(each: Finding) -> str:
+    where = f"{each.track}, {each.tensor}" if each.tensor is not None else each.track
+    steps = f", steps {each.first_step} to {each.last_step}" if each.first_step is not None else ""
+    seen = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in each.evidence.items() if value is not None
+    )
+    title = f"<b>{name_of(each.severity)} {name_of(each.id)}: {name_of(each.title)}</b> ({name_of(where)}{steps})"
+    parts = [
+        title,
+        name_of(seen, 600),
+        name_of(each.meaning, 600),
+        f"<i>Remedy:</i> {name_of(each.remedy, 600)}",
+        f"<small>{name_of(each.source, 200)}</small>",
+    ]
+    return f"<li>{'<br>'.join(parts)}</li>"
 
 
 def _groups(track: TrackData) -> list[dict[str, Any]]:
