@@ -17,7 +17,14 @@ import numpy.typing as npt
 
 from . import rules
 from .engine import Update, assign_all
-from .errors import ConcurrentStepError, HyperparameterError, NonFiniteGradientError, NonFiniteStateError, TooManySkipsError
+from .errors import (
+    ConcurrentStepError,
+    HyperparameterError,
+    NonFiniteGradientError,
+    NonFiniteStateError,
+    OpenAdamError,
+    TooManySkipsError,
+)
 from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure
 
 __all__ = ["MAX_STEP", "Measured", "StepReport", "Stepper", "alone", "as_loss", "check_dtype"]
@@ -280,27 +287,6 @@ class Stepper:
             before_commit: Called once nothing can be refused any more.
             only_makes_states: Asked, where all gradients are zero, whether to neither move nor count anything.
         """
-        watch = self.watch
-        if watch is None:
-            return self._take(threads, scale, measure, loss, before_commit, only_makes_states)
-        looks = measure is not False or watch.wants(self.steps + 1)
-        try:
-            report = self._take(threads, scale, measure if measure is not False else looks, loss, before_commit, only_makes_states)
-        except Exception as error:
-            watch.failed(self.steps + 1, error)
-            raise
-        watch.saw(report, (update.values["lr"] for update in self.updates[::2]))
-        return report if measure is not False else report._replace(measures=None)
-
-    def _take(
-        self,
-        threads: int,
-        scale: float,
-        measure: bool | Iterable[Measure],
-        loss: float | None,
-        before_commit: Callable[[], None] | None,
-        only_makes_states: Callable[[], bool] | None,
-    ) -> StepReport:
         measures, inside = self._asked(measure) if measure is not False else ([], ())
         checks = self.nonfinite != "propagate"
         looks = checks or self.clip_norm is not None
@@ -338,6 +324,18 @@ class Stepper:
         if not looks:
             norm = self.norm(total)
         return StepReport(self.steps, norm * scale, clip, False, self._measured(squares, scale, inside) if measures else None, loss=loss)
+
+    def take_and_tell(self, threads: int, *, measure: bool | Iterable[Measure] = False, **how: Any) -> StepReport:
+        """`take`, where somebody records it: some steps are measured for them, and what is refused is told, too."""
+        watch = self.watch
+        looks = measure if measure is not False else watch.wants(self.steps + 1)
+        try:
+            report = self.take(threads, measure=looks, **how)
+        except OpenAdamError as error:
+            watch.failed(self.steps + 1, error)
+            raise
+        watch.saw(report, (update.values["lr"] for update in self.updates[::2]))
+        return report if measure is not False else report._replace(measures=None)
 
     def norm(self, total: float, which: Iterable[int] | None = None) -> float:
         """The Euclidean norm of the gradients here (or of some rows) from the sum of their squares."""

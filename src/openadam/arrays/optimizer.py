@@ -302,7 +302,8 @@ class Optimizer:
             stepper.read(gradients)
             if not stepper.table.active_count:
                 return StepReport(self.steps, 0.0, 1.0, False, Measured() if measure is not False else None, loss=as_loss(loss))
-            return stepper.take(self._threads, measure=measure, loss=as_loss(loss))
+            take = stepper.take if stepper.watch is None else stepper.take_and_tell
+            return take(self._threads, measure=measure, loss=as_loss(loss) if loss is not None else None)
         finally:
             stepper.forget()
 

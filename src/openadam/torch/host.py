@@ -333,7 +333,8 @@ class Host(_Base):
             if self._still:
                 stepper.is_new = stepper.begins()
                 only_makes_states = (lambda: stepper.is_new) if stepper.is_new or stepper.shards else None
-            self.last_step = stepper.take(
+            take = stepper.take if stepper.watch is None else stepper.take_and_tell
+            self.last_step = take(
                 self._threads(), scale=scale, measure=measure, loss=told, before_commit=stepper.register, only_makes_states=only_makes_states
             )
         except SkippedByScaler:
