@@ -308,6 +308,8 @@ class TensorStepper(Stepper):
 
     def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
         """Compute what subclasses make of their rows: their operations are their own, and may fail, when nothing has been written yet."""
+        if not self._given:
+            return None
         self._seen_inside = {}
         for i, reached in self._given.items():
             if inside:
