@@ -323,7 +323,7 @@ class Stepper:
         total, _ = self.update(clip * scale, wanted, threads, inside)
         if not looks:
             norm = self.norm(total)
-        return StepReport(self.steps, norm * scale, clip, False, self._measured(squares, scale, inside) if measures else None, loss=loss)
+        return StepReport(self.steps, norm * scale, clip, False, self._measured(squares, scale, inside) if measures else None, None, loss)
 
     def take_and_tell(self, threads: int, *, measure: bool | Iterable[Measure] = False, **how: Any) -> StepReport:
         """`take`, where somebody records it: some steps are measured for them, and what is refused is told, too."""
