@@ -162,6 +162,8 @@ NB_MODULE(_native, m) {
   openadam::Pool::prepare_for_forks();
   m.attr("COLUMNS") = openadam::kColumns;
   m.attr("MAX_THREADS") = openadam::kMaxThreads;
+  m.attr("MAX_OUTPUTS") = openadam::kMaxOutputs;
+  m.attr("MAX_SLOTS") = openadam::kMaxSlots;
   m.def("isas", &isas, "Instruction sets of the compiled kernels that this processor runs, the best first.");
   m.def("updates", &updates, nb::arg("isa"), "Name, digest, states and scalars of each update kernel.");
   m.def("measures", &measures, nb::arg("isa"), "Name and digest of each measure.");

@@ -195,6 +195,39 @@ def test_measures_that_are_none_are_refused() -> None:
     assert optimizer.steps == 0
 
 
+IMPOSSIBLE: dict[str, tuple[Any, str]] = {
+    "raises": (lambda x: 1 / 0, "ZeroDivisionError"), "a comparison": (lambda x: x.g > 0, r"it is a comparison; write one\(condition\)"),
+    "exp": (lambda x: openadam.exp(x.g), "exp of a tensor is not in the language"),
+    "power": (lambda x: x.g**x.p, "a tensor can be raised to 0.5 or to a whole number"), "a word": (lambda x: "g", "cannot stand in a rule"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_a_measure_that_cannot_be_taken_is_refused_by_name(what: str, engine: str) -> None:
+    """Before anything is written; a step without it goes on."""
+    expression, says = IMPOSSIBLE[what]
+    p = np.ones(3)
+    optimizer = openadam.Adam({"w": p}, engine=engine)
+    with pytest.raises(HyperparameterError, match=f"the measure 'own' cannot be taken of 'adam': .*{says}"):
+        optimizer.step({"w": np.ones(3)}, measure=[Measure("own", "sum", expression)])
+    assert (optimizer.steps, p.tolist()) == (0, [1.0] * 3)
+    assert optimizer.step({"w": np.ones(3)}).step == 1
+
+
+@pytest.mark.skipif("native" not in ENGINES, reason="no native kernels here")
+def test_too_many_measures_are_refused() -> None:
+    p = np.ones(3)
+    optimizer = openadam.Adam({"w": p}, engine="native")
+    own = [count(f"above {k}", lambda x, k=k: x.g > k) for k in range(100)]  # type: ignore[misc]
+    with pytest.raises(HyperparameterError, match=f"{len(INSIDE) + 100} measures are asked for, and 96 can be; give fewer"):
+        optimizer.step({"w": np.ones(3)}, measure=own)
+    assert (optimizer.steps, p.tolist()) == (0, [1.0] * 3)
+    most = own[: 96 - len(INSIDE)]
+    seen = optimizer.step({"w": np.full(3, 9.5)}, measure=most).measures["w"]
+    assert [seen[each.name] for each in most] == [3.0 * (k < 9.5) for k in range(len(most))]
+
+
 def test_a_rule_of_ones_own_is_seen() -> None:
     @openadam.rule(lr=0.1, beta=0.9)
     def signum(g: Any, s: Any, h: Any) -> Any:

@@ -70,6 +70,24 @@ def test_measuring_changes_nothing(subject: Subject, engine: str | None) -> None
 
 
 @each_engine
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_measure_that_cannot_be_taken_leaves_nothing_half_applied(steps: int, engine: str | None) -> None:
+    """Neither of the tensors that the native loop reaches, nor of those that run on torch operations: no parameter, no state, no counter."""
+    params = [*leaves([(40,), (3, 5)], torch.float32), *leaves([(7,)], torch.bfloat16)]
+    optimizer = openadam.torch.Adam(params, engine=engine)
+    for k in range(steps):
+        give(params, k)
+        optimizer.step()
+    give(params, steps)
+    before = copy.deepcopy((params, optimizer.state_dict(), [p._version for p in params], optimizer.steps_taken))
+    with pytest.raises(HyperparameterError, match="the measure 'own' cannot be taken of 'adam': ZeroDivisionError"):
+        optimizer.step(measure=[openadam.Measure("own", "sum", lambda x: 1 / 0)])
+    assert repr((params, optimizer.state_dict(), [p._version for p in params], optimizer.steps_taken)) == repr(before)
+    assert optimizer.step() is None
+    assert optimizer.steps_taken == steps + 1
+
+
+@each_engine
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64], ids=str)
 def test_clipping_each_element_of_other_dtypes(dtype: torch.dtype, engine: str | None) -> None:
     """The same as a gradient that is clipped before the step; complex elements are clipped part by part, as torch sees them."""

@@ -10,6 +10,8 @@ COLUMNS: int
 MAX_STATES: int
 MAX_MEMORY: int
 MAX_THREADS: int
+MAX_OUTPUTS: int
+MAX_SLOTS: int
 
 class Table:
     taken: int

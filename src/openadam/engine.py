@@ -78,7 +78,11 @@ def compiled(traced: Traced) -> tuple[Program, Callable[[Mapping[str, float]], l
 @functools.lru_cache(maxsize=256)
 def _code_inside(traced: Traced, measures: tuple[Measure, ...]) -> Code:
     reductions = {measure.name: (place, measure.reduction == "max") for place, measure in enumerate(measures)}
-    return encode(program_inside(traced, measures), ("given", "g", "p", *compiled(traced)[0].states), reductions)
+    code = encode(program_inside(traced, measures), ("given", "g", "p", *compiled(traced)[0].states), reductions)
+    for found, what, most in ((len(measures), "measures", _native.MAX_OUTPUTS), (code.slots, "values at once", _native.MAX_SLOTS)):
+        if found > most:
+            raise HyperparameterError(f"measure: inside a step of {traced.name!r} {found} {what} are asked for, and {most} can be; give fewer")
+    return code
 
 
 @functools.lru_cache(maxsize=256)
@@ -126,13 +130,20 @@ class Update:
         table.set_update(index, self.kernel, numbers, h["coupled_decay"], bool(h["maximize"]))
 
     def tell_inside(self, table: Any, index: int, measures: tuple[Measure, ...]) -> None:
-        """Give a native table the code that looks inside, unless it has it."""
+        """Give a native table the code that looks inside, unless it has it.
+
+        Raises:
+            HyperparameterError: A measure cannot be computed, or they are more than can be taken at once.
+        """
         told = (self.kernel, measures, dict(self.values))
-        if told != self._inside:
+        if told == self._inside:
+            return
+        program = program_inside(self.traced, measures)
+        if self.kernel:
             h = self._surrounded()
-            hyperparameters = [float(h[name]) for name in program_inside(self.traced, measures).hyperparameters]
+            hyperparameters = [float(h[name]) for name in program.hyperparameters]
             table.set_observer(index, *_code_inside(self.traced, measures), hyperparameters, len(self.program.memory), len(measures))
-            self._inside = told
+        self._inside = told
 
     def inside(
         self, measures: tuple[Measure, ...], t: float, factor: float, clip_value: float, memory: Sequence[float], arrays: Mapping[str, Array]
@@ -221,7 +232,7 @@ class ReferenceEngine:
     isa = "numpy"
 
     def kernel(self, program: Program) -> int | None:
-        return 1
+        return None
 
     def table(self, clip_value: float) -> ReferenceTable:
         return ReferenceTable(clip_value)

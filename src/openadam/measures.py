@@ -14,16 +14,16 @@ One's own are looked at where they are given: ``step(grads, measure=[Measure("la
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from .errors import HyperparameterError, RuleError
 from .language import cpp
 from .language.expression import Expression, Namespace, as_expression, maximum, sqrt, substitute, symbol, where
 from .language.program import SMALLEST_NORMAL, Program, lower
-from .language.rule import Traced, depends_on_tensors
+from .language.rule import Traced, check_elements, depends_on_tensors
 from .rules import apply, scale
 
 __all__ = ["GRAD_SUM_SQUARES", "INSIDE", "MEASURES", "Measure", "Seen", "count", "one", "program_inside", "sampled_elements", "sampled_pieces"]
@@ -247,8 +247,17 @@ def program_inside(traced: Traced, measures: tuple[Measure, ...] = INSIDE) -> Pr
     x = look(traced)
     outputs: dict[str, Expression] = {}
     for measure in measures:
-        with contextlib.suppress(NotSeenError):
-            outputs[measure.name] = as_expression(measure.expression(x))
+        try:
+            value = as_expression(measure.expression(x))
+            if value.is_condition:
+                raise RuleError("it is a comparison; write one(condition)")
+            check_elements([value], traced.element_states)
+        except NotSeenError:
+            continue
+        except Exception as error:  # of any kind: the expression is the user's
+            why = str(error) if isinstance(error, RuleError) else f"{type(error).__name__}: {error}"
+            raise HyperparameterError(f"the measure {measure.name!r} cannot be taken of {traced.name!r}: {why}") from error
+        outputs[measure.name] = value
     memory = {name: traced.named[name] for name in traced.scalar_states}
     return lower(f"{traced.name}_inside", outputs, element_states=traced.element_states, memory=memory)
 

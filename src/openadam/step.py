@@ -198,6 +198,8 @@ class Stepper:
 
     def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
         """Whatever of the step can still fail; the last chance to refuse it. Returns what would not be finite, if that was looked at."""
+        for index, update in enumerate(self.updates if inside else ()):
+            update.tell_inside(self.table, index, inside)
         return None
 
     @property

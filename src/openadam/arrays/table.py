@@ -152,13 +152,11 @@ class ArrayStepper(Stepper):
     def update(self, factor: float, measures: list[int], threads: int, inside: tuple[Measure, ...]) -> tuple[float, float]:
         if self._engine.name != "native":
             return self.table.update(factor, measures, threads, inside)  # type: ignore[no-any-return]
-        for index, update in enumerate(self.updates if inside else ()):
-            update.tell_inside(self.table, index, inside)
         return self.table.update(factor, measures, threads, len(inside))  # type: ignore[no-any-return]
 
     def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
         """On the reference, which runs rules of one's own, what is computed is looked at before it is written."""
-        bad = None
+        bad = super().prepare(factor, measures, inside)
         if self._engine.name != "native":
             for i, name, before, after in self.table.compute(factor, measures, inside):
                 self._refuse_broken_word(i, name, after)

@@ -19,7 +19,7 @@ from ..errors import RuleError
 from .expression import Expression, Namespace, as_expression, symbol
 from .graph import postorder
 
-__all__ = ["Rule", "Step", "Traced", "depends_on_tensors", "rule"]
+__all__ = ["Rule", "Step", "Traced", "check_elements", "depends_on_tensors", "rule"]
 
 TAKEN_NAMES = frozenset({"g", "gradient", "p", "step", "t"})  # of whatever a rule returns
 TAKEN_HYPERPARAMETERS = frozenset({
@@ -230,7 +230,7 @@ class Rule:
             for name in hyper._symbols:
                 if name in TAKEN_HYPERPARAMETERS or name in TAKEN_NAMES - {"t"}:
                     raise RuleError(f"a hyperparameter cannot be named `{name}`: that name is taken by what surrounds a rule")
-            check_elements(step, element_states)
+            check_elements([step.direction, *step.named.values()], element_states)
         except Exception as error:
             raise _located(error, self.function) from error
         return Traced(
@@ -244,9 +244,9 @@ class Rule:
         )
 
 
-def check_elements(step: Step, element_states: frozenset[str]) -> None:
+def check_elements(roots: Iterable[Expression], element_states: frozenset[str]) -> None:
     """Refuse what exists for scalars only where it is applied to tensors."""
-    for expression in postorder(step.direction, *step.named.values()):
+    for expression in postorder(*roots):
         if expression.operation in ("exp", "log") and depends_on_tensors(expression, element_states):
             raise _LateError(expression, f"{expression.operation} of a tensor is not in the language (its bits differ between libraries)")
         if expression.operation == "power" and depends_on_tensors(expression, element_states):

@@ -308,8 +308,7 @@ class TensorStepper(Stepper):
 
     def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
         """Compute what subclasses make of their rows: their operations are their own, and may fail, when nothing has been written yet."""
-        if not self._given:
-            return None
+        bad = super().prepare(factor, measures, inside)
         self._seen_inside = {}
         for i, reached in self._given.items():
             if inside:
@@ -318,7 +317,7 @@ class TensorStepper(Stepper):
             if not all(map(is_memory, (*reached.targets, reached.gradient))):
                 with operations(), self._asking(i):
                     self._computed[i] = graph.stepped(reached, factor, self._bound, self._how)
-        return None
+        return bad
 
     @property
     def grows(self) -> bool:
@@ -361,9 +360,6 @@ class TensorStepper(Stepper):
     def _update_table(self, factor: float, measures: list[int], threads: int, inside: tuple[Measure, ...]) -> tuple[float, float]:
         if self._native is None:
             return self.table.update(factor, measures, threads)  # type: ignore[no-any-return]
-        for index, update in enumerate(self.updates if inside else ()):
-            if update.kernel:
-                update.tell_inside(self.table, index, inside)
         return self.table.update(factor, measures, threads, len(inside))  # type: ignore[no-any-return]
 
     def observed(self) -> Array:
