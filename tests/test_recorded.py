@@ -16,6 +16,7 @@ import openadam
 from openadam import HyperparameterError, NonFiniteGradientError, record
 from openadam.errors import RecordError, RecordFormatError
 from openadam.measures import count
+from openadam.record.track import Track
 
 SHAPES = {"w": (30, 20), "b": (7,)}
 
@@ -276,6 +277,61 @@ def test_ours_can_be_recorded_from_any_step_on(tmp_path: Path) -> None:
     opt.record(None)
     opt.step(np.ones(3))
     assert record.load(tmp_path / "arrays.oadam").tracks["Adam"].last_step == 1
+
+
+def test_from_outside_unnamed_parameters_have_the_names_that_ours_have(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import openadam.torch as hosts
+
+    kinds = {"theirs": torch.optim.Adam, "ours": hosts.Adam}
+    found = {}
+    for whose, kind in kinds.items():
+        params = [torch.nn.Parameter(torch.ones(k + 1)) for k in range(5)]
+        optimizer = kind([{"params": params[:3]}, {"params": params[3:], "lr": 0.1}])
+        recorder = record.Recorder(tmp_path / f"{whose}.oadam")
+        handle = hosts.observe(optimizer, recorder)
+        for p in params:
+            p.grad = torch.ones_like(p)
+        handle.loss = 3
+        assert handle.loss == 3
+        optimizer.step()
+        assert handle.loss is None
+        assert handle.steps == 1
+        recorder.close()
+        track = record.load(tmp_path / f"{whose}.oadam").tracks["Adam"]
+        found[whose] = [(name, each["shape"], each["group"], track.measure(name, "sampled")["max"].tolist()) for name, each in track.tensors.items()]
+    assert found["theirs"] == found["ours"] == [(str(k), [k + 1], int(k >= 3), [k + 1.0]) for k in range(5)]
+
+
+@pytest.mark.parametrize("whose", ["arrays", "ours", "theirs"])
+def test_what_cannot_be_recorded_stops_no_training(whose: str, tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+    """A step has been taken when it is told: the recording is given up, with one warning."""
+    torch = pytest.importorskip("torch")
+    import openadam.torch as hosts
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Track, "observe", full)
+    recorder = record.Recorder(tmp_path / "run.oadam")
+    p = torch.nn.Parameter(torch.ones(3))
+    if whose == "arrays":
+        over_arrays = openadam.Adam({"w": p.detach().numpy()}, lr=0.5, record=recorder)
+    else:
+        optimizer = (hosts if whose == "ours" else torch.optim).Adam([p], lr=0.5)
+        handle = hosts.observe(optimizer, recorder)
+    for t in range(3):
+        p.grad = torch.ones(3)
+        if whose == "arrays":
+            assert over_arrays.step({"w": p.grad.numpy()}).step == t + 1
+        else:
+            optimizer.step()
+    assert p.tolist() == pytest.approx([-0.5] * 3)
+    if whose != "arrays":
+        handle.close()
+    assert [each.getMessage() for each in caplog.records] == ["the recording of Adam was given up: MemoryError: no room"]
+    recorder.close()
+    assert record.load(tmp_path / "run.oadam").tracks["Adam"].steps == 1
 
 
 def test_what_cannot_be_observed_is_refused(tmp_path: Path) -> None:

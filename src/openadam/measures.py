@@ -26,7 +26,19 @@ from .language.program import SMALLEST_NORMAL, Program, lower
 from .language.rule import Traced, check_elements, depends_on_tensors
 from .rules import apply, scale
 
-__all__ = ["GRAD_SUM_SQUARES", "INSIDE", "MEASURES", "Measure", "Seen", "count", "one", "program_inside", "sampled_elements", "sampled_pieces"]
+__all__ = [
+    "GRAD_SUM_SQUARES",
+    "INSIDE",
+    "MEASURES",
+    "Measure",
+    "Seen",
+    "columns",
+    "count",
+    "one",
+    "program_inside",
+    "sampled_elements",
+    "sampled_pieces",
+]
 
 
 class NotSeenError(AttributeError):
@@ -179,6 +191,11 @@ INSIDE: tuple[Measure, ...] = (
     count("decay_over_grad", lambda x: abs(x.h.gradient_scale * x.given) < abs(x.h.coupled_decay * x.p)),
 )
 """Of the catalogue of diagnoses. Counts and sums are over the sample, whose size is the first of them."""
+
+
+def columns(inside: Sequence[Measure] = INSIDE) -> list[str]:
+    """What a report holds of each tensor, in its order."""
+    return [*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.name for measure in inside)]
 
 
 def printed() -> str:

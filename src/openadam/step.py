@@ -25,7 +25,7 @@ from .errors import (
     OpenAdamError,
     TooManySkipsError,
 )
-from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure
+from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure, columns
 
 __all__ = ["MAX_STEP", "Measured", "StepReport", "Stepper", "alone", "as_loss", "check_dtype"]
 
@@ -375,8 +375,7 @@ class Stepper:
         nonfinite = np.zeros((self.count, 1))
         for i in np.flatnonzero(~np.isfinite(exact[:, 0])).tolist():  # else its gradient is
             nonfinite[i] = np.count_nonzero(~np.isfinite(self.gradient(i))) if i in active else 0
-        columns = [*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.name for measure in inside)]
-        return Measured([self.name(i) for i in active], columns, np.hstack([exact, nonfinite, self.observed()])[active])
+        return Measured([self.name(i) for i in active], columns(inside), np.hstack([exact, nonfinite, self.observed()])[active])
 
     def _non_finite(self) -> NonFiniteGradientError | None:
         """The error that names the first element that is not finite, if there is one."""

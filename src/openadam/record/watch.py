@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..measures import INSIDE, MEASURES
+from ..measures import INSIDE, MEASURES, columns
 from .recorder import track
 from .track import Track
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "watch"]
 
-COLUMNS = [*(each.name for each in MEASURES), "grad_nonfinite", *(each.name for each in INSIDE)]
+COLUMNS = columns()
 REDUCTIONS = {each.name: each.reduction for each in (*MEASURES, *INSIDE)}
 ALWAYS = np.arange(len(COLUMNS)) <= len(MEASURES)  # what of these is seen of every rule
 
@@ -50,7 +51,18 @@ class Watch:
         return self.track.wants(step)
 
     def saw(self, report: StepReport, rates: Iterable[float]) -> None:
-        """A step that was taken or skipped; what it measured is recorded if it measured."""
+        """A step that was taken or skipped; what it measured is recorded if it measured. Never raises: the step has been taken."""
+        try:
+            self._record(report, rates)
+        except Exception as error:
+            self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        """Record no more, since a training is worth more than its recording."""
+        self.track.close()
+        logging.getLogger("openadam.record").warning("the recording of %s was given up: %s: %s", self.track.name, type(error).__name__, error)
+
+    def _record(self, report: StepReport, rates: Iterable[float]) -> None:
         scalars: dict[str, Any] = {
             "loss": report.loss, "grad_norm": report.grad_norm, "clip_factor": report.clip_factor, "skipped": float(report.skipped),
             "update_norm": report.update_norm, "param_norm": report.param_norm,

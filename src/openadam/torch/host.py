@@ -32,6 +32,7 @@ from .options import (
     NonFinite,
     Predicate,
     as_python_numbers,
+    as_recorded,
     check_kinds,
     check_names,
     chosen_parameters,
@@ -158,18 +159,13 @@ class Host(_Base):
         """Who records the steps."""
         from ..record.watch import watch
 
-        every = chosen_parameters(None, self.param_groups)
-        places = {id(p): g for g, group in enumerate(self.param_groups) for p in group["params"]}
+        groups, tensors = as_recorded(self.param_groups)
         about = {
             "optimizer": type(self).__name__, "rule": self.member.traced(self.param_groups[0]).name,
             "coupling": self.member.coupling(self.param_groups[0]), "host": "torch", "torch": torch.__version__,
             **{name: value for name, value in self._options.items() if name != "no_decay"},
-            "groups": [{name: value for name, value in group.items() if name not in ("params", "param_names")} for group in self.param_groups],
+            "groups": groups,
         }  # fmt: skip
-        tensors = (
-            {"name": name, "shape": list(p.shape), "dtype": str(p.dtype).removeprefix("torch."), "elements": p.numel(), "group": places[id(p)]}
-            for _, name, p in every
-        )
         return watch(self, record, about, tensors)
 
     def mark(self, text: str) -> None:

@@ -4,7 +4,6 @@ and looked at after it, in NumPy.
 
 from __future__ import annotations
 
-import logging
 import math
 import weakref
 from collections.abc import Mapping
@@ -16,15 +15,14 @@ from torch import Tensor
 
 from .. import engine as engines
 from ..errors import HyperparameterError
-from ..measures import INSIDE, MEASURES
+from ..measures import INSIDE, MEASURES, columns
 from ..step import Measured, StepReport, as_loss
 from .host import Host
 from .members import MEMBERS, Member
 from .memory import as_array, has_numbers
+from .options import as_recorded, chosen_parameters
 
 __all__ = ["Observation", "observe"]
-
-COLUMNS = [*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.name for measure in INSIDE)]
 
 
 def observe(optimizer: torch.optim.Optimizer, record: Any, *, name: str | None = None) -> Observation:
@@ -60,30 +58,35 @@ def observe(optimizer: torch.optim.Optimizer, record: Any, *, name: str | None =
     >>> seen.measure("0", "direction_max_abs")["max"].round(4).tolist(), seen.measure("0", "zero_grad")["max"].tolist()
     ([1.0], [1.0])
     """
+    told = record if name is None else (record, name)
     if isinstance(optimizer, Host):
-        return Observation(optimizer, record, name)
+        return Observation(optimizer, told)
     members = {member.name: member for member in MEMBERS}
     kind = next((each.__name__ for each in type(optimizer).__mro__ if each.__module__.startswith("torch.optim") and each.__name__ != "Optimizer"), "")
     member = members.get("Adam" if kind == "AdamW" else kind)
     if member is None:
         raise HyperparameterError(f"observe: {type(optimizer).__name__} is none of torch.optim's {', '.join(members)}, AdamW")
-    return FromOutside(optimizer, member, kind == "AdamW", record, name)
+    return FromOutside(optimizer, member, kind == "AdamW", told)
 
 
 class Observation:
     """The handle of `observe`: its ``loss``, set before a step, is that step's where nobody else tells."""
 
-    def __init__(self, optimizer: Any, record: Any, name: str | None) -> None:
+    def __init__(self, optimizer: Any, record: Any) -> None:
         self._optimizer = weakref.ref(optimizer)
-        optimizer.record(record if name is None else (record, name))
+        optimizer.record(record)
         self._watch = optimizer._watch
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        optimizer = self.__dict__.get("_optimizer", lambda: None)()  # of ours, which keeps it itself
-        if name == "loss" and optimizer is not None:
+    @property
+    def loss(self) -> Any:
+        """The loss of the step to come, if it was set."""
+        return getattr(self._optimizer(), "_told_loss", None)
+
+    @loss.setter
+    def loss(self, value: Any) -> None:
+        optimizer = self._optimizer()
+        if optimizer is not None:
             optimizer._told_loss = value
-        else:
-            super().__setattr__(name, value)
 
     @property
     def steps(self) -> int:
@@ -115,8 +118,8 @@ class FromOutside(Observation):
 
     loss: Any = None
 
-    def __init__(self, optimizer: torch.optim.Optimizer, member: Member, decoupled: bool, record: Any, name: str | None) -> None:
-        from ..record.watch import Watch
+    def __init__(self, optimizer: torch.optim.Optimizer, member: Member, decoupled: bool, record: Any) -> None:
+        from ..record.watch import watch
 
         self._member, self._decoupled = member, decoupled
         self._steps = 0
@@ -124,14 +127,9 @@ class FromOutside(Observation):
         about: dict[str, Any] = {"optimizer": type(optimizer).__name__, "host": "torch, observed from outside", "torch": torch.__version__}
         about["coupling"] = "decoupled" if decoupled else "coupled"
         about["rule"] = member.traced(optimizer.param_groups[0]).name
-        about["groups"] = [{key: value for key, value in group.items() if key not in ("params", "param_names")} for group in optimizer.param_groups]
-        tensors = [
-            {"name": called, "shape": list(p.shape), "dtype": str(p.dtype).removeprefix("torch."), "elements": p.numel(), "group": g}
-            for g, called, p in self._parameters(optimizer)
-        ]
-        self._watch = Watch(record, about, tensors, name)
+        about["groups"], tensors = as_recorded(optimizer.param_groups)
+        self._watch = watch(optimizer, record, about, tensors)
         self._hooks: list[Any] = [optimizer.register_step_pre_hook(self._look), optimizer.register_step_post_hook(self._tell)]
-        weakref.finalize(optimizer, self._watch.track.close).atexit = False
 
     @property
     def steps(self) -> int:
@@ -144,22 +142,14 @@ class FromOutside(Observation):
         self._hooks = []
         self._end()
 
-    @staticmethod
-    def _parameters(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Any]]:
-        found: list[tuple[int, str, Any]] = []
-        for g, group in enumerate(optimizer.param_groups):
-            names = group.get("param_names")
-            found += ((g, str(names[k]) if names is not None else str(len(found) + k), p) for k, p in enumerate(group["params"]))
-        return found
-
     def _look(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._before = []
         try:
             if self._watch.wants(self._steps + 1):
-                for g, name, p in self._parameters(optimizer):
+                for group, name, p in chosen_parameters(None, optimizer.param_groups):
                     if has_numbers(p):  # its gradient may yet be computed, by a closure
-                        self._before.append((name, p, *self._taken(optimizer.param_groups[g], optimizer.state.get(p) or {}, p)))
-        except Exception as error:  # a training is worth more than its recording
+                        self._before.append((name, p, *self._taken(group, optimizer.state.get(p) or {}, p)))
+        except Exception as error:
             self._give_up(error)
 
     def _taken(self, group: Mapping[str, Any], state: Mapping[str, Any], p: Any) -> tuple[dict[str, Any], list[float]]:
@@ -188,7 +178,7 @@ class FromOutside(Observation):
             stepped = [each for each in self._before if each[1].grad is not None and not each[1].grad.is_sparse]
             with np.errstate(all="ignore"):
                 rows = [self._row(p, taken, memory) for _, p, taken, memory in stepped]
-            seen = Measured([name for name, *_ in stepped], COLUMNS, np.array(rows)) if rows else None
+            seen = Measured([name for name, *_ in stepped], columns(), np.array(rows)) if rows else None
             norm = math.sqrt(seen.total("grad_sum_squares")) if seen is not None else None
             report = StepReport(self._steps, norm if norm is not None else math.nan, 1.0, False, seen, None, loss)
             self._watch.saw(report, [float(group["lr"]) for group in optimizer.param_groups])
@@ -207,5 +197,5 @@ class FromOutside(Observation):
         return [*exact, nonfinite, *update.inside(INSIDE, taken["t"], 1.0, math.inf, memory, arrays)]
 
     def _give_up(self, error: Exception) -> None:
-        logging.getLogger("openadam.record").warning("observing was given up: %s: %s", type(error).__name__, error)
+        self._watch.give_up(error)
         self.close()

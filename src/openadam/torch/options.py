@@ -25,6 +25,7 @@ __all__ = [
     "NonFinite",
     "Predicate",
     "as_python_numbers",
+    "as_recorded",
     "check_kinds",
     "check_names",
     "chosen_parameters",
@@ -173,6 +174,16 @@ def chosen_parameters(params: Any, groups: Sequence[Mapping[str, Any]]) -> list[
             raise ParameterError(f"reset: {what}")
         found[id(each[2])] = each
     return list(found.values())
+
+
+def as_recorded(groups: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The settings of the groups, and what describes each parameter, as a recording is told of them."""
+    numbers = {id(group): g for g, group in enumerate(groups)}
+    settings = [{name: value for name, value in group.items() if name not in ("params", "param_names")} for group in groups]
+    return settings, [
+        {"name": name, "shape": list(p.shape), "dtype": str(p.dtype).removeprefix("torch."), "elements": p.numel(), "group": numbers[id(group)]}
+        for group, name, p in chosen_parameters(None, groups)
+    ]
 
 
 class Chosen(Generic[T]):
