@@ -9,11 +9,6 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "openadam"
 
 
-def flag(value: bool) -> str:
-    """A truth value in C++."""
-    return str(value).lower()
-
-
 MARK = "// Printed by native/generate.py from src/openadam/rules.py and measures.py; not to be edited."
 
 
@@ -29,7 +24,7 @@ def kernels() -> str:
     parts.append(printed())
     rows = [f'  X("{p.name}", "{p.digest}", {p.name}, {len(p.states)}, {len(p.scalars)})' for p in [PREPARE, *updates]]
     parts.append("#define UPDATE_KERNELS(X) \\\n" + " \\\n".join(rows))
-    rows = [f'  X("{m.name}", "{m.digest}", {flag(m.reduction == "max")}, {flag(m.reads_parameter)})' for m in MEASURES]
+    rows = [f'  X("{m.name}", "{m.digest}", {str(m.reduction == "max").lower()})' for m in MEASURES]
     parts.append("#define MEASURE_KERNELS(X) \\\n" + " \\\n".join(rows))
     return "\n\n".join(parts) + "\n"
 

@@ -1,8 +1,8 @@
 // Any lowered program, instruction by instruction over strips that stay in the L1 cache: the same bits as a printed kernel. Included once per
 // instruction set, in an anonymous namespace.
 
-constexpr std::int64_t kStrip = openadam::kStrip;
-constexpr std::int64_t kSlot = openadam::kSlot;
+using openadam::kSlot;
+using openadam::kStrip;
 
 // An operand that differs from element to element, and one that does not.
 template <class T>
@@ -30,9 +30,9 @@ class Interpreter {
   Interpreter(const openadam::Code& code, const void* const* inputs, const double* scalars, void* scratch)
       : code_(code), inputs_(inputs), scalars_(scalars), slots_(static_cast<T*>(scratch)) {}
 
-  // Joins what the outputs are of n elements, in the order of over_lanes, to the tallies.
+  // Joins what the outputs are of n elements, lane by lane and then folded, to the tallies.
   void run(std::int64_t n, double* tallies) {
-    alignas(64) T lanes[openadam::kMaxOutputs][openadam::kLanes] = {};
+    alignas(64) T lanes[openadam::kMaxOutputs][kLanes] = {};
     lanes_ = lanes;
     for (begin_ = 0; begin_ < n; begin_ += kStrip) {
       size_ = n - begin_ < kStrip ? n - begin_ : kStrip;
@@ -40,29 +40,24 @@ class Interpreter {
     }
     for (std::int64_t k = 0; k < code_.output_count; ++k) {
       const openadam::Output& output = code_.outputs[k];
-      T* lane = lanes[k];
-      for (int width = openadam::kLanes / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lane[i] = output.is_max ? larger(lane[i], lane[i + width]) : lane[i] + lane[i + width];
       double& tally = tallies[output.column];
-      tally = output.is_max ? larger<double>(tally, lane[0]) : tally + static_cast<double>(lane[0]);
+      if (output.is_max)
+        tally = largest<double>(tally, fold(lanes[k], [](T a, T b) { return largest(a, b); }));
+      else
+        tally = sum<double>(tally, fold(lanes[k], [](T a, T b) { return sum(a, b); }));
     }
   }
 
  private:
-  template <class X>
-  static X larger(X a, X b) {
-    return (a > b || a != a) ? a : b;
-  }
-
   template <bool kMax, class Value>
   void join(Value value, T* joined) const {
-    T lane[openadam::kLanes];
-    for (int k = 0; k < openadam::kLanes; ++k) lane[k] = joined[k];
+    T lane[kLanes];
+    for (int k = 0; k < kLanes; ++k) lane[k] = joined[k];
     std::int64_t i = 0;
-    for (; i + openadam::kLanes <= size_; i += openadam::kLanes)
-      for (int k = 0; k < openadam::kLanes; ++k) lane[k] = kMax ? larger(lane[k], value[i + k]) : lane[k] + value[i + k];
-    for (int k = 0; k < openadam::kLanes && i < size_; ++i, ++k) lane[k] = kMax ? larger(lane[k], value[i]) : lane[k] + value[i];
-    for (int k = 0; k < openadam::kLanes; ++k) joined[k] = lane[k];
+    for (; i + kLanes <= size_; i += kLanes)
+      for (int k = 0; k < kLanes; ++k) lane[k] = kMax ? largest(lane[k], value[i + k]) : lane[k] + value[i + k];
+    for (int k = 0; k < kLanes && i < size_; ++i, ++k) lane[k] = kMax ? largest(lane[k], value[i]) : lane[k] + value[i];
+    for (int k = 0; k < kLanes; ++k) joined[k] = lane[k];
   }
 
   // Calls f with what an operand stands for.
@@ -152,7 +147,7 @@ class Interpreter {
   const void* const* inputs_;
   const double* scalars_;
   T* slots_;
-  T (*lanes_)[openadam::kLanes] = nullptr;
+  T (*lanes_)[kLanes] = nullptr;
   std::int64_t begin_ = 0;
   std::int64_t size_ = 0;
 };

@@ -61,7 +61,7 @@ inline T fold(T* lanes, Join join) {
 #define UPDATE_ROW(name, digest, function, states, scalars) {name, digest, {function<float>, function<double>}, states, scalars},
 const openadam::UpdateKernel kUpdates[] = {UPDATE_KERNELS(UPDATE_ROW)};
 
-#define MEASURE_ROW(name, digest, is_max, reads_parameter) {name, digest, is_max, reads_parameter},
+#define MEASURE_ROW(name, digest, is_max) {name, digest, is_max},
 const openadam::MeasureKernel kMeasures[] = {MEASURE_KERNELS(MEASURE_ROW)};
 
 const openadam::KernelSet kSet = {

@@ -22,8 +22,7 @@ struct UpdateKernel {
 struct MeasureKernel {
   const char* name;
   const char* digest;
-  bool is_max;           // joined by the largest value, else by the sum
-  bool reads_parameter;  // p before or after; otherwise the gradient alone
+  bool is_max;  // joined by the largest value, else by the sum
 };
 
 struct KernelSet {

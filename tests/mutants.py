@@ -151,7 +151,7 @@ MUTANTS = (
     Mutant("any part right is right", ANSWERS, "        if all(right):\n", "        if any(right):\n", PRACTICE),
     Mutant("known mistakes not named", ANSWERS, "if (value := mistake.values[place]) is not None and", "if (value := None) is not None and", PRACTICE),
     Mutant("bounds that hold on one side only", FRAME, "above or high < -claim.bound, below and low > -claim.bound", "above, below", STUDIES),
-    Mutant("strips that begin anew", "native/interpreter.hpp", "for (int k = 0; k < openadam::kLanes; ++k) lane[k] = joined[k];", "for (int k = 0; k < openadam::kLanes; ++k) lane[k] = 0;", INSIDE),
+    Mutant("strips that begin anew", "native/interpreter.hpp", "for (int k = 0; k < kLanes; ++k) lane[k] = joined[k];", "for (int k = 0; k < kLanes; ++k) lane[k] = 0;", INSIDE),
     Mutant("a slot freed too early", "src/openadam/language/code.py", "used[which] == place}", "used[which] >= place}", INSIDE),
     Mutant("looked at after the update", LOOP, "part.sample->take(arrays, 3 + part.kernel.states, bytes_of(row.dtype), at, std::min(piece, n - at));",
            "part.kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n); part.sample->take(arrays, 3 + part.kernel.states, bytes_of(row.dtype), at, std::min(piece, n - at));", INSIDE),

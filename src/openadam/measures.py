@@ -123,11 +123,6 @@ class Measure:
         )
 
     @property
-    def reads_parameter(self) -> bool:
-        """Whether it needs the parameter, before or after; otherwise the gradient is enough."""
-        return self.program.inputs != ("g",)
-
-    @property
     def digest(self) -> str:
         return self.program.digest
 
