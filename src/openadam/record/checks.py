@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .readings import agreement_alone, largest_ratio, largest_step, noise_rms
+from .settings import betas_of, group_of, groups_of, number
 
 __all__ = [
-    "CHECKS", "EARLY", "ENOUGH", "Reading", "Told", "View", "betas_of", "is_corrected", "largest_of", "median_of", "momentum_span", "number",
+    "CHECKS", "EARLY", "ENOUGH", "Reading", "Told", "View", "is_corrected", "largest_of", "median_of", "momentum_span",
 ]  # fmt: skip
 
 Array = npt.NDArray[Any]
@@ -49,12 +50,6 @@ class Told(Protocol):
     def together(self, tensor: str, /) -> Any: ...
 
 
-def groups_of(track: Told) -> list[Mapping[str, Any]]:
-    """The settings of a track's groups; whoever recorded may have told anything."""
-    told = track.about.get("groups")
-    return [group if isinstance(group, dict) else {} for group in told] if isinstance(told, list) else []
-
-
 class View:
     """One tensor of a track: its measures in the order of the observed steps, and the settings of its group."""
 
@@ -65,13 +60,12 @@ class View:
         self.first, self.last, self.observations = together.first, together.last, together.observations
         self._places = {measure: place for place, measure in enumerate(track.measures)}
         self._low, self._mean, self._high, self._nonfinite = together.minimum, together.mean, together.maximum, together.nonfinite
-        group = about["group"] if isinstance(about.get("group"), int) else 0
-        groups = groups_of(track)
-        self.group: Mapping[str, Any] = groups[group] if 0 <= group < len(groups) else {}
-        self.beta1, self.beta2, self.eps = betas_of(self.group)[0], betas_of(self.group)[1], number(self.group.get("eps"))
+        place, self.group = group_of(groups_of(track.about), about)
+        (self.beta1, self.beta2), self.eps = betas_of(self.group), number(self.group.get("eps"))
         self.elements = number(about.get("elements")) or math.nan
         self.is_matrix = isinstance(about.get("shape"), list) and len(about["shape"]) >= 2
-        rates = track.scalar(f"lr {group}" if group else "lr") if (f"lr {group}" if group else "lr") in track.scalars else None
+        rate = f"lr {place}" if place else "lr"
+        rates = track.scalar(rate) if rate in track.scalars else None
         self.lr = np.interp(self.last, rates["last"], rates["mean"]) if rates is not None and len(rates) else np.full(len(self.last), math.nan)
         self.sampled = self.mean("sampled")
 
@@ -341,18 +335,6 @@ def median_of(values: Array) -> float:
 
 
 # --- settings ------------------------------------------------------------------------------------------------------------
-
-
-def number(value: Any) -> float:
-    """A setting; NaN where there is none, or one that changes."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-
-
-def betas_of(group: Mapping[str, Any]) -> tuple[float, float]:
-    betas = group.get("betas")
-    if isinstance(betas, (list, tuple)) and len(betas) == 2:
-        return number(betas[0]), number(betas[1])
-    return number(group.get("beta1")), number(group.get("beta2"))
 
 
 def is_corrected(track: Told) -> bool:

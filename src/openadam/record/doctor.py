@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RecordError
-from .checks import CHECKS, EARLY, ENOUGH, Reading, Told, View, betas_of, groups_of, is_corrected, largest_of, median_of, momentum_span, number
+from .checks import CHECKS, EARLY, ENOUGH, Reading, Told, View, is_corrected, largest_of, median_of, momentum_span
 from .readings import RULES, SEVERITIES, noise_rms, uncorrected_peak
+from .settings import betas_of, groups_of, number
 
 __all__ = ["Finding", "diagnose"]
 
@@ -183,7 +184,7 @@ def _events(track: Told) -> Iterator[Finding]:
 def _settings(track: Told, seen: list[View]) -> Iterator[Finding]:
     """What the hyperparameters alone tell."""
     has_v = any(np.isfinite(view.mean("v_sum")).any() for view in seen)
-    for place, group in enumerate(groups_of(track)):
+    for place, group in enumerate(groups_of(track.about)):
         own = [view for view in seen if view.group is group]
         beta1, beta2 = betas_of(group)
         where = {"group": place}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..measures import sampled_elements
 from ..record import TrackData
-from .readings import MEASURES, READINGS, Reading, eps_of, null, reach, trouble, value
+from ..record.settings import group_of, groups_of, number
+from .readings import MEASURES, READINGS, Reading, null, reach, trouble, value
 
-__all__ = ["Series", "by_trouble", "groups_of", "histories", "latest", "mean", "noise_of", "null_of", "scalar", "seen_of", "thin"]
+__all__ = ["Series", "by_trouble", "histories", "latest", "mean", "noise_of", "null_of", "scalar", "seen_of", "thin"]
 
 CHUNK = 100  # tensors whose measures are looked at together
 LATEST = 8  # buckets that are now
@@ -50,18 +51,9 @@ def thin(series: Series, columns: int) -> Series:
     return Series(series.first[starts], series.last[ends], low, middle, high)
 
 
-def groups_of(track: TrackData, tensors: Sequence[str]) -> list[dict[str, Any]]:
-    """The settings of the group of each tensor, as far as they are known."""
-    groups = track.about.get("groups")
-    groups = groups if isinstance(groups, list) else []
-    places = [track.tensors[name].get("group") for name in tensors]
-    found = [groups[at] if isinstance(at, int) and 0 <= at < len(groups) else groups[0] if len(groups) == 1 else {} for at in places]
-    return [each if isinstance(each, dict) else {} for each in found]
-
-
 def null_of(track: TrackData, reading: Reading, tensors: Sequence[str]) -> Any:
     """What noise alone would give in each tensor; NaN where that is not known."""
-    found = [null(reading, track.about, group) for group in groups_of(track, tensors)]
+    found = [null(reading, track.about, group) for group in _groups(track, tensors)]
     return np.array([np.nan if each is None else each for each in found], float)
 
 
@@ -106,13 +98,18 @@ def by_trouble(track: TrackData) -> list[tuple[str, float]]:
     return sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
 
 
+def _groups(track: TrackData, tensors: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The settings of the group of each tensor, as far as they are known."""
+    groups = groups_of(track.about)
+    return [group_of(groups, track.tensors[name])[1] for name in tensors]
+
+
 def _readings(track: TrackData, tensors: Sequence[str], last: int | None) -> tuple[Any, Any, dict[str, Any]]:
     first, final, summary = track.block(tensors, MEASURES, last)
     tables = [{name: each[..., place] for place, name in enumerate(MEASURES)} for each in summary]
     sizes = [track.tensors[name].get("elements") for name in tensors]
     elements = np.array([size if isinstance(size, int) else np.nan for size in sizes], float)
-    settings = [eps_of(group) for group in groups_of(track, tensors)]
-    eps = np.array([np.nan if each is None else each for each in settings], float)
+    eps = np.array([number(group.get("eps")) for group in _groups(track, tensors)], float)
     found = {}
     for name, reading in READINGS.items():
         bounds = [

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..record.readings import agreement_alone, noise_rms
+from ..record.settings import betas_of
 
 __all__ = [
     "MEASURES",
     "READINGS",
     "Reading",
     "decay_equilibrium",
-    "eps_of",
     "level",
     "limits",
     "null",
@@ -122,12 +122,14 @@ def decay_equilibrium(lr: float, weight_decay: float) -> tuple[float, float]:
 
 def null(reading: Reading, about: Mapping[str, Any], group: Mapping[str, Any]) -> float | None:
     """What noise alone would give; None where that is not known."""
-    beta1 = beta1_of(group)
+    if reading.name not in ("direction", "disagreement"):
+        return reading.null
+    beta1, _ = betas_of(group)
+    if not 0 <= beta1 < 1:
+        return None
     if reading.name == "direction":
-        return noise_rms(beta1) if beta1 is not None and about.get("rule") == "adam" else None
-    if reading.name == "disagreement":
-        return None if beta1 is None else agreement_alone(beta1)
-    return reading.null
+        return noise_rms(beta1) if about.get("rule") == "adam" else None
+    return agreement_alone(beta1)
 
 
 def reach(reading: Reading, none: Any, seen: Any) -> Any:
@@ -182,21 +184,6 @@ def trouble(readings: Mapping[str, Any], noise: Mapping[str, Any]) -> Any:
             readings["swallowed"] / 0.1,
         ]
         return sum(np.clip(np.nan_to_num(part, nan=0.0, posinf=3.0, neginf=0.0), 0, 3) for part in parts)
-
-
-def beta1_of(group: Mapping[str, Any]) -> float | None:
-    """beta1 of a group as it is recorded; None if it has none, or one that changes."""
-    pair = group.get("betas")
-    found = _number(pair[0] if isinstance(pair, (list, tuple)) and pair else group.get("beta1"))
-    return found if found is not None and 0 <= found < 1 else None
-
-
-def eps_of(group: Mapping[str, Any]) -> float | None:
-    return _number(group.get("eps"))
-
-
-def _number(found: Any) -> float | None:
-    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found) else None
 
 
 def shown(number: Any, share: bool = False) -> str:

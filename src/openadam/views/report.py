@@ -18,6 +18,7 @@ import numpy as np
 from .._version import __version__
 from ..errors import RecordError
 from ..record import Finding, Session, TrackData
+from ..record.settings import groups_of
 from .charts import chart, name_of
 from .histories import Series, by_trouble, histories, mean, null_of, scalar, seen_of, thin
 from .readings import READINGS, Reading, decay_equilibrium, level, limits, shown
@@ -237,9 +238,7 @@ def _finding(each: Finding) -> str:
 
 def _groups(track: TrackData) -> list[dict[str, Any]]:
     """The settings of the groups; which tensors are in them is told of the tensors."""
-    groups = track.about.get("groups")
-    found = [each for each in groups if isinstance(each, dict)] if isinstance(groups, list) else []
-    return [{key: value for key, value in each.items() if key != "params"} for each in found]
+    return [{key: value for key, value in group.items() if key != "params"} for group in groups_of(track.about)]
 
 
 def _settings(track: TrackData) -> str:
