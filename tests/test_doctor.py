@@ -122,6 +122,29 @@ def one(path: Path, name: str) -> record.Finding:
     return next(each for each in findings(path, run) if each.id == id)
 
 
+def test_findings_say_where_and_what_was_seen() -> None:
+    evidence = {"reading": "disagreement", "value": 0.71234, "null": 0.356, "threshold": 0.5244, "observed": 126, "unknown": None}
+    finding = record.Finding("D24", "warning", "Adam", "w", 25, 150, evidence, "", "", "")
+    assert finding.where == "w, steps 25 to 150"
+    assert finding.seen == "disagreement 0.712, noise alone would give 0.356 (alarm at 0.524); observed 126"
+    whole = record.Finding("D01", "error", "Adam", None, 7, 7, evidence, "", "", "")
+    assert whole.where == "step 7"
+    assert "healthy is 0.356" in whole.seen
+    assert record.Finding("D36", "warning", "Adam", None, None, None, evidence, "", "", "").where == ""
+
+
+def test_an_earlier_session_can_be_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.oadam"
+    for steps in (3, 5):
+        optimizer = openadam.Adam({"w": np.ones(50)}, record=(recorder := record.Recorder(path)))
+        for t in range(steps):
+            optimizer.step({"w": np.random.default_rng(t).normal(size=50)})
+        recorder.close()
+    for session, steps in (("-1", 5), ("0", 3)):
+        cli.main(["doctor", str(path), "--session", session])
+        assert f"run.oadam: {steps} steps" in capsys.readouterr().out
+
+
 def test_findings_name_tensor_and_steps(tmp_path: Path) -> None:
     for name, expected in {
         "a gradient that is not finite, refused": ("error", "w", 30, 30),

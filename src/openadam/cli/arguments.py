@@ -15,7 +15,7 @@ from ..family import MEMBERS
 from ..hyperparameters import HYPERPARAMETERS, SYNONYMS, checked
 from ..rules import FAMILY
 
-__all__ = ["Parser", "UsageError", "hyperparameter", "members", "named_object", "near", "normalized", "one_of", "session_number", "setting", "whole"]
+__all__ = ["Parser", "UsageError", "add_recording", "hyperparameter", "members", "named_object", "near", "normalized", "one_of", "setting", "whole"]
 
 
 class UsageError(Exception):
@@ -135,6 +135,13 @@ def session_number(text: str) -> int:
     if not re.fullmatch(r"-?\d{1,9}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def add_recording(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which recording, and what of it."""
+    parser.add_argument("file", metavar="FILE", help="a recording")
+    parser.add_argument("--track", metavar="NAME", help="only this optimizer")
+    parser.add_argument("--session", type=session_number, default=-1, metavar="N", help="from 0 as they were started; -1, the default, is the last")
 
 
 def hyperparameter(name: str) -> Callable[[str], float]:

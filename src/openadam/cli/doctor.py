@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RecordError
-from .arguments import UsageError
+from .arguments import UsageError, add_recording
 from .output import print_json, printable
 
 if TYPE_CHECKING:
@@ -19,12 +19,10 @@ __all__ = ["add_arguments", "run"]
 
 WIDTH = 80
 SHOWN = 5  # tensors of one disease
-NOISE = ("D09", "D24", "D10", "D17", "D18", "D25", "D14", "D26")  # whose null value is what noise alone would give
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a recording")
-    parser.add_argument("--track", metavar="NAME", help="only this optimizer")
+    add_recording(parser)
     parser.add_argument("--json", action="store_true", help="findings as JSON")
 
 
@@ -32,7 +30,7 @@ def run(given: argparse.Namespace) -> int:
     from .. import record
 
     try:
-        session = record.load(given.file)
+        session = record.load(given.file, given.session)
         findings = record.diagnose(session, given.track)
     except RecordError as error:
         raise UsageError(str(error)) from None
@@ -70,7 +68,7 @@ def _show(same: list[Finding], several: bool) -> None:
     print()
     _wrapped(f"{first.severity.upper()} {first.id}: {first.title}" + (f" ({first.track})" if several else ""), "")
     for each in same[:SHOWN]:
-        _wrapped(f"{_where(each)}{_evidence(each)}", "  ")
+        _wrapped(": ".join(filter(None, [each.where, each.seen])), "  ")
     if len(same) > SHOWN:
         _wrapped(f"and {len(same) - SHOWN} more: {', '.join(str(each.tensor) for each in same[SHOWN : SHOWN + 20])}{_more(same[SHOWN + 20 :])}", "  ")
     for name, text in (("means", first.meaning), ("try", first.remedy), ("see", first.source)):
@@ -79,26 +77,6 @@ def _show(same: list[Finding], several: bool) -> None:
 
 def _more(rest: Iterable[Finding]) -> str:
     return ", …" if list(rest) else ""
-
-
-def _where(finding: Finding) -> str:
-    parts = [finding.tensor] if finding.tensor is not None else []
-    if finding.first_step is not None:
-        same = finding.first_step == finding.last_step
-        parts.append(f"step {finding.first_step}" if same else f"steps {finding.first_step} to {finding.last_step}")
-    return f"{', '.join(parts)}: " if parts else ""
-
-
-def _evidence(finding: Finding) -> str:
-    known = dict(finding.evidence)
-    reading, value, null, threshold = (known.pop(name) for name in ("reading", "value", "null", "threshold"))
-    usual = "noise alone would give" if finding.id in NOISE else "healthy is"
-    also = "".join(f"; {name} {_shown(each)}" for name, each in known.items() if each is not None)
-    return f"{reading} {_shown(value)}, {usual} {_shown(null)} (alarm at {_shown(threshold)}){also}"
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _wrapped(text: str, indent: str, hanging: int = 2) -> None:

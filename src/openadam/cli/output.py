@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..views.text import printable
+
 __all__ = [
     "assignments",
     "complain",
@@ -27,11 +29,6 @@ __all__ = [
 
 
 NARROWEST = 20  # a column that is narrower is not worth wrapping
-
-
-def printable(text: object) -> str:
-    """The text on one line, with the control characters that a file name or a message may hold as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def complain(message: str) -> None:

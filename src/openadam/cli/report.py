@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import UsageError, session_number
+from .arguments import UsageError, add_recording
 from .output import printable, refuse_unwritable
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a recording")
+    add_recording(parser)
     parser.add_argument("--output", type=Path, metavar="FILE.html", help="where to (default: beside the recording, with .html at its end)")
-    parser.add_argument("--track", metavar="NAME", help="only this optimizer")
-    parser.add_argument("--session", type=session_number, default=-1, metavar="N", help="from 0 as they were started; -1, the default, is the last")
 
 
 def run(given: argparse.Namespace) -> int:

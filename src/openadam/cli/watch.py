@@ -6,18 +6,16 @@ import argparse
 import sys
 from typing import Any
 
-from .arguments import UsageError, near, session_number
+from .arguments import UsageError, add_recording, near
 from .output import printable
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a recording")
+    add_recording(parser)
     parser.add_argument("--once", action="store_true", help="show what is there, and leave")
-    parser.add_argument("--track", metavar="NAME", help="only this optimizer")
     parser.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two looks at the file (default 1)")
-    parser.add_argument("--session", type=session_number, default=-1, metavar="N", help="from 0 as they were started; -1, the default, is the last")
 
 
 def run(given: argparse.Namespace) -> int:

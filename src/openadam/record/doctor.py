@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import RecordError
 from .checks import CHECKS, EARLY, ENOUGH, Reading, Told, View, is_corrected, largest_of, median_of, momentum_span
-from .readings import RULES, SEVERITIES, noise_rms, uncorrected_peak
+from .readings import NOISE, RULES, SEVERITIES, noise_rms, uncorrected_peak
 from .settings import betas_of, groups_of, number
 
 __all__ = ["Finding", "diagnose"]
@@ -49,6 +49,22 @@ class Finding:
     def title(self) -> str:
         """The disease in a few words."""
         return RULES[self.id].title
+
+    @property
+    def where(self) -> str:
+        """The tensor and the steps, as far as there are any: ``w, steps 3 to 20``."""
+        parts = [self.tensor] if self.tensor is not None else []
+        if self.first_step is not None:
+            parts.append(f"step {self.first_step}" if self.first_step == self.last_step else f"steps {self.first_step} to {self.last_step}")
+        return ", ".join(parts)
+
+    @property
+    def seen(self) -> str:
+        """The evidence in words."""
+        shown = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in self.evidence.items() if value is not None}
+        reading, value, null, threshold = (shown.pop(name, "unknown") for name in ("reading", "value", "null", "threshold"))
+        usual = "noise alone would give" if self.id in NOISE else "healthy is"
+        return "; ".join([f"{reading} {value}, {usual} {null} (alarm at {threshold})", *(f"{name} {each}" for name, each in shown.items())])
 
 
 class Recording(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["RULES", "SEVERITIES", "Rule", "agreement_alone", "largest_ratio", "largest_step", "noise_rms", "table", "uncorrected_peak"]
+__all__ = ["NOISE", "RULES", "SEVERITIES", "Rule", "agreement_alone", "largest_ratio", "largest_step", "noise_rms", "table", "uncorrected_peak"]
 
 SEVERITIES = ("error", "warning", "hint")
 
@@ -164,6 +164,9 @@ _ALL = (
          "The gradients after the change are not those that the moments remember.",
          "reset() at the change, or reset(moments=False), as Adam-Rel does.", "Asadi et al., 2023 (2306.17833); Ellis et al., 2024 (2412.17113)"),
 )  # fmt: skip
+
+NOISE = ("D09", "D24", "D10", "D17", "D18", "D25", "D14", "D26")
+"""Those whose null value is what noise alone would give."""
 
 RULES: dict[str, Rule] = {rule.id: rule for rule in _ALL}
 """By id, the most urgent of each severity first."""

@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from .histories import Series, thin
+from .pictures import WIDE_RANGE
 from .readings import shown
+from .text import printable, shortened
 
-__all__ = ["chart", "name_of", "table", "ticks"]
+__all__ = ["LONGEST_NAME", "chart", "name_of", "table", "ticks"]
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 64, 10, 10, 30
-WIDE_RANGE = 30.0  # values that span more than this factor are drawn on a logarithmic axis
 LONGEST_NAME = 80
 ROWS = 12  # of a table of numbers
 
 
 def name_of(text: object, longest: int = LONGEST_NAME) -> str:
     """A name as HTML: whatever is in it is text, on one line, and not too long."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-    return html.escape(line if len(line) <= longest else f"{line[: longest // 2]}…{line[-(longest // 2) :]}", quote=True)
+    return html.escape(shortened(printable(text), longest), quote=True)
 
 
 def ticks(low: float, high: float, log: bool) -> list[float]:

@@ -12,7 +12,7 @@ from ..record import TrackData
 from ..record.settings import group_of, groups_of, number
 from .readings import MEASURES, READINGS, Reading, null, reach, trouble, value
 
-__all__ = ["Series", "by_trouble", "histories", "latest", "mean", "noise_of", "null_of", "scalar", "seen_of", "thin"]
+__all__ = ["Happening", "Series", "by_trouble", "happened", "histories", "latest", "mean", "noise_of", "null_of", "scalar", "seen_of", "thin"]
 
 CHUNK = 100  # tensors whose measures are looked at together
 LATEST = 8  # buckets that are now
@@ -34,6 +34,29 @@ def scalar(track: TrackData, name: str) -> Series | None:
         return None
     table = track.scalar(name)
     return Series(table["first"], table["last"], table["min"], table["mean"], table["max"]) if len(table) else None
+
+
+class Happening(NamedTuple):
+    """A mark, a step that was skipped or refused, or an alarm."""
+
+    step: int
+    time: float
+    kind: str  # event, skipped, failed, alarm
+    tensor: str | None
+    text: str
+    evidence: Mapping[str, Any] | None = None
+
+    @property
+    def word(self) -> str:
+        """The kind as people call it."""
+        return {"event": "mark", "failed": "refused"}.get(self.kind, self.kind)
+
+
+def happened(track: TrackData) -> list[Happening]:
+    """What happened, newest first."""
+    events = [Happening(each.step, each.time, each.kind, each.tensor, each.text) for each in track.events]
+    alarms = [Happening(each.step, each.time, "alarm", each.tensor, each.what, each.evidence) for each in track.alarms]
+    return sorted([*events, *alarms], key=lambda each: (each.time, each.step), reverse=True)
 
 
 def thin(series: Series, columns: int) -> Series:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["COLOURS", "STYLES", "check_picture_format"]
+__all__ = ["COLOURS", "STYLES", "WIDE_RANGE", "check_picture_format"]
 
 # Okabe and Ito's colours, which most colour-blind people tell apart; line styles tell near-equal curves apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#8C6D31")
 STYLES = ("-", "--", "-.", ":")
+WIDE_RANGE = 30.0  # values that span more than this factor are drawn on a logarithmic axis
 
 
 def check_picture_format(suffix: str) -> None:

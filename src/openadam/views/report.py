@@ -19,9 +19,10 @@ from .._version import __version__
 from ..errors import RecordError
 from ..record import Finding, Session, TrackData
 from ..record.settings import groups_of
-from .charts import chart, name_of
-from .histories import Series, by_trouble, histories, mean, null_of, scalar, seen_of, thin
+from .charts import LONGEST_NAME, chart, name_of
+from .histories import Happening, Series, by_trouble, happened, histories, mean, null_of, scalar, seen_of, thin
 from .readings import READINGS, Reading, decay_equilibrium, level, limits, shown
+from .text import shortened
 
 __all__ = ["LARGEST", "report"]
 
@@ -96,7 +97,8 @@ class _Page:
         series = {(k, name): thin(Series(first, last, *values[:, :, k]), columns) for name, values in found.items() for k in places}
         told = [name for name in READINGS if any(np.isfinite(series[k, name].mid).any() for k in places)]
         grid = thin(Series(first, last, *np.zeros((3, len(first)))), columns)
-        events = max(10, min(MOST_EVENTS, self.budget // 4))
+        events = happened(track)
+        most_events = max(10, min(MOST_EVENTS, self.budget // 4))
         thinned = {name: thin(each, COLUMNS[1]) for name, each in scalars.items()}
         self.data["tracks"].append({
             "name": track.name, "about": {**track.about, "groups": _groups(track)}, "steps": track.steps, "observed": track.observed,
@@ -108,10 +110,10 @@ class _Page:
                 for k, name in enumerate(tensors)
             ],
             "events": [
-                {"step": step, "kind": kind, "tensor": tensor, "text": text[:LONGEST_TEXT]} for step, _, kind, tensor, text in _events(track)[:events]
+                {"step": each.step, "kind": each.kind, "tensor": each.tensor, "text": _in_full(each)[:LONGEST_TEXT]} for each in events[:most_events]
             ],
         })  # fmt: skip
-        marks = [(float(step), kind, f"{kind}: {text}") for step, _, kind, _, text in _events(track)[: min(MOST_MARKS, events // 4)]]
+        marks = [(float(each.step), each.kind, f"{each.word}: {_in_full(each)}") for each in events[: min(MOST_MARKS, most_events // 4)]]
 
         def tensor_chart(key: str, name: str, title: str) -> str:
             if name not in told:
@@ -136,7 +138,7 @@ class _Page:
             f"<p>{track.steps} steps told of, {track.observed} of them with their tensors measured; {len(track.tensors)} tensors.</p>",
             _settings(track),
             '<h3>Readings</h3><p class="note">Means over the last quarter of what was recorded, of the tensor where they are highest, '
-            'beside what healthy training or gradients of pure noise give.</p><ul class="cards">' + "".join([_counts(track), *cards]) + "</ul>",
+            'beside what healthy training or gradients of pure noise give.</p><ul class="cards">' + "".join([_counts(events), *cards]) + "</ul>",
             '<h3>Timelines</h3><p class="note">Bands reach from the least to the greatest value of the steps that share a column, '
             "lines are their means; of roots and ratios, the line is that of the means. Move the pointer over a chart, or focus it and use the "
             "arrow keys. Dotted uprights are marks, skips, failures and alarms.</p>",
@@ -156,14 +158,14 @@ class _Page:
             _decay(track) if "param_rms" in told or "param_norm" in thinned else "",
             scalar_chart("paramnorm", "Norm of all parameters", "of observed steps", ["param_norm"]),
             tensor_chart("param", "param_rms", f"rms of the parameter, {lines_of}"),
-            _event_list(track, events),
+            _event_list(events, most_events),
             "</section>",
         ]  # fmt: skip
         return "".join(parts)
 
     def _chart(self, key: str, title: str, about: str, lines: Sequence[tuple[str, Series, list[Any]]], steps: Steps, **settings: Any) -> str:
         number = len(self.data["tracks"]) - 1
-        self.data["charts"][key] = [[_cut(label), number, *where] for label, _, where in lines]
+        self.data["charts"][key] = [[shortened(label, LONGEST_NAME), number, *where] for label, _, where in lines]
         return chart(key, title, about, [(label, series) for label, series, _ in lines], steps, **settings)
 
     def _heat(self, number: int, tensors: Sequence[str], told: Sequence[str], total: int) -> str:
@@ -220,15 +222,10 @@ def _findings(session: Session) -> str:
 
 
 def _finding(each: Finding) -> str:
-    where = f"{each.track}, {each.tensor}" if each.tensor is not None else each.track
-    steps = f", steps {each.first_step} to {each.last_step}" if each.first_step is not None else ""
-    seen = ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in each.evidence.items() if value is not None
-    )
-    title = f"<b>{name_of(each.severity)} {name_of(each.id)}: {name_of(each.title)}</b> ({name_of(where)}{steps})"
+    where = ", ".join([name_of(each.track), *filter(None, [name_of(each.where)])])
     parts = [
-        title,
-        name_of(seen, 600),
+        f"<b>{name_of(each.severity)} {name_of(each.id)}: {name_of(each.title)}</b> ({where})",
+        name_of(each.seen, 600),
         name_of(each.meaning, 600),
         f"<i>Remedy:</i> {name_of(each.remedy, 600)}",
         f"<small>{name_of(each.source, 200)}</small>",
@@ -260,8 +257,8 @@ def _wide(label: str, table: str) -> str:
     return f'<div class="wide" tabindex="0" role="region" aria-label="{label}">{table}</div>'
 
 
-def _counts(track: TrackData) -> str:
-    kinds = [kind for _, _, kind, _, _ in _events(track)]
+def _counts(events: Sequence[Happening]) -> str:
+    kinds = [each.kind for each in events]
     skipped, failed, alarms = (kinds.count(kind) for kind in ("skipped", "failed", "alarm"))
     state = "alarm" if failed or alarms else "look" if skipped else "fine"
     return (
@@ -327,23 +324,17 @@ def _decay(track: TrackData) -> str:
     return f'<p class="note">{text}</p>'
 
 
-def _events(track: TrackData) -> list[tuple[int, float, str, str | None, str]]:
-    """Events and alarms, newest first."""
-    alarms = [
-        (each.step, each.time, "alarm", each.tensor, f"{each.what} {json.dumps(each.evidence) if each.evidence else ''}") for each in track.alarms
-    ]
-    events = [(each.step, each.time, each.kind, each.tensor, each.text) for each in track.events]
-    return sorted([*events, *alarms], key=lambda each: (each[1], each[0]), reverse=True)
+def _in_full(each: Happening) -> str:
+    return f"{each.text} {json.dumps(each.evidence)}" if each.evidence else each.text
 
 
-def _event_list(track: TrackData, most: int) -> str:
-    events = _events(track)
+def _event_list(events: Sequence[Happening], most: int) -> str:
     if not events:
         return '<h3>Events</h3><p class="note">Nothing was marked, no step was skipped or refused, and there was no alarm.</p>'
-    words = {"event": "mark", "failed": "refused"}
-    told = [(words.get(kind, kind), tensor or "", text) for _, _, kind, tensor, text in events[:most]]
-    cells = ["".join(f"<td>{name_of(each, LONGEST_TEXT)}</td>" for each in row) for row in told]
-    rows = "".join(f'<tr><th scope="row">{event[0]}</th>{row}</tr>' for event, row in zip(events, cells, strict=False))
+    rows = ""
+    for event in events[:most]:
+        cells = "".join(f"<td>{name_of(each, LONGEST_TEXT)}</td>" for each in (event.word, event.tensor or "", _in_full(event)))
+        rows += f'<tr><th scope="row">{event.step}</th>{cells}</tr>'
     more = f'<p class="note">The latest {most} of {len(events)}.</p>' if len(events) > most else ""
     head = "".join(f'<th scope="col">{each}</th>' for each in ("step", "what", "tensor", "text"))
     table = f'<table class="texts"><caption>Newest first</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
@@ -364,14 +355,10 @@ def _bounds(series: Series) -> dict[str, Any]:
     return {"low": series.low, "mid": series.mid, "high": series.high}
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:40]}…{text[-40:]}"
-
-
 def _plain(value: Any) -> Any:
     """As JSON has it: four digits are what a picture needs, and there are no numbers but finite ones."""
     if isinstance(value, dict):
-        return {_cut(str(key)): _plain(each) for key, each in list(value.items())[:500]}
+        return {shortened(str(key), LONGEST_NAME): _plain(each) for key, each in list(value.items())[:500]}
     if isinstance(value, np.ndarray):
         return [_plain(each) for each in value.tolist()]
     if isinstance(value, (list, tuple)):

@@ -13,7 +13,7 @@ from .._version import __version__
 from ..studies import module
 from ..studies.frame import Cell, Claim, Study, judge
 from ..studies.rates import best
-from .pictures import COLOURS, STYLES
+from .pictures import COLOURS, STYLES, WIDE_RANGE
 from .terminal import new_console
 
 __all__ = ["as_json", "picture", "print_results", "print_study", "print_sweep"]
@@ -173,9 +173,6 @@ def as_json(study: Study, cells: Sequence[Cell], files: Sequence[str], *, full: 
 
 
 # --- the picture -------------------------------------------------------------------------------------------------------
-
-
-WIDE_RANGE = 30.0  # values that span more than this factor are drawn on a logarithmic axis
 
 
 def picture(study: Study, cells: Sequence[Cell], suffix: str) -> bytes:

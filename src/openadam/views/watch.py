@@ -10,8 +10,9 @@ import numpy as np
 
 from ..extras import module
 from ..record import Session, TrackData
-from .histories import latest, noise_of, null_of, scalar, seen_of
+from .histories import happened, latest, noise_of, null_of, scalar, seen_of
 from .readings import READINGS, level, shown, trouble
+from .text import printable, shortened
 
 __all__ = ["line", "screen", "sparkline"]
 
@@ -87,10 +88,10 @@ def line(session: Session, track: str | None) -> str:
         told += [f"{speed:.3g} steps/s"] if speed is not None else []
         if ranking.names and ranking.scores[0] > 0:
             values = ", ".join(f"{column.head} {_cell(ranking, column, 0)}" for column in COLUMNS[:5])
-            told.append(f"worst {_plain(ranking.names[0])}: {values}")
+            told.append(f"worst {printable(ranking.names[0])}: {values}")
         bad = {kind: sum(event.kind == kind for event in each.events) for kind in ("skipped", "failed")}
         told += [f"{count} {kind}" for kind, count in bad.items() if count]
-        parts.append(f"{_plain(each.name)}: " + "  ".join(told))
+        parts.append(f"{printable(each.name)}: " + "  ".join(told))
     return " | ".join(parts) or "nothing is recorded yet"
 
 
@@ -102,14 +103,14 @@ def _panel(session: Session, track: TrackData, width: int, height: int) -> list[
     names = ranking.names
     speed = _speed(track)
     state = "ended" if session.ended is not None else _silence(track)
-    head = _text(f"{_plain(track.name)}  step {'–' if track.last_step is None else track.last_step}  {state}", "bold")
+    head = _text(f"{printable(track.name)}  step {'–' if track.last_step is None else track.last_step}  {state}", "bold")
     rest = [f"{name} {number}" for name, number in _numbers(track)] + ([f"{speed:.3g} steps/s"] if speed is not None else [])
     lines = [head, _text("  ".join(rest))]
     loss = scalar(track, "loss")
     if loss is not None:
         lines.append(_text(f"loss {sparkline(loss.mid.tolist(), max(8, width - 6))}"))
-    happened = _events(track, max(1, min(6, height // 4)))
-    shown_rows = max(1, height - len(lines) - len(happened) - 4)
+    events = _events(track, max(1, min(6, height // 4)))
+    shown_rows = max(1, height - len(lines) - len(events) - 4)
     if names:
         lines.append(_table(track, ranking, shown_rows, width))
         left = len(names) - shown_rows
@@ -117,7 +118,7 @@ def _panel(session: Session, track: TrackData, width: int, height: int) -> list[
         lines.append(_text("dir: 1 where all signs stay" + _noise(track, names), "dim"))
     else:
         lines.append(_text("no step was measured yet", "dim"))
-    return [*lines, *happened]
+    return [*lines, *events]
 
 
 def _table(track: TrackData, ranking: Ranking, rows: int, width: int) -> Any:
@@ -127,7 +128,7 @@ def _table(track: TrackData, ranking: Ranking, rows: int, width: int) -> Any:
     cells = [[_cell(ranking, column, k) for column in columns] for k in range(len(names))]
     wide = width >= 66
     taken = sum(max([len(column.head), *(len(row[at]) for row in cells)]) + 1 for at, column in enumerate(columns)) + (9 if wide else 0)
-    made.add_column("tensor", no_wrap=True, width=max(6, min(max(len("tensor"), *(len(_plain(name)) for name in names)), width - taken - 1)))
+    made.add_column("tensor", no_wrap=True, width=max(6, min(max(len("tensor"), *(len(printable(name)) for name in names)), width - taken - 1)))
     if wide:
         made.add_column("n", justify="right", no_wrap=True)
     for column in columns:
@@ -137,7 +138,7 @@ def _table(track: TrackData, ranking: Ranking, rows: int, width: int) -> Any:
         size = track.tensors[name].get("elements")
         states = [_state(ranking, column, k) for column in columns]
         row = [_text(cell, COLOURS[state]) for cell, state in zip(cells[k], states, strict=True)]
-        made.add_row(_text(_short(_plain(name), room)), *([_text(_count(size))] if wide else []), *row)
+        made.add_row(_text(shortened(printable(name), room)), *([_text(_count(size))] if wide else []), *row)
     return made
 
 
@@ -207,13 +208,8 @@ def _noise(track: TrackData, names: list[str]) -> str:
 
 
 def _events(track: TrackData, most: int) -> list[Any]:
-    """What happened, newest first."""
-    happened = [(each.time, each.step, each.kind, each.text) for each in track.events]
-    happened += [(each.time, each.step, "alarm", each.what) for each in track.alarms]
-    words = {"event": "mark", "failed": "refused"}
-    latest_first = sorted(happened, key=lambda each: each[:2], reverse=True)[:most]
     return [
-        _text(f"step {step}  {words.get(kind, kind)}: {_plain(text)}", "" if kind == "event" else "yellow") for _, step, kind, text in latest_first
+        _text(f"step {each.step}  {each.word}: {printable(each.text)}", "" if each.kind == "event" else "yellow") for each in happened(track)[:most]
     ]
 
 
@@ -224,16 +220,6 @@ def _chosen(session: Session, track: str | None) -> list[TrackData]:
 
 def _text(text: str, style: str = "") -> Any:
     return module("rich.text", "demo").Text(text, style=style, no_wrap=True, overflow="ellipsis")
-
-
-def _plain(text: str) -> str:
-    """On one line, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _short(text: str, width: int) -> str:
-    """Names of layers differ in their middle least."""
-    return text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
 
 
 def _count(size: Any) -> str:

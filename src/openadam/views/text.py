@@ -1,0 +1,23 @@
+"""Texts that come from files and users, made fit for a line of a terminal or a page."""
+
+from __future__ import annotations
+
+__all__ = ["printable", "shortened"]
+
+
+def printable(text: object) -> str:
+    """The text on one line, with the control characters that a file name or a message may hold as escapes.
+
+    >>> printable("a\\nb")
+    'a\\\\nb'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def shortened(text: str, width: int) -> str:
+    """In at most so many characters, without its middle: names of layers differ there least.
+
+    >>> shortened("layers.10.attention.weight", 12)
+    'layers…eight'
+    """
+    return text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
