@@ -198,8 +198,6 @@ class Stepper:
 
     def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
         """Whatever of the step can still fail; the last chance to refuse it. Returns what would not be finite, if that was looked at."""
-        for index, update in enumerate(self.updates if inside else ()):
-            update.tell_inside(self.table, index, inside)
         return None
 
     @property
@@ -315,6 +313,9 @@ class Stepper:
             unbounded = self.agreed(self._try_out(clip * scale))
             if unbounded is not None and not self.grows:
                 raise unbounded
+        if inside:
+            for index, update in enumerate(self.updates):
+                update.tell_inside(self.table, index, inside)
         unbounded = unbounded or self.prepare(clip * scale, wanted, inside)
         if checks and unbounded is not None:
             if self.nonfinite == "raise":

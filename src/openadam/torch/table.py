@@ -308,7 +308,8 @@ class TensorStepper(Stepper):
 
     def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
         """Compute what subclasses make of their rows: their operations are their own, and may fail, when nothing has been written yet."""
-        bad = super().prepare(factor, measures, inside)
+        if not self._given:
+            return None
         self._seen_inside = {}
         for i, reached in self._given.items():
             if inside:
@@ -317,7 +318,7 @@ class TensorStepper(Stepper):
             if not all(map(is_memory, (*reached.targets, reached.gradient))):
                 with operations(), self._asking(i):
                     self._computed[i] = graph.stepped(reached, factor, self._bound, self._how)
-        return bad
+        return None
 
     @property
     def grows(self) -> bool:
