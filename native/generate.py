@@ -15,15 +15,16 @@ MARK = "// Printed by native/generate.py from src/openadam/rules.py and measures
 def kernels() -> str:
     """The generated kernels: a function per program, and tables of them with their digests."""
     from openadam.language import cpp
-    from openadam.measures import MEASURES, printed
+    from openadam.measures import MEASURES, printed_norm, printed_with
     from openadam.rules import FAMILY, PREPARE, update_program
 
     updates = [update_program(rule.trace(**choice)) for rule in FAMILY for choice in rule.variants()]
     parts = [MARK]
     parts += [cpp.update(program) for program in [PREPARE, *updates]]
-    parts.append(printed())
-    rows = [f'  X("{p.name}", "{p.digest}", {p.name}, {len(p.states)}, {len(p.scalars)})' for p in [PREPARE, *updates]]
-    parts.append("#define UPDATE_KERNELS(X) \\\n" + " \\\n".join(rows))
+    parts += [printed_with(program) for program in updates]
+    parts.append(printed_norm())
+    rows = [f'"{p.name}", "{p.digest}", {p.name}, {len(p.states)}, {len(p.scalars)})' for p in [PREPARE, *updates]]
+    parts.append("#define UPDATE_KERNELS(PREPARE, X) \\\n" + " \\\n".join(f"  {'X' if k else 'PREPARE'}({row}" for k, row in enumerate(rows)))
     rows = [f'  X("{m.name}", "{m.digest}", {str(m.reduction == "max").lower()})' for m in MEASURES]
     parts.append("#define MEASURE_KERNELS(X) \\\n" + " \\\n".join(rows))
     return "\n\n".join(parts) + "\n"

@@ -16,14 +16,6 @@ struct One {
   T operator[](std::int64_t) const { return value; }
 };
 
-#if defined(__clang__)
-#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define INDEPENDENT _Pragma("GCC ivdep")  // a target is one of the operands, or apart from all
-#else
-#define INDEPENDENT
-#endif
-
 template <class T>
 class Interpreter {
  public:
@@ -36,6 +28,7 @@ class Interpreter {
     lanes_ = lanes;
     for (begin_ = 0; begin_ < n; begin_ += kStrip) {
       size_ = n - begin_ < kStrip ? n - begin_ : kStrip;
+      whole_ = (size_ + kLanes - 1) / kLanes * kLanes;
       for (std::int64_t k = 0; k < code_.count; ++k) step(code_.instructions[k]);
     }
     for (std::int64_t k = 0; k < code_.output_count; ++k) {
@@ -75,37 +68,32 @@ class Interpreter {
     }
   }
 
+  // In whole vectors, which need no loop for what is left: what lies behind the last element is worked on too, and joined by nobody.
+  template <class F>
+  void each(F f) const {
+    const std::uint64_t n = static_cast<std::uint64_t>(whole_) / kLanes * kLanes;  // as the compiler can see
+    INDEPENDENT                                                                    // a target is one of the operands, or apart from all
+        for (std::uint64_t i = 0; i < n; ++i) f(static_cast<std::int64_t>(i));
+  }
+
   template <class F>
   void one(const openadam::Instruction& instruction, F f) const {
     T* const target = slots_ + instruction.target * kSlot;
-    const std::int64_t n = size_;
-    with(instruction.operands[0], [=](auto a) {
-      INDEPENDENT
-      for (std::int64_t i = 0; i < n; ++i) target[i] = f(a[i]);
-    });
+    with(instruction.operands[0], [=, this](auto a) { each([=](std::int64_t i) { target[i] = f(a[i]); }); });
   }
 
   template <class F>
   void two(const openadam::Instruction& instruction, F f) const {
     T* const target = slots_ + instruction.target * kSlot;
-    const std::int64_t n = size_;
-    with(instruction.operands[0], [&](auto a) {
-      with(instruction.operands[1], [=](auto b) {
-        INDEPENDENT
-        for (std::int64_t i = 0; i < n; ++i) target[i] = f(a[i], b[i]);
-      });
-    });
+    with(instruction.operands[0],
+         [&](auto a) { with(instruction.operands[1], [=, this](auto b) { each([=](std::int64_t i) { target[i] = f(a[i], b[i]); }); }); });
   }
 
   void choose(const openadam::Instruction& instruction) const {
     T* const target = slots_ + instruction.target * kSlot;
-    const std::int64_t n = size_;
     with(instruction.operands[0], [&](auto condition) {
       with(instruction.operands[1], [&](auto a) {
-        with(instruction.operands[2], [=](auto b) {
-          INDEPENDENT
-          for (std::int64_t i = 0; i < n; ++i) target[i] = condition[i] != T(0) ? a[i] : b[i];
-        });
+        with(instruction.operands[2], [=, this](auto b) { each([=](std::int64_t i) { target[i] = condition[i] != T(0) ? a[i] : b[i]; }); });
       });
     });
   }
@@ -150,6 +138,7 @@ class Interpreter {
   T (*lanes_)[kLanes] = nullptr;
   std::int64_t begin_ = 0;
   std::int64_t size_ = 0;
+  std::int64_t whole_ = 0;
 };
 
 template <class T>

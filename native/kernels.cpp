@@ -55,11 +55,27 @@ inline T fold(T* lanes, Join join) {
   return lanes[0];
 }
 
+template <class T>
+double fold_lanes(void* lanes, bool is_max) {
+  T* const each = static_cast<T*>(lanes);
+  return is_max ? fold(each, [](T a, T b) { return largest(a, b); }) : fold(each, [](T a, T b) { return sum(a, b); });
+}
+
+#if defined(__clang__)
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define INDEPENDENT
+#endif
+
 #include "generated_kernels.hpp"
 #include "interpreter.hpp"
 
-#define UPDATE_ROW(name, digest, function, states, scalars) {name, digest, {function<float>, function<double>}, states, scalars},
-const openadam::UpdateKernel kUpdates[] = {UPDATE_KERNELS(UPDATE_ROW)};
+#define PREPARE_ROW(name, digest, function, states, scalars) {name, digest, {function<float>, function<double>}, {}, states, scalars},
+#define UPDATE_ROW(name, digest, function, states, scalars) \
+  {name, digest, {function<float>, function<double>}, {function##_measured<float>, function##_measured<double>}, states, scalars},
+const openadam::UpdateKernel kUpdates[] = {UPDATE_KERNELS(PREPARE_ROW, UPDATE_ROW)};
 
 #define MEASURE_ROW(name, digest, is_max) {name, digest, is_max},
 const openadam::MeasureKernel kMeasures[] = {MEASURE_KERNELS(MEASURE_ROW)};
@@ -71,7 +87,7 @@ const openadam::KernelSet kSet = {
     kMeasures,
     sizeof(kMeasures) / sizeof(kMeasures[0]),
     {norm<float>, norm<double>},
-    {other_measures<float>, other_measures<double>},
+    {fold_lanes<float>, fold_lanes<double>},
     {interpret<float>, interpret<double>},
 };
 

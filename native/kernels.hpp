@@ -14,11 +14,14 @@ struct UpdateKernel {
   const char* name;
   const char* digest;
   void (*run[kDtypes])(void* const* tensors, const double* scalars, std::int64_t n);
+  // The same, which takes all measures but the norm on its way; joined holds kLanes lanes of the arithmetic's type for each. Elements begin at
+  // lane 0. Null for the one that prepares.
+  void (*run_measured[kDtypes])(void* const* tensors, const void* given, const double* scalars, std::int64_t n, void* joined);
   std::int64_t states;
   std::int64_t scalars;
 };
 
-// One measure. Those who take them are given the addresses of g, p before the update and p after it, and a place for each measure.
+// One measure, of every element: of the gradient as given, of the parameter before the update and after it.
 struct MeasureKernel {
   const char* name;
   const char* digest;
@@ -31,8 +34,8 @@ struct KernelSet {
   std::int64_t update_count;
   const MeasureKernel* measures;  // the first is the norm's
   std::int64_t measure_count;
-  void (*norm[kDtypes])(const void* const* tensors, std::int64_t n, double* joined);
-  void (*other_measures[kDtypes])(const void* const* tensors, std::int64_t n, double* joined);
+  double (*norm[kDtypes])(const void* gradient, std::int64_t n);
+  double (*fold[kDtypes])(void* lanes, bool is_max);  // of the lanes of a measure
   Interpret interpret[kDtypes];
 };
 

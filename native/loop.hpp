@@ -25,7 +25,6 @@ constexpr std::int64_t kPerThread = 4 * kChunk;  // less work than this does not
 constexpr std::size_t kLeftForUpdate = 16;       // tasks whose gradients the cache still holds when the update begins
 constexpr int kMaxStates = 4;
 constexpr std::int64_t kMaxMeasures = 16;
-constexpr std::int64_t kAheadInBlocks = 2;
 constexpr std::int64_t kAheadInTable = 8;  // named rows to send the processor ahead
 
 // A row of the table: one tensor in one step, as addresses and numbers.
@@ -91,7 +90,8 @@ inline std::int64_t piece_of(std::int64_t length) {
 
 inline std::int64_t place_in_block(std::int64_t block, std::int64_t piece, std::int64_t n) {
   const std::uint64_t ratio = static_cast<std::uint32_t>(block) * 2654435769u;  // of 2^32
-  const std::int64_t place = static_cast<std::int64_t>(ratio * static_cast<std::uint64_t>(kBlock / piece) >> 32) * piece;
+  const std::int64_t apart = std::max<std::int64_t>(piece, kLanes);
+  const std::int64_t place = static_cast<std::int64_t>(ratio * static_cast<std::uint64_t>(kBlock / apart) >> 32) * apart;
   return place + piece <= n ? place : 0;
 }
 
@@ -105,6 +105,11 @@ struct Sample {
     for (std::int64_t k = 0; k < how_many; ++k)
       std::memcpy(values[k] + count * bytes, static_cast<const char*>(arrays[k]) + place * bytes, static_cast<std::size_t>(n * bytes));
     count += n;
+  }
+
+  // The interpreter works in whole vectors: what lies behind the last element is nothing.
+  void finish(std::int64_t how_many, std::int64_t bytes) {
+    for (std::int64_t k = 0; k < how_many; ++k) std::memset(values[k] + count * bytes, 0, static_cast<std::size_t>(-count & (kLanes - 1)) * bytes);
   }
 };
 
@@ -245,7 +250,11 @@ class Loop {
     partials_at_.push_back(chunks);
     if (first < request.rows.size) tasks_.push_back({first, request.rows.size, 0, 0});
     partials_.resize(static_cast<std::size_t>(chunks * request.measures.size));
-    for (std::int64_t m = 0; m < request.measures.size; ++m) (request.measures.data[m] == 0 ? norm_ : measure_parameter_) = true;
+    for (std::int64_t m = 0; m < request.measures.size; ++m)
+      if (request.measures.data[m] == 0)
+        norm_ = m;
+      else
+        measure_parameter_ = request.update;
     looked_into_.resize(static_cast<std::size_t>(request.observations.size ? chunks * request.columns : 0));
     std::int64_t slots = 0;
     for (std::int64_t i = 0; i < request.observations.size; ++i)
@@ -332,7 +341,7 @@ class Loop {
       for (std::int64_t at = begin; at < end; at += stride) {
         const std::int64_t n = std::min(stride, end - at);
         point(row, kernel, at, address(row.gradient, row, at), address(row.parameter, row, at), tensors);
-        measure(row, tensors, n, part.partials);
+        measure_norm(row, tensors[0], n, part.partials);
         kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
       }
       return;
@@ -340,62 +349,51 @@ class Loop {
     if (row.layout >= 0 && NamedRows(request_.layouts.data + row.layout).is_named())
       do_named(part, begin, end);
     else
-      for (std::int64_t at = begin; at < end; at += kBlock) {
-        if (watched) send_to_piece(part, at + kAheadInBlocks * kBlock);
-        do_block(part, at, std::min(kBlock, end - at));
-      }
+      for (std::int64_t at = begin; at < end; at += kBlock) do_block(part, at, std::min(kBlock, end - at));
     if (!watched) return;
+    part.sample->finish(3 + kernel.states, bytes_of(row.dtype));
     const void* inputs[3 + kMaxStates];
     for (int k = 0; k < 3 + kMaxStates; ++k) inputs[k] = part.sample->values[k];
     request_.kernels->interpret[row.dtype](part.observation->observer->code(), inputs, request_.scalars.data + part.observation->scalars,
                                            part.sample->count, part.sample + 1, looked_into_.data() + chunk * request_.columns);
   }
 
-  // Sends the processor to the piece of a block that is to be looked into: the block's beginning it finds by itself.
-  static void send_to_piece(const Part& part, std::int64_t begin) noexcept {
-#if defined(__GNUC__) || defined(__clang__)
-    const Row& row = part.row;
-    if (begin >= row.length) return;
-    const std::int64_t piece = piece_of(row.length);
-    const std::int64_t place = begin + place_in_block(begin / kBlock, piece, std::min(kBlock, row.length - begin));
-    if (row.layout < 0) {
-      __builtin_prefetch(address(row.gradient, row, place));
-      __builtin_prefetch(address(row.parameter, row, place), 1);
-    }
-    for (std::int64_t s = 0; s < part.kernel.states; ++s) __builtin_prefetch(address(row.states[s], row, place), 1);
-#else
-    (void)part, (void)begin;
-#endif
-  }
-
   // Measures a block and, if asked to, looks into its step and takes it.
   void step(const Part& part, const Place& place, std::int64_t begin, std::int64_t n) noexcept {
     alignas(64) char prepared_gradient[kBlock * 8];
-    alignas(64) char parameter_before[kBlock * 8];
     const Row& row = part.row;
-    const void* measured[3] = {place.gradient, place.parameter, place.parameter};
-    if (request_.update) {
-      void* tensors[2 + kMaxStates] = {place.gradient, place.parameter};
-      std::copy_n(place.states, part.kernel.states, tensors + 2);
-      if (part.prepared) {
-        void* both[3] = {place.gradient, place.parameter, prepared_gradient};
-        request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
-        tensors[0] = prepared_gradient;
-      }
-      if (part.observation) {
-        void* arrays[3 + kMaxStates] = {place.gradient};
-        std::copy_n(tensors, 2 + part.kernel.states, arrays + 1);
-        const std::int64_t piece = piece_of(row.length);
-        const std::int64_t at = place_in_block(begin / kBlock, piece, n);
-        part.sample->take(arrays, 3 + part.kernel.states, bytes_of(row.dtype), at, std::min(piece, n - at));
-      }
-      if (measure_parameter_) {
-        std::memcpy(parameter_before, place.parameter, static_cast<std::size_t>(n * bytes_of(row.dtype)));
-        measured[1] = parameter_before;
-      }
-      part.kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
+    measure_norm(row, place.gradient, n, part.partials);
+    if (!request_.update) return;
+    void* tensors[3 + kMaxStates] = {place.gradient, place.gradient, place.parameter};  // as given, as the rule sees it, ...
+    std::copy_n(place.states, part.kernel.states, tensors + 3);
+    if (part.prepared) {
+      void* both[3] = {place.gradient, place.parameter, prepared_gradient};
+      request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
+      tensors[1] = prepared_gradient;
     }
-    measure(row, measured, n, part.partials);
+    const std::int64_t how_many = 3 + part.kernel.states;
+    alignas(64) char lanes[kMaxMeasures * kLanes * 8];
+    if (measure_parameter_) std::memset(lanes, 0, static_cast<std::size_t>((request_.kernels->measure_count - 1) * kLanes * bytes_of(row.dtype)));
+    const auto run = [&](std::int64_t first, std::int64_t last) {
+      if (first == last) return;
+      void* here[3 + kMaxStates];
+      for (std::int64_t k = 0; k < how_many; ++k) here[k] = static_cast<char*>(tensors[k]) + first * bytes_of(row.dtype);
+      const double* const scalars = request_.scalars.data + row.scalars;
+      if (measure_parameter_)
+        part.kernel.run_measured[row.dtype](here + 1, here[0], scalars, last - first, lanes);
+      else
+        part.kernel.run[row.dtype](here + 1, scalars, last - first);
+    };
+    std::int64_t done = 0;
+    if (part.observation) {
+      // Half-way, so that the processor has fetched what is looked into as it fetches all the rest.
+      const std::int64_t piece = piece_of(row.length);
+      done = place_in_block(begin / kBlock, piece, n);
+      run(0, done);
+      part.sample->take(tensors, how_many, bytes_of(row.dtype), done, std::min(piece, n - done));
+    }
+    run(done, n);
+    if (measure_parameter_) join_lanes(row, lanes, part.partials);
   }
 
   void do_block(const Part& part, std::int64_t begin, std::int64_t n) noexcept {
@@ -433,12 +431,11 @@ class Loop {
     const bool in_place = named.contiguous() && !measure_parameter_ && !part.observation;
     for (std::int64_t at = begin; at < end; at += kBlock) {
       const std::int64_t n = std::min(kBlock, end - at);
-      const void* const gradient[3] = {address(row.gradient, row, at), nullptr, nullptr};
       if (request_.update && !in_place) {
         do_gathered(part, named, at, n);
         continue;
       }
-      measure(row, gradient, n, part.partials);  // of the gradient alone
+      measure_norm(row, address(row.gradient, row, at), n, part.partials);
       if (request_.update) do_in_place(row, part.kernel, named, part.prepared, at, at + n);
     }
   }
@@ -522,15 +519,18 @@ class Loop {
     }
   }
 
-  void measure(const Row& row, const void* const* tensors, std::int64_t n, double* partials) noexcept {
-    const std::int64_t measures = request_.measures.size;
-    if (measures == 0) return;
-    double seen[kMaxMeasures];
-    if (norm_) request_.kernels->norm[row.dtype](tensors, n, seen);
-    if (measure_parameter_) request_.kernels->other_measures[row.dtype](tensors, n, seen + 1);
-    for (std::int64_t m = 0; m < measures; ++m) {
+  void measure_norm(const Row& row, const void* gradient, std::int64_t n, double* partials) noexcept {
+    if (norm_ < 0) return;
+    partials[norm_] = joined(request_.kernels->measures[0].is_max, partials[norm_], request_.kernels->norm[row.dtype](gradient, n));
+  }
+
+  // A block's lanes of the measures that were taken on the way of its update.
+  void join_lanes(const Row& row, char* lanes, double* partials) noexcept {
+    for (std::int64_t m = 0; m < request_.measures.size; ++m) {
       const std::int64_t which = request_.measures.data[m];
-      partials[m] = joined(request_.kernels->measures[which].is_max, partials[m], seen[which]);
+      if (which == 0) continue;
+      const bool is_max = request_.kernels->measures[which].is_max;
+      partials[m] = joined(is_max, partials[m], request_.kernels->fold[row.dtype](lanes + (which - 1) * kLanes * bytes_of(row.dtype), is_max));
     }
   }
 
@@ -583,8 +583,8 @@ class Loop {
   std::vector<double> scratch_;      // a piece for each thread
   std::size_t room_ = 0;             // its size
   std::int64_t work_ = 0;
-  bool norm_ = false;               // whether the norm is measured
-  bool measure_parameter_ = false;  // and whether anything else, of the parameter before the update and after it
+  std::int64_t norm_ = -1;          // where the norm stands among the measures, if it is one of them
+  bool measure_parameter_ = false;  // whether there are others, which are taken on the way of an update
 };
 
 }  // namespace openadam

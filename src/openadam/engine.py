@@ -26,7 +26,7 @@ from .language.arrays import compile_scalars, run, run_in_blocks
 from .language.code import Code, encode
 from .language.program import Program
 from .language.rule import Traced
-from .measures import BLOCK, GRAD_SUM_SQUARES, MEASURES, Measure, program_inside, sampled_pieces
+from .measures import BLOCK, GRAD_SUM_SQUARES, LANES, MEASURES, Measure, program_inside, sampled_pieces
 from .rules import PREPARE, update_program
 
 _native: Any
@@ -62,7 +62,6 @@ DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
 MAX_THREADS = 64
 
 CHUNK = 16 * BLOCK  # elements; measures are joined lane by lane in a block, block by block in a chunk, chunk by chunk
-LANES = 16
 PIECE = 8 * CHUNK  # elements that the reference measures together
 
 _prepare_scalars = compile_scalars(PREPARE.scalars)

@@ -193,21 +193,18 @@ def columns(inside: Sequence[Measure] = INSIDE) -> list[str]:
     return [*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.name for measure in inside)]
 
 
-def printed() -> str:
-    """`MEASURES` as C++: one function for the norm, which every step takes, and one for the others together."""
-    x = _around()
-    norm, *others = MEASURES
-    parts = []
-    for name, measures, arithmetic in (("norm", [norm], "double"), ("other_measures", others, "S")):
-        program = lower(name, {measure.name: as_expression(measure.expression(x)) for measure in measures})
-        parts.append(cpp.reductions(name, program, {measure.name: measure.join for measure in measures}, arithmetic))
-    return "\n\n".join(parts)
+def printed_norm() -> str:
+    """The first of `MEASURES`, which every step takes, as C++: in float64, over a gradient alone."""
+    return cpp.reduction("norm", GRAD_SUM_SQUARES.program, GRAD_SUM_SQUARES.join, "double")
 
 
-def _around() -> Seen:
-    """What is to be seen of every rule."""
-    p, p_after = symbol("tensor", "p"), symbol("tensor", "p_after")
-    return Seen({"given": symbol("tensor", "g"), "p": p, "p_after": p_after, "u": p_after - p})
+def printed_with(update: Program) -> str:
+    """An update that takes the others on its way, as C++."""
+    given, p, p_after = (symbol("tensor", name) for name in ("given", "p", "p_after"))
+    x = Seen({"given": given, "p": p, "p_after": p_after, "u": p_after - p})
+    others = {measure.name: measure for measure in MEASURES[1:]}
+    program = lower("other_measures", {name: as_expression(measure.expression(x)) for name, measure in others.items()})
+    return cpp.measured(update, program, {name: measure.join for name, measure in others.items()})
 
 
 def spiking(x: Seen, times: float) -> Expression:
@@ -277,6 +274,7 @@ def program_inside(traced: Traced, measures: tuple[Measure, ...] = INSIDE) -> Pr
 # --- the sample --------------------------------------------------------------------------------------------------------
 
 BLOCK = 1024
+LANES = 16
 MOST = 512  # of a chunk of 16 blocks
 
 
@@ -289,7 +287,8 @@ def sampled_pieces(length: int) -> Iterator[slice]:
     while piece > MOST // 64 and piece * blocks > MOST:
         piece //= 2
     for block in range(blocks):
-        place = (block * 2654435769 % 2**32 * (BLOCK // piece) >> 32) * piece
+        apart = max(piece, LANES)
+        place = (block * 2654435769 % 2**32 * (BLOCK // apart) >> 32) * apart
         n = min(BLOCK, length - block * BLOCK)
         place = place if place + piece <= n else 0
         yield slice(block * BLOCK + place, block * BLOCK + min(place + piece, n))
