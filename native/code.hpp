@@ -8,8 +8,11 @@ namespace openadam {
 constexpr std::int64_t kStrip = 256;         // elements that an instruction is run over at a time
 constexpr std::int64_t kSlot = kStrip + 48;  // from one slot to the next: not all at one place of a page, where they would drive each other out
 constexpr int kLanes = 16;
+constexpr std::int64_t kOctaves = 64;  // counted from 2^kLowest on; the first holds all that is smaller, too, and the last all that is larger
+constexpr std::int64_t kLowest = -48;
 constexpr std::int64_t kMaxOutputs = 96;
 constexpr std::int64_t kMaxSlots = 96;
+constexpr std::int64_t kMaxColumns = 1024;
 
 struct Operand {
   enum Kind : std::int32_t { kSlot, kInput, kScalar, kTiny, kKinds };  // kTiny: the smallest normal number
@@ -40,8 +43,10 @@ struct Instruction {
 
 // How a value is joined over the elements of a tensor.
 struct Output {
-  std::int32_t is_max;  // by the largest, else by the sum
-  std::int32_t column;  // of the tallies
+  enum Join : std::int32_t { kSum, kLargest, kCounts, kJoins };  // kCounts: how many elements there are of each octave
+  std::int32_t join;
+  std::int32_t column;  // of the tallies; the first of kOctaves
+  std::int64_t width() const { return join == kCounts ? kOctaves : 1; }
 };
 
 struct Code {

@@ -26,6 +26,7 @@ class Interpreter {
   void run(std::int64_t n, double* tallies) {
     alignas(64) T lanes[openadam::kMaxOutputs][kLanes] = {};
     lanes_ = lanes;
+    tallies_ = tallies;
     for (begin_ = 0; begin_ < n; begin_ += kStrip) {
       size_ = n - begin_ < kStrip ? n - begin_ : kStrip;
       whole_ = (size_ + kLanes - 1) / kLanes * kLanes;
@@ -34,9 +35,9 @@ class Interpreter {
     for (std::int64_t k = 0; k < code_.output_count; ++k) {
       const openadam::Output& output = code_.outputs[k];
       double& tally = tallies[output.column];
-      if (output.is_max)
+      if (output.join == openadam::Output::kLargest)
         tally = largest<double>(tally, fold(lanes[k], [](T a, T b) { return largest(a, b); }));
-      else
+      else if (output.join == openadam::Output::kSum)
         tally = sum<double>(tally, fold(lanes[k], [](T a, T b) { return sum(a, b); }));
     }
   }
@@ -51,6 +52,15 @@ class Interpreter {
       for (int k = 0; k < kLanes; ++k) lane[k] = kMax ? largest(lane[k], value[i + k]) : lane[k] + value[i + k];
     for (int k = 0; k < kLanes && i < size_; ++i, ++k) lane[k] = kMax ? largest(lane[k], value[i]) : lane[k] + value[i];
     for (int k = 0; k < kLanes; ++k) joined[k] = lane[k];
+  }
+
+  // Adds an element to the octave that it is in, by the exponent in its bits.
+  template <class Value>
+  void count(Value value, double* counts) const {
+    for (std::int64_t i = 0; i < size_; ++i) {
+      const std::int64_t octave = exponent(value[i]) - openadam::kLowest;
+      ++counts[octave < 0 ? 0 : octave >= openadam::kOctaves ? openadam::kOctaves - 1 : octave];
+    }
   }
 
   // Calls f with what an operand stands for.
@@ -126,7 +136,9 @@ class Interpreter {
       default:
         return with(instruction.operands[0], [&](auto value) {
           const auto k = instruction.target;
-          code_.outputs[k].is_max ? join<true>(value, lanes_[k]) : join<false>(value, lanes_[k]);
+          const openadam::Output& output = code_.outputs[k];
+          if (output.join == openadam::Output::kCounts) return count(value, tallies_ + output.column);
+          output.join == openadam::Output::kLargest ? join<true>(value, lanes_[k]) : join<false>(value, lanes_[k]);
         });
     }
   }
@@ -136,6 +148,7 @@ class Interpreter {
   const double* scalars_;
   T* slots_;
   T (*lanes_)[kLanes] = nullptr;
+  double* tallies_ = nullptr;
   std::int64_t begin_ = 0;
   std::int64_t size_ = 0;
   std::int64_t whole_ = 0;

@@ -550,10 +550,12 @@ class Loop {
       const Code code = request_.observations.data[i].observer->code();
       for (std::int64_t k = 0; k < code.output_count; ++k) {
         const Output& output = code.outputs[k];
-        double total = 0;
-        for (std::int64_t c = first; c < last; ++c)
-          total = joined(output.is_max, total, looked_into_[static_cast<std::size_t>(c * request_.columns + output.column)]);
-        request_.observed.data[i * request_.columns + output.column] = total;
+        for (std::int64_t column = output.column; column < output.column + output.width(); ++column) {
+          double total = 0;
+          for (std::int64_t c = first; c < last; ++c)
+            total = joined(output.join == Output::kLargest, total, looked_into_[static_cast<std::size_t>(c * request_.columns + column)]);
+          request_.observed.data[i * request_.columns + column] = total;
+        }
       }
     }
   }

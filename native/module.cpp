@@ -143,7 +143,7 @@ void bind_table(nb::module_& m) {
              std::vector<double> hyperparameters, std::int64_t memory, std::int64_t columns) {
             const auto& update = table.class_at(index);
             const std::int64_t inputs = 3 + table.kernels().updates[update.kernel].states;
-            if (memory < 0 || memory > openadam::kMaxMemory || columns < 0 || columns > openadam::kMaxOutputs)
+            if (memory < 0 || memory > openadam::kMaxMemory || columns < 0 || columns > openadam::kMaxColumns)
               throw std::invalid_argument("the code of an observer is damaged");
             table.set_observer(index, openadam::Observer(instructions, outputs, slots, scalars, std::move(constants), std::move(roots),
                                                          std::move(hyperparameters), inputs, memory, columns));
@@ -163,6 +163,7 @@ NB_MODULE(_native, m) {
   m.attr("COLUMNS") = openadam::kColumns;
   m.attr("MAX_THREADS") = openadam::kMaxThreads;
   m.attr("MAX_OUTPUTS") = openadam::kMaxOutputs;
+  m.attr("MAX_COLUMNS") = openadam::kMaxColumns;
   m.attr("MAX_SLOTS") = openadam::kMaxSlots;
   m.def("isas", &isas, "Instruction sets of the compiled kernels that this processor runs, the best first.");
   m.def("updates", &updates, nb::arg("isa"), "Name, digest, states and scalars of each update kernel.");

@@ -40,8 +40,9 @@ class Observer {
                                {operand(each[2], each[3]), operand(each[4], each[5]), operand(each[6], each[7])}});
     }
     for (std::size_t k = 0; k < outputs.size(); k += 2) {
-      require(outputs[k + 1] >= 0 && outputs[k + 1] < columns);
-      outputs_.push_back({outputs[k] != 0, static_cast<std::int32_t>(outputs[k + 1])});
+      require(outputs[k] >= 0 && outputs[k] < Output::kJoins && outputs[k + 1] >= 0 && outputs[k + 1] < columns);
+      outputs_.push_back({static_cast<std::int32_t>(outputs[k]), static_cast<std::int32_t>(outputs[k + 1])});
+      require(outputs_.back().column + outputs_.back().width() <= columns);
     }
     require(static_cast<std::int64_t>(outputs_.size()) <= kMaxOutputs);
     for (std::size_t k = 0; k < scalars.size(); k += 4) {

@@ -435,7 +435,7 @@ std::pair<double, double> Table::measure(int threads) {
 }
 
 std::pair<double, double> Table::update(double factor, std::vector<std::int64_t> measures, int threads, std::int64_t columns) {
-  if (columns < 0 || columns > kMaxOutputs) throw std::invalid_argument("so many columns cannot be observed");
+  if (columns < 0 || columns > kMaxColumns) throw std::invalid_argument("so many columns cannot be observed");
   measures_ = std::move(measures);
   columns_ = columns;
   place_scalars(factor);

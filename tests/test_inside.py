@@ -15,7 +15,7 @@ import openadam
 from openadam import HyperparameterError, Rows
 from openadam.engine import native_isas
 from openadam.language.code import encode
-from openadam.measures import INSIDE, MEASURES, Measure, count, one, program_inside, sampled_elements, sampled_pieces
+from openadam.measures import HISTOGRAMS, INSIDE, MEASURES, OCTAVES, Measure, count, one, places, program_inside, sampled_elements, sampled_pieces
 
 LENGTHS = (0, 1, 15, 16, 17, 511, 512, 513, 1023, 1024, 1025, 2500, 16384, 16385, 40_000)
 SURROUNDINGS: dict[str, dict[str, Any]] = {
@@ -84,6 +84,38 @@ def test_parameters_that_are_not_dense_and_named_rows_are_seen_alike(engine: str
     table = base.copy()
     lazy = openadam.Adam({"w": table}, engine=engine).step({"w": Rows(rows, numbers((60, 50), np.float64, 1)[rows])}, measure=True)
     assert lazy.measures["w"] == seen[0]
+
+
+@pytest.mark.skipif("native" not in ENGINES, reason="no native kernels here")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_histograms_are_the_same_everywhere(variant: Variant, dtype: Any) -> None:
+    shapes = (3, 700, 20_000)
+    expected = taken(variant, shapes, dtype, engine="reference", clip_norm=0.7, measure=HISTOGRAMS)[0][-1].measures
+    for isa in native_isas():
+        for threads in (1, 2):
+            found = taken(variant, shapes, dtype, engine="native", isa=isa, threads=threads, clip_norm=0.7, measure=HISTOGRAMS)[0][-1].measures
+            assert found == expected
+            assert all(same(found.histograms[name], expected.histograms[name]) for name in expected.histograms)
+    assert list(expected.histograms) == ["v_root", "direction_abs", "rate"]
+    for each in expected.histograms.values():
+        assert all(row.sum() == sampled_elements(size) or np.isnan(row).all() for row, size in zip(each, shapes, strict=True))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_elements_are_counted_by_octave(dtype: Any, engine: str) -> None:
+    """Each edge belongs to the bin above it; 0, subnormal numbers and what is below the first edge to the first, infinity and NaN to the last."""
+    tiny = np.finfo(dtype).smallest_subnormal
+    values = [0.0, tiny, OCTAVES[0] / 2, *OCTAVES, *(1.999 * edge for edge in OCTAVES), 1e30, np.inf, np.nan]
+    g = np.array([sign * value for value in values for sign in (1, -1)], dtype)
+    own = Measure("size", "octaves", lambda x: abs(x.g))
+    optimizer = openadam.SGD({"w": np.zeros(g.shape, dtype)}, engine=engine, nonfinite="propagate")
+    counts = optimizer.step({"w": g}, measure=own).measures.histograms["size"][0]
+    edges = np.array([0.0, *OCTAVES[1:-1], np.inf])
+    expected = np.histogram(np.abs(g[~np.isnan(g)]), edges)[0]
+    expected[-1] += 2  # NaN
+    assert counts.tolist() == expected.tolist()
 
 
 # --- the truth ---------------------------------------------------------------------------------------------------------
@@ -249,8 +281,10 @@ def test_damaged_code_is_refused() -> None:
     from openadam import _native
 
     traced = VARIANTS[[str(each) for each in VARIANTS].index("Adam")].traced
-    program = program_inside(traced, INSIDE)
-    code = encode(program, ("given", "g", "p", "m", "v"), {measure.name: (k, False) for k, measure in enumerate(INSIDE)})
+    seen = INSIDE + HISTOGRAMS
+    program = program_inside(traced, seen)
+    joined = {measure.name: (k, measure.reduction) for k, measure in zip(places(seen), seen, strict=False)}
+    code = encode(program, ("given", "g", "p", "m", "v"), joined)
     optimizer = openadam.Adam(np.ones(100, np.float32))
     optimizer.step(np.ones(100, np.float32), measure=True)
     table = optimizer._stepper.table
@@ -266,13 +300,13 @@ def test_damaged_code_is_refused() -> None:
         else:
             parts[which][int(random.integers(len(parts[which])))] = wrong
         try:
-            table.set_observer(0, *parts, hyperparameters, 0, len(INSIDE))
+            table.set_observer(0, *parts, hyperparameters, 0, places(seen)[-1])
         except ValueError as error:
             assert "damaged" in str(error)  # noqa: PT017 - either way is right
             refused += 1
         else:
-            optimizer._stepper.updates[0]._inside = (optimizer._stepper.updates[0].kernel, INSIDE, dict(optimizer._stepper.updates[0].values))
-            optimizer.step(np.ones(100, np.float32), measure=True)
+            optimizer._stepper.updates[0]._inside = (optimizer._stepper.updates[0].kernel, seen, dict(optimizer._stepper.updates[0].values))
+            optimizer.step(np.ones(100, np.float32), measure=HISTOGRAMS)
     assert refused > 1000
     assert _native is not None
 
@@ -280,8 +314,8 @@ def test_damaged_code_is_refused() -> None:
 def test_the_guide_names_every_measure_and_runs() -> None:
     text = (Path(__file__).resolve().parent.parent / "docs" / "measures.md").read_text()
     named = {name for row in re.findall(r"^\| (`[^|]*) \|", text, flags=re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
-    assert named == {measure.name for measure in (*MEASURES, *INSIDE)} | {"grad_nonfinite"}
+    assert named == {measure.name for measure in (*MEASURES, *INSIDE, *HISTOGRAMS)} | {"grad_nonfinite"}
     code: dict[str, Any] = {"opt": openadam.Adam({"w": np.ones(3)}), "grads": {"w": np.ones(3)}}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(block, code)
-    assert code["opt"].steps == 2
+    assert code["opt"].steps == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 from pathlib import Path
@@ -15,7 +16,7 @@ from family import ENGINES, PLAIN, Variant, same
 import openadam
 from openadam import HyperparameterError, NonFiniteGradientError, record
 from openadam.errors import RecordError, RecordFormatError
-from openadam.measures import count
+from openadam.measures import OCTAVES, count, sampled_elements
 from openadam.record.track import Track
 
 SHAPES = {"w": (30, 20), "b": (7,)}
@@ -42,6 +43,31 @@ def test_a_recorded_run_is_the_same_run(variant: Variant, engine: str, tmp_path:
         watched, found = run(variant, 12, engine=engine, threads=threads, record=record.Recorder(tmp_path / f"{threads}.oadam", every=3, dense=2))
         assert all(same(expected[name], found[name]) for name in expected)
         assert repr(watched.state_dict()) == repr(calm.state_dict())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_histograms_are_recorded_evenly_spread(engine: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.oadam"
+    recorder = record.Recorder(path, every=10, dense=5)
+    params = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
+    optimizer = openadam.AdamW(params, lr=2.0**-10, record=recorder, engine=engine)
+    for t in range(1, 1001):
+        optimizer.step(gradients(t))
+    recorder.close()
+    (track,) = record.load(path).tracks.values()
+    assert {(each.tensor, each.name) for each in track.histograms} == {
+        (tensor, name) for tensor in SHAPES for name in ("v_root", "direction_abs", "rate")
+    }
+    steps = [each.step for each in track.histograms if (each.tensor, each.name) == ("w", "rate")]
+    assert 16 <= len(steps) <= 32
+    assert steps[0] == 1
+    assert steps[-1] > 900
+    assert len({late - early for early, late in itertools.pairwise(steps[2:])}) == 1
+    for each in track.histograms:
+        assert each.counts.sum() == sampled_elements(math.prod(SHAPES[each.tensor]))
+        assert each.edges.tolist() == list(OCTAVES)
+    (last,) = (each for each in track.histograms if (each.tensor, each.name, each.step) == ("w", "rate", steps[-1]))
+    assert last.counts[37:40].sum() == 512  # of gradients near 1, within an octave or two of the learning rate
 
 
 def test_the_recording_holds_what_the_steps_saw(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from .language.arrays import compile_scalars, run, run_in_blocks
 from .language.code import Code, encode
 from .language.program import Program
 from .language.rule import Traced
-from .measures import BLOCK, GRAD_SUM_SQUARES, LANES, MEASURES, Measure, program_inside, sampled_pieces
+from .measures import BLOCK, GRAD_SUM_SQUARES, LANES, MEASURES, OCTAVES, Measure, places, program_inside, sampled_pieces
 from .rules import PREPARE, update_program
 
 _native: Any
@@ -61,6 +61,7 @@ COLUMNS = STATES + 4
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
 MAX_THREADS = 64
 
+LOWEST = round(math.log2(OCTAVES[0]))
 CHUNK = 16 * BLOCK  # elements; measures are joined lane by lane in a block, block by block in a chunk, chunk by chunk
 PIECE = 8 * CHUNK  # elements that the reference measures together
 
@@ -76,9 +77,14 @@ def compiled(traced: Traced) -> tuple[Program, Callable[[Mapping[str, float]], l
 
 @functools.lru_cache(maxsize=256)
 def _code_inside(traced: Traced, measures: tuple[Measure, ...]) -> Code:
-    reductions = {measure.name: (place, measure.reduction == "max") for place, measure in enumerate(measures)}
+    begin = places(measures)
+    reductions = {measure.name: (place, measure.reduction) for place, measure in zip(begin, measures, strict=False)}
     code = encode(program_inside(traced, measures), ("given", "g", "p", *compiled(traced)[0].states), reductions)
-    for found, what, most in ((len(measures), "measures", _native.MAX_OUTPUTS), (code.slots, "values at once", _native.MAX_SLOTS)):
+    for found, what, most in (
+        (len(measures), "measures", _native.MAX_OUTPUTS),
+        (begin[-1], "numbers", _native.MAX_COLUMNS),
+        (code.slots, "values at once", _native.MAX_SLOTS),
+    ):
         if found > most:
             raise HyperparameterError(f"measure: inside a step of {traced.name!r} {found} {what} are asked for, and {most} can be; give fewer")
     return code
@@ -141,12 +147,12 @@ class Update:
         if self.kernel:
             h = self._surrounded()
             hyperparameters = [float(h[name]) for name in program.hyperparameters]
-            table.set_observer(index, *_code_inside(self.traced, measures), hyperparameters, len(self.program.memory), len(measures))
+            table.set_observer(index, *_code_inside(self.traced, measures), hyperparameters, len(self.program.memory), places(measures)[-1])
         self._inside = told
 
     def inside(
         self, measures: tuple[Measure, ...], t: float, factor: float, clip_value: float, memory: Sequence[float], arrays: Mapping[str, Array]
-    ) -> list[float]:
+    ) -> Array:
         """What the measures see inside step t of a tensor, NaN where the rule lacks what one looks at.
 
         Args:
@@ -160,7 +166,7 @@ class Update:
         program = program_inside(self.traced, measures)
         h, prepare = self._told(t, factor, clip_value)
         scalars = _scalars_inside(self.traced, measures)(h | dict(zip(self.program.memory, memory, strict=True)))
-        result = [0.0 if measure.name in program.outputs else math.nan for measure in measures]
+        result = np.concatenate([np.full(measure.width, 0.0 if measure.name in program.outputs else math.nan) for measure in measures])
         for _, pieces in itertools.groupby(sampled_pieces(arrays["g"].size), lambda piece: piece.start // CHUNK):
             which = list(pieces)
             given = {name: np.concatenate([array[piece] for piece in which]) for name, array in arrays.items()}
@@ -168,10 +174,15 @@ class Update:
             if prepare is not None:
                 given["g"] = run(PREPARE, {"g": given["g"], "p": given["p"]}, prepare, np)["prepared"]
             values = run(program, given, scalars, np)
-            for k, measure in enumerate(measures):
-                if measure.name in values:
+            for k, measure in zip(places(measures), measures, strict=False):
+                if measure.name not in values:
+                    continue
+                seen = np.broadcast_to(values[measure.name], given["g"].shape)
+                if measure.reduction == "octaves":
+                    result[k : k + measure.width] += _octaves(seen)
+                else:
                     joined = JOINS[measure.reduction]
-                    result[k] = float(joined(result[k], np.float64(_fold(np.broadcast_to(values[measure.name], given["g"].shape), joined))))
+                    result[k] = joined(result[k], np.float64(_fold(seen, joined)))
         return result
 
     def once(self, t: float, factor: float, clip_value: float, memory: Sequence[float]) -> Once:
@@ -270,7 +281,7 @@ class ReferenceTable:
     def compute(self, factor: float, measures: Sequence[int], inside: tuple[Measure, ...] = ()) -> Iterator[tuple[int, str, Array, Array]]:
         """What a step would write; yields row, state (or ``p``), before and after of each, all flat. `update` then writes it."""
         self._tallies = np.zeros((len(self.rows), len(measures)))
-        self._observed = np.full((len(self.rows), len(inside)), np.nan)
+        self._observed = np.full((len(self.rows), places(inside)[-1]), np.nan)
         writes: list[tuple[Any, Any, Any]] = []
         with np.errstate(all="ignore"):
             for i in self.active:
@@ -357,6 +368,15 @@ def _fold(values: Array, joined: np.ufunc) -> Any:
         lanes = joined(lanes[:width], lanes[width : 2 * width])
         width //= 2
     return lanes[0]
+
+
+def _octaves(values: Array) -> Array:
+    """How many elements there are of each octave, by the exponent in their bits."""
+    single = values.dtype == np.float32
+    bits: Any = np.ascontiguousarray(values).view(np.uint32 if single else np.uint64)
+    exponents = (bits >> 23 & 0xFF).astype(np.int64) - 127 if single else (bits >> 52 & 0x7FF).astype(np.int64) - 1023
+    bins = len(OCTAVES) - 1
+    return np.bincount(np.clip(exponents - LOWEST, 0, bins - 1), minlength=bins)
 
 
 def join(values: Array, reduction: str) -> Array:

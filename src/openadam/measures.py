@@ -14,6 +14,7 @@ One's own are looked at where they are given: ``step(grads, measure=[Measure("la
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -28,13 +29,16 @@ from .rules import apply, scale
 
 __all__ = [
     "GRAD_SUM_SQUARES",
+    "HISTOGRAMS",
     "INSIDE",
     "MEASURES",
+    "OCTAVES",
     "Measure",
     "Seen",
     "columns",
     "count",
     "one",
+    "places",
     "program_inside",
     "sampled_elements",
     "sampled_pieces",
@@ -86,16 +90,16 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """A named reduction (``sum`` or ``max``, of what is not negative) of an element expression over one tensor.
+    """A named reduction of an element expression over one tensor: ``sum``, ``max`` (both of what is not negative), or ``octaves``, a histogram.
 
     Args:
         name: What it is called in reports and recordings.
-        reduction: How the elements are joined.
+        reduction: How the elements are joined; by ``octaves``, they are counted by size (see `OCTAVES`).
         expression: A function of `Seen` that returns an expression.
         degree: The power of a factor of the gradient that it grows with, of measures of ``given``.
 
     Raises:
-        ValueError: The reduction is neither.
+        ValueError: The reduction is none of these.
 
     >>> import numpy as np, openadam
     >>> from openadam.measures import one
@@ -111,8 +115,8 @@ class Measure:
     degree: int = 0
 
     def __post_init__(self) -> None:
-        if self.reduction not in ("sum", "max"):
-            raise ValueError(f"the measure {self.name!r} is reduced by {self.reduction!r}, which is neither 'sum' nor 'max'")
+        if self.reduction not in ("sum", "max", "octaves"):
+            raise ValueError(f"the measure {self.name!r} is reduced by {self.reduction!r}, which is none of 'sum', 'max' and 'octaves'")
 
     @cached_property
     def program(self) -> Program:
@@ -125,6 +129,11 @@ class Measure:
     @property
     def digest(self) -> str:
         return self.program.digest
+
+    @property
+    def width(self) -> int:
+        """How many numbers it gives."""
+        return len(OCTAVES) - 1 if self.reduction == "octaves" else 1
 
     @property
     def join(self) -> str:
@@ -188,9 +197,25 @@ INSIDE: tuple[Measure, ...] = (
 """Of the catalogue of diagnoses. Counts and sums are over the sample, whose size is the first of them."""
 
 
+HISTOGRAMS: tuple[Measure, ...] = (
+    Measure("v_root", "octaves", lambda x: sqrt(x.v_hat)),
+    Measure("direction_abs", "octaves", lambda x: abs(x.direction)),
+    Measure("rate", "octaves", lambda x: x.h.lr * x.gain),
+)
+"""How what Adam divides by, the magnitude of its direction, and the learning rate of each element are spread over the sample."""
+
+OCTAVES: tuple[float, ...] = tuple(2.0**k for k in range(-48, 17))
+"""The edges of such a histogram; its first bin holds all that is smaller, too (and 0), and its last all that is larger."""
+
+
 def columns(inside: Sequence[Measure] = INSIDE) -> list[str]:
-    """What a report holds of each tensor, in its order."""
-    return [*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.name for measure in inside)]
+    """What a report holds of each tensor, in its order, beside histograms."""
+    return [*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.name for measure in inside if measure.width == 1)]
+
+
+def places(inside: Sequence[Measure]) -> list[int]:
+    """Where the numbers of each measure begin, and where those of the last one end."""
+    return list(itertools.accumulate((measure.width for measure in inside), initial=0))
 
 
 def printed_norm() -> str:

@@ -25,7 +25,7 @@ from .errors import (
     OpenAdamError,
     TooManySkipsError,
 )
-from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure, columns
+from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure, columns, places
 
 __all__ = ["MAX_STEP", "Measured", "StepReport", "Stepper", "alone", "as_loss", "check_dtype"]
 
@@ -47,13 +47,24 @@ class Measured(Mapping[str, dict[str, float]]):
     """What a step saw: a dict of numbers for each tensor, made when it is asked for, from one table.
 
     ``names`` are the tensors, ``columns`` the measures and ``table`` what was seen, tensors x measures; NaN where a rule lacks what a measure
-    looks at, which the dicts leave out.
+    looks at, which the dicts leave out. ``histograms`` holds those of measures by octaves: by name, tensors x octaves, NaN likewise.
     """
 
-    def __init__(self, names: Sequence[str] = (), columns: Sequence[str] = (), table: Array | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str] = (), columns: Sequence[str] = (), table: Array | None = None, histograms: Mapping[str, Array] | None = None
+    ) -> None:
         self.names, self.columns = tuple(names), tuple(columns)
         self.table = np.zeros((len(self.names), len(self.columns))) if table is None else table
+        self.histograms = dict(histograms or {})
         self._places = {name: place for place, name in enumerate(self.names)}
+
+    @classmethod
+    def of(cls, names: Sequence[str], exact: Array, observed: Array, inside: Sequence[Measure]) -> Measured:
+        """From what was seen of each tensor, and inside its step, as rows."""
+        begin = places(inside)
+        one = [k for k, measure in zip(begin, inside, strict=False) if measure.width == 1]
+        histograms = {each.name: observed[:, k : k + each.width] for k, each in zip(begin, inside, strict=False) if each.width > 1}
+        return cls(names, columns(inside), np.hstack([exact, observed[:, one]]), histograms)
 
     def __getitem__(self, name: str) -> dict[str, float]:
         row = self.table[self._places[name]].tolist()
@@ -362,11 +373,7 @@ class Stepper:
         for each in own:
             if not isinstance(each, Measure):
                 raise HyperparameterError(f"measure={measure!r:.80} is neither True nor a list of openadam.Measure")
-        names = [each.name for each in (*MEASURES, *INSIDE, *own)]
-        for name in names:
-            if names.count(name) > 1:
-                raise HyperparameterError(f"there are two measures called {name!r}; call yours otherwise")
-        return ALL_MEASURES, INSIDE + own
+        return ALL_MEASURES, _beside(own)
 
     def _measured(self, squares: Array | None, scale: float, inside: tuple[Measure, ...]) -> Measured:
         """What was seen of each row, the gradients freed of a loss scale as the norm is; ``squares`` were if they were added up before."""
@@ -376,7 +383,7 @@ class Stepper:
         nonfinite = np.zeros((self.count, 1))
         for i in np.flatnonzero(~np.isfinite(exact[:, 0])).tolist():  # else its gradient is
             nonfinite[i] = np.count_nonzero(~np.isfinite(self.gradient(i))) if i in active else 0
-        return Measured([self.name(i) for i in active], columns(inside), np.hstack([exact, nonfinite, self.observed()])[active])
+        return Measured.of([self.name(i) for i in active], np.hstack([exact, nonfinite])[active], self.observed()[active], inside)
 
     def _non_finite(self) -> NonFiniteGradientError | None:
         """The error that names the first element that is not finite, if there is one."""
@@ -423,6 +430,16 @@ class Stepper:
             f"{named} would not be finite, {after[element]:g} at flat index {place} in {self.dtype(i)}{size}, at step {self.steps + 1}; "
             "nothing was changed (of a large gradient, clipping bounds it; of a rule of one's own, look at what it divides by and takes roots of)"
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _beside(own: tuple[Measure, ...]) -> tuple[Measure, ...]:
+    """All that look inside, where these are asked for."""
+    names = [each.name for each in (*MEASURES, *INSIDE, *own)]
+    for name in names:
+        if names.count(name) > 1:
+            raise HyperparameterError(f"there are two measures called {name!r}; call yours otherwise")
+    return INSIDE + own
 
 
 def check_dtype(index: int, values: Mapping[str, Any], single: str | None) -> None:

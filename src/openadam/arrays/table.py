@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .. import engine as engines
 from ..errors import AliasError, HyperparameterError, NonFiniteStateError, RuleError
 from ..language.rule import Rule, Traced
-from ..measures import Measure
+from ..measures import Measure, places
 from ..memory import Piece, first_meeting
 from ..row_sparse import Rows
 from ..step import MAX_STEP, Stepper
@@ -152,7 +152,7 @@ class ArrayStepper(Stepper):
     def update(self, factor: float, measures: list[int], threads: int, inside: tuple[Measure, ...]) -> tuple[float, float]:
         if self._engine.name != "native":
             return self.table.update(factor, measures, threads, inside)  # type: ignore[no-any-return]
-        return self.table.update(factor, measures, threads, len(inside))  # type: ignore[no-any-return]
+        return self.table.update(factor, measures, threads, places(inside)[-1])  # type: ignore[no-any-return]
 
     def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
         """On the reference, which runs rules of one's own, what is computed is looked at before it is written."""

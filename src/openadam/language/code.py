@@ -17,26 +17,27 @@ SCALAR_OPERATIONS = (
     "less", "less_equal", "equal", "where",
 )  # fmt: skip
 SLOT, INPUT, SCALAR, TINY = range(4)
+JOINS = ("sum", "max", "octaves")
 
 
 class Code(NamedTuple):
     """A program whose outputs are joined over the elements, as lists of numbers."""
 
     instructions: list[int]  # operation, slot, and kind and index of three operands, for each
-    outputs: list[int]  # whether the largest is asked for, and the column, for each
+    outputs: list[int]  # how it is joined, and the column, for each
     slots: int
     scalars: list[int]  # operation and three arguments, for each
     constants: list[float]  # of the scalars
     roots: list[int]  # which of the scalars an operand's index counts
 
 
-def encode(program: Program, inputs: Sequence[str], outputs: Mapping[str, tuple[int, bool]]) -> Code:
+def encode(program: Program, inputs: Sequence[str], outputs: Mapping[str, tuple[int, str]]) -> Code:
     """A program as numbers.
 
     Args:
         program: What `lower` made.
         inputs: What the interpreter is given, in its order.
-        outputs: Of each output its column, and whether its elements are joined by the largest.
+        outputs: Of each output its column, and how its elements are joined: one of `JOINS`.
     """
     used = {argument[1]: place for place, each in enumerate(program.instructions) for argument in each.arguments if argument[0] == "value"}
     asked: dict[tuple[str, Any], list[int]] = {}  # which outputs a value is
@@ -85,8 +86,8 @@ def encode(program: Program, inputs: Sequence[str], outputs: Mapping[str, tuple[
             free.append(slots[place])
     joined: list[int] = []
     for name in program.outputs:
-        column, largest = outputs[name]
-        joined += [int(largest), column]
+        column, join = outputs[name]
+        joined += [JOINS.index(join), column]
     return Code(instructions, joined, max(count, 1), *_scalars(program, list(constants.values())))
 
 

@@ -114,6 +114,7 @@ class Track:
         self._histograms: list[_Histogram] = []
         self._thinning: dict[tuple[str, str], list[int]] = {}  # how many were seen, how many apart they are kept, how many are kept
         self._thinned: dict[tuple[str, str], int] = {}
+        self._apart = 1  # of histograms, the most
         self._rings: list[_Ring] = []
         self._ring_wishes = 0
         self._ring_at = (-1, -1)  # steps and observations when one was last written
@@ -199,8 +200,26 @@ class Track:
                 self._ring_measured = np.pad(self._ring_measured, more)
                 self._history["measures"].widen(len(self._tensors) * width)
 
-    def histogram(self, step: int, tensor: str, name: str, counts: Array, edges: Array) -> None:
-        """How many elements lie between edges. Of each tensor and name some are kept, evenly spread over the run."""
+    def wants_histograms(self) -> bool:
+        """Whether those of the next observed step would be kept, if they are told with its ``number``."""
+        return not self._closed and self._observed % self._apart == 0
+
+    @property
+    def observed(self) -> int:
+        """How many steps were observed."""
+        return self._observed
+
+    def histogram(self, step: int, tensor: str, name: str, counts: Array, edges: Array, number: int | None = None) -> None:
+        """How many elements lie between edges. Of each tensor and name some are kept, evenly spread over the run.
+
+        Args:
+            step: The step.
+            tensor: Its name.
+            name: What is spread.
+            counts: One for each bin.
+            edges: One more.
+            number: Where it stands among those that might have been told; else it comes right after the one before.
+        """
         if self._closed:
             return
         counts, edges = np.asarray(counts), np.asarray(edges, "<f8")
@@ -210,8 +229,9 @@ class Track:
         small = np.min_scalar_type(max(int(counts.max(initial=0)), 0)).newbyteorder("<")
         with self._lock:
             thinning = self._thinning.setdefault((tensor, name), [0, 1, 0])
-            number, apart, _ = thinning
-            thinning[0] += 1
+            before, apart, _ = thinning
+            number = before if number is None else number
+            thinning[0] = number + 1
             if number % apart:
                 return
             self._histograms.append(_Histogram(tensor, name, number, int(step), time.time(), edges.tobytes(), counts.astype(small).tobytes()))
@@ -219,6 +239,7 @@ class Track:
             if thinning[2] == MAX_HISTOGRAMS:
                 thinning[1:] = [2 * apart, MAX_HISTOGRAMS // 2]
                 self._thinned[tensor, name] = 2 * apart
+                self._apart = max(self._apart, 2 * apart)
 
     def event(self, step: int, text: str) -> None:
         """Something that a user marked, such as a change of the target network."""

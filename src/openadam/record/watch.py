@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..measures import INSIDE, MEASURES, columns
+from ..measures import HISTOGRAMS, INSIDE, MEASURES, OCTAVES, Measure, columns
 from .recorder import track
 from .track import Track
 
@@ -20,6 +20,7 @@ __all__ = ["Watch", "watch"]
 
 COLUMNS = columns()
 REDUCTIONS = {each.name: each.reduction for each in (*MEASURES, *INSIDE)}
+EDGES = np.array(OCTAVES)
 ALWAYS = np.arange(len(COLUMNS)) <= len(MEASURES)  # what of these is seen of every rule
 
 
@@ -46,9 +47,11 @@ class Watch:
         measures = [{"name": name, "reduction": REDUCTIONS.get(name, "sum")} for name in COLUMNS]
         self.track: Track = track(record, {**about, "tensors": list(self._tensors.values()), "measures": measures}, name)
 
-    def wants(self, step: int) -> bool:
-        """Whether a step is to be observed."""
-        return self.track.wants(step)
+    def wants(self, step: int) -> bool | tuple[Measure, ...]:
+        """Whether a step is to be observed, and what beside all measures."""
+        if not self.track.wants(step):
+            return False
+        return HISTOGRAMS if self.track.wants_histograms() else True
 
     def saw(self, report: StepReport, rates: Iterable[float]) -> None:
         """A step that was taken or skipped; what it measured is recorded if it measured. Never raises: the step has been taken."""
@@ -81,7 +84,12 @@ class Watch:
         values, measured = np.full((len(places), len(COLUMNS)), np.nan), np.zeros((len(places), len(COLUMNS)), bool)
         values[rows] = seen.table[:, : len(COLUMNS)]
         measured[rows] = ~np.isnan(values[rows]) | ALWAYS
+        number = self.track.observed
         self.track.observe(report.step, values, measured=measured)
+        for name, counts in seen.histograms.items():
+            for tensor, own in zip(seen.names, counts, strict=True):
+                if own[0] == own[0]:  # the rule has what is counted
+                    self.track.histogram(report.step, tensor, name, own.astype(np.int64), EDGES, number)
 
     def skipped(self, step: int, why: str) -> None:
         """A step that was not taken."""

@@ -126,7 +126,7 @@ def commit(row: Reached, values: Sequence[Tensor], memory: Sequence[float]) -> N
     row.commit_numbers(memory)
 
 
-def seen_inside(row: Reached, factor: float, clip_value: float, measures: tuple[Measure, ...]) -> list[float]:
+def seen_inside(row: Reached, factor: float, clip_value: float, measures: tuple[Measure, ...]) -> Any:
     """What measures see inside the step that a row is about to take."""
     if not has_numbers(row.parameter):
         return [math.nan] * len(measures)

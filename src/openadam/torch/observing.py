@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import engine as engines
 from ..errors import HyperparameterError
-from ..measures import INSIDE, MEASURES, columns
+from ..measures import INSIDE, MEASURES, Measure
 from ..step import Measured, StepReport, as_loss
 from .host import Host
 from .members import MEMBERS, Member
@@ -124,6 +124,7 @@ class FromOutside(Observation):
         self._member, self._decoupled = member, decoupled
         self._steps = 0
         self._before: list[tuple[str, Any, dict[str, Any], list[float]]] = []
+        self._inside: tuple[Measure, ...] = INSIDE
         about: dict[str, Any] = {"optimizer": type(optimizer).__name__, "host": "torch, observed from outside", "torch": torch.__version__}
         about["coupling"] = "decoupled" if decoupled else "coupled"
         about["rule"] = member.traced(optimizer.param_groups[0]).name
@@ -145,7 +146,9 @@ class FromOutside(Observation):
     def _look(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._before = []
         try:
-            if self._watch.wants(self._steps + 1):
+            wanted = self._watch.wants(self._steps + 1)
+            if wanted:
+                self._inside = INSIDE if wanted is True else INSIDE + wanted
                 for group, name, p in chosen_parameters(None, optimizer.param_groups):
                     if has_numbers(p):  # its gradient may yet be computed, by a closure
                         self._before.append((name, p, *self._taken(group, optimizer.state.get(p) or {}, p)))
@@ -178,7 +181,8 @@ class FromOutside(Observation):
             stepped = [each for each in self._before if each[1].grad is not None and not each[1].grad.is_sparse]
             with np.errstate(all="ignore"):
                 rows = [self._row(p, taken, memory) for _, p, taken, memory in stepped]
-            seen = Measured([name for name, *_ in stepped], columns(), np.array(rows)) if rows else None
+            exact, observed = (np.array(list(each)) for each in zip(*rows, strict=True)) if rows else (np.zeros((0, 0)), np.zeros((0, 0)))
+            seen = Measured.of([name for name, *_ in stepped], exact, observed, self._inside) if rows else None
             norm = math.sqrt(seen.total("grad_sum_squares")) if seen is not None else None
             report = StepReport(self._steps, norm if norm is not None else math.nan, 1.0, False, seen, None, loss)
             self._watch.saw(report, [float(group["lr"]) for group in optimizer.param_groups])
@@ -186,7 +190,7 @@ class FromOutside(Observation):
             self._give_up(error)
         self._before = []
 
-    def _row(self, p: Any, taken: Mapping[str, Any], memory: list[float]) -> list[float]:
+    def _row(self, p: Any, taken: Mapping[str, Any], memory: list[float]) -> tuple[list[float], Any]:
         arrays, group = taken["arrays"], taken["group"]
         arrays = {"g": as_array(p.grad).reshape(-1).astype(arrays["p"].dtype), **arrays}
         coupling = "decoupled" if self._decoupled or group.get("decoupled_weight_decay") else "coupled"
@@ -194,7 +198,7 @@ class FromOutside(Observation):
         after = {"g": arrays["g"], "p": arrays["p"], "p_after": as_array(p).reshape(-1).astype(arrays["p"].dtype)}
         exact = engines.tally(range(len(MEASURES)), after)
         nonfinite = float(np.count_nonzero(~np.isfinite(arrays["g"])))
-        return [*exact, nonfinite, *update.inside(INSIDE, taken["t"], 1.0, math.inf, memory, arrays)]
+        return [*exact, nonfinite], update.inside(self._inside, taken["t"], 1.0, math.inf, memory, arrays)
 
     def _give_up(self, error: Exception) -> None:
         self._watch.give_up(error)

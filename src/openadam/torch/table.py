@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import engine as engines
 from ..errors import AliasError, GradientError, NonFiniteGradientError, NonFiniteStateError, OpenAdamError, ParameterError
-from ..measures import Measure
+from ..measures import Measure, places
 from ..memory import Piece, first_meeting, first_shared
 from ..no_decay import predicate
 from ..step import Stepper
@@ -68,7 +68,7 @@ class TensorStepper(Stepper):
         self._computed: dict[int, tuple[list[Tensor], list[float]]] = {}  # what will become of some of these
         self._tallies: Array | None = None  # of all rows, where some run on torch operations
         self._observed: Array | None = None  # and what was seen inside them
-        self._seen_inside: dict[int, list[float]] = {}  # inside those that do
+        self._seen_inside: dict[int, Array] = {}  # inside those that do
         self._seen: Any = None  # what was last found to share no memory, as numbers
 
     # --- groups ----------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ class TensorStepper(Stepper):
                 graph.commit(reached, *(self._computed.pop(i, None) or graph.stepped(reached, factor, self._bound, self._how)))
                 tallies[i] = graph.measured(reached, measures, p)
         self._update_table(factor, measures, threads, inside)
-        self._observed = np.full((self.count, len(inside)), np.nan)
+        self._observed = np.full((self.count, places(inside)[-1]), np.nan)
         if self._native is not None and inside:
             self._observed[:] = self.table.observed()
         for i, row in self._seen_inside.items():
@@ -361,7 +361,7 @@ class TensorStepper(Stepper):
     def _update_table(self, factor: float, measures: list[int], threads: int, inside: tuple[Measure, ...]) -> tuple[float, float]:
         if self._native is None:
             return self.table.update(factor, measures, threads)  # type: ignore[no-any-return]
-        return self.table.update(factor, measures, threads, len(inside))  # type: ignore[no-any-return]
+        return self.table.update(factor, measures, threads, places(inside)[-1])  # type: ignore[no-any-return]
 
     def observed(self) -> Array:
         return super().observed() if self._observed is None else self._observed
