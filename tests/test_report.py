@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,15 @@ import pytest
 
 import openadam
 from openadam import cli, record
+from openadam.cli.watch import _apart
 from openadam.errors import RecordError
 from openadam.record.readings import agreement_alone, noise_rms
-from openadam.views import charts, histories, readings
+from openadam.views import charts, histograms, histories, readings
+from openadam.views.derived import crossing, noise
+from openadam.views.figures import Sight, noise_in_words
+from openadam.views.plots import plots
 from openadam.views.report import LARGEST, report
-from openadam.views.watch import line, screen, sparkline
+from openadam.views.watch import Findings, line, screen, sparkline
 
 HOSTILE = [
     "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", '" onload="alert(1)', "' autofocus onfocus='alert(1)", "<!--", "]]>",
@@ -80,7 +85,12 @@ class Page(html.parser.HTMLParser):
         return json.loads(found, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-def train(path: Path, names: list[str], steps: int = 60, *, size: int = 40, **settings: Any) -> record.Session:
+EDGES = 2.0 ** np.arange(-48, 17)
+ALIKE = np.bincount([43], minlength=64)
+SPREAD = np.bincount([0, 46, 46, 46], minlength=64)  # an element that is zero, three between 1/4 and 1/2
+
+
+def train(path: Path, names: list[str], steps: int = 60, *, size: int = 40, with_histograms: bool = False, **settings: Any) -> record.Session:
     """A recorded run over arrays with noise for gradients; a tensor called ``tiny`` has gradients below eps."""
     recorder = record.Recorder(path)
     random = np.random.default_rng(0)
@@ -91,6 +101,11 @@ def train(path: Path, names: list[str], steps: int = 60, *, size: int = 40, **se
         optimizer.step(grads, loss=10.0 / (t + 1))
         if t == 30:
             optimizer.mark("target <b>sync</b>")
+    if with_histograms:
+        for name in names[:2]:
+            for kind in ("v_root", "direction_abs", "rate"):
+                optimizer._stepper.watch.track.histogram(10, name, kind, ALIKE, EDGES)
+                optimizer._stepper.watch.track.histogram(steps, name, kind, SPREAD, EDGES)
     recorder.close()
     return record.load(path)
 
@@ -200,7 +215,7 @@ def test_a_report_holds_what_was_recorded(session: record.Session) -> None:
     assert (loss["first"][0], loss["last"][-1]) == (1, 300)
     assert track["tensors"][0]["name"] == "tiny"
     assert all(len(values["mid"]) == len(track["first"]) for tensor in track["tensors"] for values in tensor["values"].values())
-    drawn = [given["data-chart"] for tag, given in page.tags if tag == "svg"]
+    drawn = [given.get("data-chart") or given["data-plane"] for tag, given in page.tags if tag == "svg"]
     assert drawn == [*page.data["charts"]]
     assert all(given["role"] == "img" and given["tabindex"] == "0" for tag, given in page.tags if tag == "svg")
     assert sum(tag == "title" for tag, _ in page.tags) > len(drawn) == sum(tag == "desc" for tag, _ in page.tags)
@@ -401,6 +416,14 @@ heat.querySelector("select").value = "eps_share";
 heat.querySelector("select").dispatchEvent(new Event("change"));
 heat.querySelector("svg").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
 found.cell = heat.querySelector(".readout").textContent;
+const plane = document.querySelector("svg[data-plane]");
+plane.dispatchEvent(new KeyboardEvent("keydown", {key: "End"}));
+found.plane = document.getElementById(plane.dataset.plane + "-r").textContent;
+const histograms = document.querySelector("[data-histograms]");
+found.tensors = histograms.querySelectorAll("option").length;
+histograms.querySelector("svg").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowUp"}));
+found.bin = histograms.querySelector(".readout").textContent;
+found.eps = histograms.querySelector(".beside").textContent;
 const texts = [];
 window.Blob = class { constructor(parts) { texts.push(parts[0]); } };
 URL.createObjectURL = () => "#";
@@ -418,7 +441,7 @@ document.body.append(shown);
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no browser")
 def test_a_browser_opens_it_without_complaint(tmp_path: Path) -> None:
-    text = report(train(tmp_path / "run.oadam", ["tiny", *HOSTILE], 40))
+    text = report(train(tmp_path / "run.oadam", ["tiny", *HOSTILE], 40, with_histograms=True))
     open_with = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
 
     try:
@@ -445,6 +468,10 @@ def test_a_browser_opens_it_without_complaint(tmp_path: Path) -> None:
     assert found["home"] == "step 1: loss 10"
     assert found["options"] >= 10
     assert found["cell"] == "tiny, step 1: eps-dominated 1"
+    assert re.match(r".+, step 40: rms\(g\) \S+ · rms\(m\) \S+ · m/g 0\.\d+$", found["plane"])
+    assert found["tensors"] == 2
+    assert found["bin"] == "step 40: 75% from 0.25 to 0.5"
+    assert found["eps"].startswith("eps 1e-")
     assert found["saved"] == ["run.oadam.json", "run.oadam.csv"]
     assert found["json"] == 1 + len(HOSTILE)
     assert found["csv"] == ['"track","tensor","reading","first","last","min","mean","max"', '"AdamW","","loss",1,1,10,10,10']
@@ -565,3 +592,197 @@ for t in range(150):
     assert len(lines) >= 2
     assert lines[-1].startswith("Adam: step 150  loss 1")
     assert "steps/s" in lines[-1]
+
+
+def test_the_view_tells_findings_and_what_the_moments_remember(session: record.Session) -> None:
+    pytest.importorskip("rich")
+    findings = Findings(session)()
+    assert [each.first_step or 0 for each in findings] == sorted((each.first_step or 0 for each in findings), reverse=True)
+    shown = io.StringIO()
+    rich_console(shown, 140).print(screen(session, None, 140, 40, findings))
+    told = shown.getvalue()
+    for part in (
+        "D20 tiny: eps dominates",
+        "share of sqrt(v) below eps 1",
+        "→ Lower eps",
+        "m ━━━━━━ 10/10",
+        "v ━━┄┄┄┄ 300/1000",
+        "c_t 0.509",
+        "recording ",
+    ):
+        assert part in told, part
+    assert told.index("target <b>sync") < told.index("D20")  # the latest first
+    assert "RMS_t so far" in told
+    few = io.StringIO()
+    rich_console(few, 60).print(screen(session, None, 60, 20, findings))
+    assert max(map(len, few.getvalue().splitlines())) <= 60
+    assert len(few.getvalue().splitlines()) <= 20
+
+
+def test_lines_are_so_many_steps_apart(monkeypatch: Any, capsys: Any, session: record.Session) -> None:
+    class Look:
+        def __init__(self, steps: int, ended: float | None = None) -> None:
+            self.tracks = {"w": type("Track", (), {"steps": steps})}
+            self.ended = ended
+
+    looks = [Look(10), Look(50), Look(109), Look(110), Look(300), Look(301, 1.0)]
+    assert [each.tracks["w"].steps for each in _apart(looks, 100)] == [10, 110, 300, 301]
+    assert len(list(_apart(looks, None))) == len(looks)
+    assert cli.main(["watch", session.path, "--every", "100"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert cli.main(["watch", session.path, "--every", "0"]) == 2
+
+
+# --- what follows from several measures --------------------------------------------------------------------------------
+
+
+def noisy(path: Path, signal: float, batch: int, steps: int = 4000) -> record.Session:
+    """A run whose gradients are means over a batch, of samples with variance 1 around a signal."""
+    recorder, random = record.Recorder(path), np.random.default_rng(3)
+    optimizer = openadam.Adam({"w": np.zeros(300)}, lr=1e-6, beta2=0.99, record=recorder)
+    for _ in range(steps):
+        optimizer.step({"w": signal + random.standard_normal(300) / math.sqrt(batch)})
+    recorder.close()
+    return record.load(path)
+
+
+def test_the_noise_scale_is_that_of_the_samples(tmp_path: Path) -> None:
+    session = noisy(tmp_path / "a.oadam", signal=0.2, batch=5)
+    sight = Sight(session.tracks["Adam"], ["w"], 100, 10)
+    assert float(sight.latest_noise.trace) == pytest.approx(300 / 5, rel=0.05)
+    assert float(sight.latest_noise.signal) == pytest.approx(300 * 0.04, rel=0.05)
+    told = "".join(Page(report(session, batch_size=5)).text)
+    scale = 1 / 5 / 0.04  # in batches: 25 samples
+    batches, samples = re.search(r"Noise scale: (\S+) batches, (\S+) samples at 5 in a batch", told).groups()  # type: ignore[union-attr]
+    assert float(batches) == pytest.approx(scale, rel=0.1)
+    assert float(samples) == pytest.approx(25, rel=0.1)
+    assert "Noise scale: " in "".join(Page(report(session)).text)
+    assert "samples at" not in "".join(Page(report(session)).text)
+
+
+def test_noise_that_drowns_the_gradient_has_no_scale() -> None:
+    assert math.isnan(noise(5.0, 5 * 0.05, 0.9, 1000).scale)
+    assert "Noise drowns the gradient" in noise_in_words(noise(5.0, 5 * 0.05, 0.9, 1000), 32)
+    assert "cannot be told" in noise_in_words(noise(math.nan, math.nan, 0.9, 10), None)
+    assert math.isnan(noise(1.0, 1.0, 0.9, 1).scale)  # one gradient tells of no variance
+    assert float(noise(1.0, 1.0, 0.9, 1000).scale) == 0.0
+
+
+def test_forecasts_are_of_what_falls() -> None:
+    steps = np.arange(100)
+    falling = crossing(steps, np.exp2(20 - steps / 10))
+    assert falling is not None
+    assert falling.crossing == 200
+    assert crossing(steps, np.full(100, 50.0)) is None
+    assert crossing(steps, np.exp2(steps / 10)) is None
+    assert crossing(steps, np.exp2(-steps / 10)) is None  # below already
+    assert crossing(steps, np.exp2(20 - steps / 1e4)) is None  # some day
+    assert crossing(steps, np.exp(5 + np.random.default_rng(0).standard_normal(100))) is None
+    assert crossing(steps[:5], np.exp2(20 - steps[:5])) is None
+
+
+def test_the_way_to_eps_is_told_and_drawn(tmp_path: Path) -> None:
+    recorder, random = record.Recorder(tmp_path / "run.oadam", every=5), np.random.default_rng(0)
+    optimizer = openadam.Adam({"w": np.zeros(50)}, beta2=0.9, eps=1e-4, record=recorder)
+    for t in range(600):
+        optimizer.step({"w": 10.0 ** (-3 * t / 1000) * random.standard_normal(50)})
+    recorder.close()
+    session = record.load(tmp_path / "run.oadam")
+    text = report(session)
+    step = int(re.search(r"√v̂ comes down to eps in w at about step (\d+)", text).group(1))  # type: ignore[union-attr]
+    assert step == pytest.approx(4000 / 3, rel=0.1)  # where 10^(-3t/1000) is eps
+    assert 'class="line ahead c0"' in text
+    (_, ahead) = Sight(session.tracks["Adam"], ["w"], 100, 10).figures["epsway"].steps  # type: ignore[union-attr]
+    assert ahead == pytest.approx(600 + 0.5 * 599)  # no further than half the run
+
+
+def test_rotation_and_size_come_where_theory_says(tmp_path: Path) -> None:
+    recorder, random = record.Recorder(tmp_path / "run.oadam"), np.random.default_rng(0)
+    optimizer = openadam.AdamW({"w": random.standard_normal(2000) * 0.07}, lr=1e-2, weight_decay=1.0, record=recorder)
+    for _ in range(1500):
+        optimizer.step({"w": random.standard_normal(2000)})
+    recorder.close()
+    sight = Sight(record.load(tmp_path / "run.oadam").tracks["AdamW"], ["w"], 100, 10)
+    assert sight.equilibrium is not None
+    size, _, turn = sight.equilibrium
+    assert sight.series[0, "param_rms"].mid[-1] == pytest.approx(size, rel=0.1)
+    assert sight.series[0, "rotation"].mid[-1] == pytest.approx(turn, rel=0.1)
+
+
+# --- histograms --------------------------------------------------------------------------------------------------------
+
+
+def test_histograms_are_told_in_words(tmp_path: Path) -> None:
+    session = train(tmp_path / "run.oadam", ["w", "tiny"], with_histograms=True)
+    root, direction, rate = histograms.spreads(session.tracks["AdamW"], "w")
+    assert root.edges.tolist() == [2.0**k for k in range(-5, 0)]  # no further than it ever held anything
+    assert root.shares.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0.75]]
+    assert (root.below.tolist(), root.above.tolist()) == ([0, 0.25], [0, 0])
+    assert histograms.quantile(root, -1, 0.25 + 0.375) == pytest.approx(0.25 * math.sqrt(2))
+    assert histograms.quantile(root, -1, 0.1) == 0
+    assert histograms.quantile(root, 0, 0.99) <= 2.0**-4
+    assert histograms.share_below(root, -1, 1e-8) == 0.25
+    assert histograms.share_below(root, -1, 0.25 * math.sqrt(2)) == pytest.approx(0.625)
+    told = [histograms.words(each) for each in (root, direction, rate)]
+    assert "25% below eps, 1e-08" in told[0]
+    assert "25% zero or below 7.11e-15, which is not drawn" in told[0]
+    assert "none above bound, 7.27" in told[1]
+    assert "above lr/eps, 1e+06" in told[2]
+    assert told[0].startswith("Step 60: median 0.315")
+    page = "".join(Page(report(session)).text)
+    assert all(each in page for each in told)
+    assert histograms.spreads(session.tracks["AdamW"], "nobody") == []
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_figures_as_files(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    session = train(tmp_path / "run.oadam", ["$x_1$", "_w", "</svg><script>", "层"], 120, with_histograms=True)
+    drawn = dict(plots(session, None, "svg"))
+    assert {"AdamW-loss", "AdamW-phase", "AdamW-epsway", "AdamW-noise", "AdamW-rotation", "AdamW-heat-surprise", "AdamW-histograms-1"} <= {*drawn}
+    for name in ("AdamW-direction", "AdamW-heat-direction", "AdamW-histograms-1", "AdamW-phase"):
+        text = drawn[name]().decode()
+        assert "<script>" not in text
+        assert xml.etree.ElementTree.fromstring(text).tag.endswith("svg")
+        assert drawn[name]().decode() == text  # the same again
+    for name in ("loss", "phase", "noise"):
+        assert dict(plots(session, None, "png"))[f"AdamW-{name}"]().startswith(b"\x89PNG")
+    with pytest.raises(RecordError, match="there is no track"):
+        next(plots(session, "x", "png"))
+    monkeypatch.setattr("openadam.views.plots.plots", lambda *given: [("a", lambda: b"x")])
+    assert cli.main(["report", session.path, "--png", str(tmp_path / "pictures"), "--svg", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / each) for each in ("run.html", "pictures/a.png", "a.svg")]
+    for wrong in (session.path, str(tmp_path / "nowhere" / "x")):
+        assert cli.main(["report", session.path, "--png", wrong]) == 1
+    assert cli.main(["report", session.path, "--batch-size", "0"]) == 2
+    assert capsys.readouterr().err.count("openadam: error: ") == 3
+
+
+def test_pictures_without_their_library_are_refused(session: record.Session, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    own = tmp_path / "run.oadam"
+    shutil.copy(session.path, own)
+    assert cli.main(["report", str(own), "--png", str(tmp_path)]) == 1
+    assert "pip install 'openadam[demo]'" in capsys.readouterr().err
+    assert (tmp_path / "run.html").exists()  # the page needs none
+
+
+# --- what recording costs ----------------------------------------------------------------------------------------------
+
+
+def test_the_cost_of_recording_is_what_observed_steps_take_longer(tmp_path: Path) -> None:
+    recorder = record.Recorder(tmp_path / "run.oadam")
+    track = recorder.track({"tensors": [], "measures": []}, "w")
+    clock = iter(np.arange(1e9, 1e9 + 1000, 1.0))  # a step each second
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: float(next(clock)))
+        for t in range(101):
+            track.step(t, {"observed_step_seconds" if t % 10 == 0 else "step_seconds": 0.5 if t % 10 == 0 else 0.2, "telling_seconds": 0.01})
+    recorder.close()
+    found = histories.overhead(record.load(tmp_path / "run.oadam").tracks["w"])
+    assert found is not None
+    assert found[:2] == pytest.approx((0.5, 0.2))
+    assert found.share == pytest.approx((11 * 0.3 + 101 * 0.01) / 100, rel=0.02)
+    assert "recording took 4.3% of the run" in histories.overhead_in_words(record.load(tmp_path / "run.oadam").tracks["w"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .arguments import UsageError, add_recording, near
+from .arguments import UsageError, add_recording, near, whole
 from .output import printable
 
 __all__ = ["add_arguments", "run"]
@@ -15,25 +16,28 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recording(parser)
     parser.add_argument("--once", action="store_true", help="show what is there, and leave")
+    parser.add_argument("--every", type=whole(1, 10**9), metavar="N", help="where it is no terminal: a line every N steps (default: at each look)")
     parser.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two looks at the file (default 1)")
 
 
 def run(given: argparse.Namespace) -> int:
     from .. import record
     from ..extras import module
-    from ..views.watch import line, screen
+    from ..views.watch import Findings, line, screen
 
     session = record.load(given.file, given.session)
     if given.track is not None and given.track not in session.tracks and (given.once or session.ended is not None):
         raise UsageError(f"there is no optimizer {given.track!r} in it; {near(given.track, session.tracks) if session.tracks else 'there is none'}")
     if sys.stdout is None or not sys.stdout.isatty():
-        for each in [session] if given.once else session.follow(given.interval):
+        for each in [session] if given.once else _apart(session.follow(given.interval), given.every):
             print(printable(line(each, given.track)), flush=True)
         return 0
     console = module("rich.console", "demo").Console(highlight=False)
 
+    findings = Findings(session)
+
     def view(each: Any) -> Any:
-        return screen(each, given.track, console.width, console.height)
+        return screen(each, given.track, console.width, console.height, findings())
 
     if given.once or session.ended is not None:
         console.print(view(session))
@@ -43,6 +47,16 @@ def run(given: argparse.Namespace) -> int:
         for each in session.follow(given.interval):
             live.update(view(each), refresh=True)
     return 0
+
+
+def _apart(looks: Iterable[Any], steps: int | None) -> Iterator[Any]:
+    """Those of the looks that are so many steps after the one before; the first and that of the end always."""
+    seen = None
+    for each in looks:
+        taken = sum(track.steps for track in each.tracks.values())
+        if steps is None or seen is None or taken - seen >= steps or each.ended is not None:
+            seen = taken
+            yield each
 
 
 def _seconds(text: str) -> float:

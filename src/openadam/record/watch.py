@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -46,17 +47,22 @@ class Watch:
         self._tensors = {str(each["name"]): dict(each) for each in tensors}
         measures = [{"name": name, "reduction": REDUCTIONS.get(name, "sum")} for name in COLUMNS]
         self.track: Track = track(record, {**about, "tensors": list(self._tensors.values()), "measures": measures}, name)
+        self._began: float | None = None  # when the step at hand was asked about
+        self._telling: float | None = None  # seconds that it took to tell of the step before
 
     def wants(self, step: int) -> bool | tuple[Measure, ...]:
         """Whether a step is to be observed, and what beside all measures."""
+        self._began = time.perf_counter()
         if not self.track.wants(step):
             return False
         return HISTOGRAMS if self.track.wants_histograms() else True
 
     def saw(self, report: StepReport, rates: Iterable[float]) -> None:
         """A step that was taken or skipped; what it measured is recorded if it measured. Never raises: the step has been taken."""
+        ended, began, self._began = time.perf_counter(), self._began, None
         try:
-            self._record(report, rates)
+            self._record(report, rates, None if began is None else ended - began)
+            self._telling = time.perf_counter() - ended
         except Exception as error:
             self.give_up(error)
 
@@ -65,10 +71,11 @@ class Watch:
         self.track.close()
         logging.getLogger("openadam.record").warning("the recording of %s was given up: %s: %s", self.track.name, type(error).__name__, error)
 
-    def _record(self, report: StepReport, rates: Iterable[float]) -> None:
+    def _record(self, report: StepReport, rates: Iterable[float], seconds: float | None) -> None:
         scalars: dict[str, Any] = {
             "loss": report.loss, "grad_norm": report.grad_norm, "clip_factor": report.clip_factor, "skipped": float(report.skipped),
-            "update_norm": report.update_norm, "param_norm": report.param_norm,
+            "update_norm": report.update_norm, "param_norm": report.param_norm, "telling_seconds": self._telling,
+            "observed_step_seconds" if report.measures else "step_seconds": seconds,
         }  # fmt: skip
         scalars |= {f"lr {k}" if k else "lr": rate for k, rate in enumerate(rates)}
         self.track.step(report.step, scalars)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from .figures import Lines, Plane
 from .histories import Series, thin
-from .pictures import WIDE_RANGE
 from .readings import shown
 from .text import printable, shortened
 
-__all__ = ["LONGEST_NAME", "chart", "name_of", "table", "ticks"]
+__all__ = ["LONGEST_NAME", "chart", "name_of", "plane", "table", "ticks"]
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 64, 10, 10, 30
 LONGEST_NAME = 80
@@ -44,79 +44,102 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
     return [round(k * apart_by, 12) if abs(k * apart_by) > 1e-6 else k * apart_by for k in range(first, int(high / apart_by + 1e-9) + 1)]
 
 
-def _scale(lines: Sequence[Series], nulls: Iterable[float]) -> tuple[float, float, bool, str]:
-    """Bounds of the axis of values, whether it is logarithmic, and a word on it."""
-    known = [np.concatenate([each.low, each.high]) for each in lines]
-    values = np.concatenate([*known, np.array(list(nulls), float)])
-    values = values[np.isfinite(values)]
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    if low > 0 and high > WIDE_RANGE * low:
-        return low * 0.9, high * 1.1, True, "logarithmic"
-    if 0 <= low < 0.6 * high or low == high == 0:
-        return 0.0, high * 1.06 or 1.0, False, "from 0"
-    room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
-    return low - room, high + room, False, "does not start at 0" if low > 0 else "linear"
-
-
-def chart(
-    key: str, title: str, about: str, lines: Sequence[tuple[str, Series]], steps: tuple[float, float], *,
-    nulls: Sequence[tuple[float, str]] = (), marks: Sequence[tuple[float, str, str]] = (), height: int = 170,
-) -> str:  # fmt: skip
-    """One chart as an SVG figure.
-
-    Args:
-        key: The id that its readout and its numbers are known by.
-        title, about: What it shows, for everybody and for screen readers.
-        lines: Labels and histories.
-        steps: The axis of steps, which charts that stand above each other share.
-        nulls: Horizontal lines and what they mean.
-        marks: Vertical lines: step, kind, text.
-    """
-    first, last = steps
-    low, high, log, axis = _scale([series for _, series in lines], [at for at, _ in nulls])
+def chart(key: str, figure: Lines) -> str:
+    """Lines as an SVG figure; ``key`` is the id that its readout and its numbers are known by."""
+    first, last = figure.steps
+    axis = figure.axis
     span = (last - first) or 1.0
-    depth = height - TOP - BOTTOM
+    depth = figure.height - TOP - BOTTOM
 
     def across(step: float) -> str:
         return f"{LEFT + (WIDTH - LEFT - RIGHT) * min(max((step - first) / span, 0), 1):.1f}"
 
     def down(number: float) -> str:
-        if log:
-            part = (math.log(max(number, low)) - math.log(low)) / (math.log(high) - math.log(low))
-        else:
-            part = (number - low) / (high - low)
-        return f"{TOP + depth * (1 - min(max(part, 0), 1)):.1f}"
+        return f"{TOP + depth * (1 - axis.part(number)):.1f}"
 
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{key}-t {key}-d" tabindex="0" data-chart="{key}" '
-        f'data-left="{LEFT}" data-right="{WIDTH - RIGHT}" data-top="{TOP}" data-bottom="{height - BOTTOM}" '
-        f'data-first="{first:.12g}" data-last="{last:.12g}">',
-        f'<title id="{key}-t">{html.escape(title)}</title><desc id="{key}-d">{html.escape(about)}</desc>',
-    ]
-    for number in ticks(low, high, log):
-        y = down(number)
-        parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y}" text-anchor="end" dy="4">{number:.4g}</text>')
+    parts = _begin(key, figure.title, figure.about, figure.height, f'data-chart="{key}" data-first="{first:.12g}" data-last="{last:.12g}"')
     whole = [number for number in ticks(first, last, log=False) if number == int(number)]  # there are no halves of steps
-    parts += [f'<text class="tick" x="{across(step)}" y="{height - BOTTOM + 15}" text-anchor="middle">{step:.10g}</text>' for step in whole]
-    parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{height - BOTTOM}H{WIDTH - RIGHT}"/>')
-    parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{height - 2}" text-anchor="end">step</text>')
-    parts.append(f'<text class="tick" x="{LEFT}" y="{height - 2}">axis of values: {axis}</text>')
-    for step, kind, text in marks:
-        parts.append(
-            f'<path class="mark {kind}" d="M{across(step)} {TOP}V{height - BOTTOM}"><title>{name_of(text)} (step {step:.12g})</title></path>'
-        )
-    for number, (_, series) in enumerate(lines):
+    marked = [(across(step), f"{step:.10g}") for step in whole]
+    parts += _frame(figure.height, marked, [(down(each), f"{each:.4g}") for each in ticks(axis.low, axis.high, axis.log)])
+    parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{figure.height - 2}" text-anchor="end">step</text>')
+    parts.append(f'<text class="tick" x="{LEFT}" y="{figure.height - 2}">axis of values: {axis.word}</text>')
+    for step, kind, text in figure.marks:
+        upright = f"M{across(step)} {TOP}V{figure.height - BOTTOM}"
+        parts.append(f'<path class="mark {kind}" d="{upright}"><title>{name_of(text)} (step {step:.12g})</title></path>')
+    for number, (_, series, _) in enumerate(figure.lines):
         for band, line in _paths(series, across, down):
             parts.append(f'<path class="band c{number % 8}" d="{band}"/><path class="line c{number % 8}" d="{line}"/>')
-    for at, text in nulls:
+    for number, forecast in figure.forecasts:
+        step, value = figure.forecast_end(forecast)
+        way = f"M{across(forecast.step)} {down(forecast.value)}L{across(step)} {down(value)}"
+        parts.append(f'<path class="line ahead c{number % 8}" d="{way}"><title>forecast: 1 at step {forecast.crossing}</title></path>')
+    for at, text in figure.nulls:
         parts.append(f'<path class="null" d="M{LEFT} {down(at)}H{WIDTH - RIGHT}"><title>{html.escape(text)}</title></path>')
-    parts.append(f'<path class="cursor" d="M0 {TOP}V{height - BOTTOM}" visibility="hidden"/></svg>')
-    legend = "".join(f'<li><span class="swatch c{k % 8}" aria-hidden="true"></span>{name_of(label)}</li>' for k, (label, _) in enumerate(lines))
-    legend += "".join(f'<li><span class="swatch dash" aria-hidden="true"></span>{html.escape(text)}: {shown(at)}</li>' for at, text in nulls)
+    parts.append(f'<path class="cursor" d="M0 {TOP}V{figure.height - BOTTOM}" visibility="hidden"/></svg>')
+    lines = [(label, series) for label, series, _ in figure.lines]
+    beside = [f"{text}: {shown(at)}" for at, text in figure.nulls]
+    return _end(key, figure.title, parts, [label for label, _ in lines], beside, bool(figure.forecasts), table(figure.title, lines))
+
+
+def plane(key: str, figure: Plane) -> str:
+    """Points that move in a plane, as an SVG figure."""
+    height, (wide, deep) = 300, figure.axes()
+    depth = height - TOP - BOTTOM
+
+    def across(number: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * wide.part(number)
+
+    def down(number: float) -> float:
+        return TOP + depth * (1 - deep.part(number))
+
+    ends = f'data-x-low="{wide.low:.6g}" data-x-high="{wide.high:.6g}" data-y-low="{deep.low:.6g}" data-y-high="{deep.high:.6g}"'
+    parts = _begin(key, figure.title, figure.about, height, f'data-plane="{key}" {ends}')
+    marked = [(f"{across(each):.1f}", f"{each:.4g}") for each in ticks(wide.low, wide.high, wide.log)]
+    parts += _frame(height, marked, [(f"{down(each):.1f}", f"{each:.4g}") for each in ticks(deep.low, deep.high, deep.log)])
+    parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{height - 2}" text-anchor="end">{html.escape(figure.across)}</text>')
+    parts.append(f'<text class="tick" x="{LEFT}" y="{height - 2}">upwards: {html.escape(figure.down)}; both axes logarithmic</text>')
+    for factor, text in figure.diagonals:
+        low, high = max(wide.low, deep.low / factor), min(wide.high, deep.high / factor)
+        if low < high:
+            way = f"M{across(low):.1f} {down(factor * low):.1f}L{across(high):.1f} {down(factor * high):.1f}"
+            parts.append(f'<path class="null" d="{way}"><title>{html.escape(text)}</title></path>')
+    for number, path in enumerate(figure.paths):
+        points = [(across(x), down(y)) for x, y in zip(path.across.tolist(), path.down.tolist(), strict=True) if math.isfinite(x)]
+        parts.append(f'<path class="line way c{number % 8}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>')
+        parts.append(f'<circle class="dot c{number % 8}" cx="{points[-1][0]:.1f}" cy="{points[-1][1]:.1f}" r="4"/>')
+    parts.append('<circle class="cursor" r="6" visibility="hidden"/></svg>')
+    beside = [f"{text}: {shown(factor)} of the gradient" for factor, text in figure.diagonals]
+    return _end(key, figure.title, parts, [path.label for path in figure.paths], beside, False, "")
+
+
+def _begin(key: str, title: str, about: str, height: int, data: str) -> list[str]:
+    return [
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{key}-t {key}-d" tabindex="0" {data} '
+        f'data-left="{LEFT}" data-right="{WIDTH - RIGHT}" data-top="{TOP}" data-bottom="{height - BOTTOM}">',
+        f'<title id="{key}-t">{html.escape(title)}</title><desc id="{key}-d">{html.escape(about)}</desc>',
+    ]
+
+
+def _frame(height: int, across: Iterable[tuple[str, str]], down: Iterable[tuple[str, str]]) -> list[str]:
+    """Grid, ticks and axes."""
+    parts = []
+    for y, text in down:
+        parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y}" text-anchor="end" dy="4">{text}</text>')
+    for x, text in across:
+        anchor = "end" if float(x) > WIDTH - RIGHT - 20 else "middle"  # within the picture
+        parts.append(f'<text class="tick" x="{x}" y="{height - BOTTOM + 15}" text-anchor="{anchor}">{text}</text>')
+    return [*parts, f'<path class="axis" d="M{LEFT} {TOP}V{height - BOTTOM}H{WIDTH - RIGHT}"/>']
+
+
+def _end(key: str, title: str, parts: list[str], labels: Sequence[str], beside: Sequence[str], ahead: bool, numbers: str) -> str:
+    """The figure around the picture: its caption, legend, readout and table."""
+    legend = "".join(f'<li><span class="swatch c{k % 8}" aria-hidden="true"></span>{name_of(label)}</li>' for k, label in enumerate(labels))
+    legend += "".join(f'<li><span class="swatch dash" aria-hidden="true"></span>{html.escape(text)}</li>' for text in beside)
+    legend += '<li><span class="swatch dots" aria-hidden="true"></span>forecast</li>' if ahead else ""
     return (
         f'<figure><figcaption>{html.escape(title)}</figcaption><ul class="legend">{legend}</ul><div class="plot">{"".join(parts)}</div>'
-        f'<p class="readout" id="{key}-r" aria-live="polite">&#160;</p>{table(title, lines)}</figure>'
+        f'<p class="readout" id="{key}-r" aria-live="polite">&#160;</p>{numbers}</figure>'
     )
 
 
@@ -130,7 +153,7 @@ def _paths(series: Series, across: Callable[[float], str], down: Callable[[float
         lower = [f"{x} {down(float(series.low[k]))}" for x, k in zip(xs, run, strict=True)]
         middle = [f"{x} {down(float(series.mid[k]))}" for x, k in zip(xs, run, strict=True)]
         if len(run) == 1:
-            middle.append(f"{float(xs[0]) + 1:.1f} {down(float(series.mid[run[0]]))}")  # a point that can be seen
+            middle.append(f"{float(xs[0]) + 6:.1f} {down(float(series.mid[run[0]]))}")  # a point that can be seen
         yield f"M{'L'.join(upper + lower[::-1])}Z", f"M{'L'.join(middle)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,10 @@ from ..record import TrackData
 from ..record.settings import group_of, groups_of, number
 from .readings import MEASURES, READINGS, Reading, null, reach, trouble, value
 
-__all__ = ["Happening", "Series", "by_trouble", "happened", "histories", "latest", "mean", "noise_of", "null_of", "scalar", "seen_of", "thin"]
+__all__ = [
+    "Happening", "Overhead", "Series", "by_trouble", "happened", "histories", "latest", "mean", "noise_of", "null_of", "overhead",
+    "overhead_in_words", "scalar", "seen_of", "thin",
+]  # fmt: skip
 
 CHUNK = 100  # tensors whose measures are looked at together
 LATEST = 8  # buckets that are now
@@ -50,6 +54,11 @@ class Happening(NamedTuple):
     def word(self) -> str:
         """The kind as people call it."""
         return {"event": "mark", "failed": "refused"}.get(self.kind, self.kind)
+
+    @property
+    def in_full(self) -> str:
+        """The text with its evidence."""
+        return f"{self.text} {json.dumps(self.evidence)}" if self.evidence else self.text
 
 
 def happened(track: TrackData) -> list[Happening]:
@@ -140,3 +149,42 @@ def _readings(track: TrackData, tensors: Sequence[str], last: int | None) -> tup
         ]
         found[name] = np.stack(bounds)
     return first, final, found
+
+
+class Overhead(NamedTuple):
+    """What recording costs: seconds of a step that was observed and of one that was not, and the share of the run from its first step to its last."""
+
+    observed: float
+    plain: float
+    share: float
+
+
+def overhead(track: TrackData) -> Overhead | None:
+    """None where it was not timed, or no steps of both kinds were.
+
+    What an observed step takes longer than others, and what is told to the recording, beside the whole run. The thread that writes the file is
+    not in it.
+    """
+    tables = {name: track.scalar(name) for name in ("observed_step_seconds", "step_seconds", "telling_seconds") if name in track.scalars}
+    if len(tables) < 3 or not all(map(len, tables.values())):
+        return None
+    counts, sums = zip(*((int(each["count"].sum()), float((each["count"] * each["mean"]).sum())) for each in tables.values()), strict=True)
+    if not all(counts):
+        return None
+    observed, plain = sums[0] / counts[0], sums[1] / counts[1]
+    begin, end = (choose(float(each["time"][place]) for each in tables.values()) for choose, place in ((min, 0), (max, -1)))
+    return Overhead(observed, plain, (max(0.0, observed - plain) * counts[0] + sums[2]) / (end - begin)) if end > begin else None
+
+
+def overhead_in_words(track: TrackData) -> str:
+    """Empty where it is not known.
+
+    >>> from openadam.record.session import TrackData
+    >>> overhead_in_words(TrackData(1, "nothing"))
+    ''
+    """
+    found = overhead(track)
+    if found is None:
+        return ""
+    cost = "less than 0.1%" if found.share < 1e-3 else f"{100 * found.share:.2g}%"
+    return f"recording took {cost} of the run (an observed step {1e3 * found.observed:.3g} ms, another {1e3 * found.plain:.3g} ms)"

@@ -9,9 +9,11 @@
   // What a chart's line shows: a number of whole steps, or a reading of a tensor.
   function line([label, t, kind, a, b]) {
     const track = data.tracks[t];
-    if (kind === "scalar") return { label, ...track.scalars[a] };
-    return { label, first: track.first, last: track.last, ...track.tensors[a].values[b] };
+    if (kind === "scalar") return banded({ label, ...track.scalars[a] });
+    return banded({ label, first: track.first, last: track.last, ...track.tensors[a].values[b] });
   }
+  // A series without a band is written by its values alone.
+  const banded = (s) => ({ low: s.mid, high: s.mid, ...s });
 
   function nearest(series, step) {
     let best = 0, least = Infinity;
@@ -36,9 +38,10 @@
     let at = 0;
     const show = (step) => {
       at = nearest(lines[0], step);
-      const x = left + ((step - first) / (last - first || 1)) * (right - left);
       for (const other of svg.closest("section.track").querySelectorAll("svg[data-chart] .cursor")) {
-        other.setAttribute("d", `M${x.toFixed(1)} ${other.parentNode.dataset.top}V${other.parentNode.dataset.bottom}`);
+        const its = other.parentNode.dataset, part = (step - its.first) / (its.last - its.first || 1); // an axis may go on to a forecast
+        const x = Number(its.left) + Math.min(Math.max(part, 0), 1) * (its.right - its.left);
+        other.setAttribute("d", `M${x.toFixed(1)} ${its.top}V${its.bottom}`);
         other.setAttribute("visibility", "visible");
       }
       const parts = lines.map((s) => { const k = nearest(s, step); return `${s.label} ${value(s, k)}`; });
@@ -57,6 +60,132 @@
       show((lines[0].first[k] + lines[0].last[k]) / 2);
       at = k;
     });
+  }
+
+  // --- a plane: the nearest point of a way, or the next on it -----------------------------------------------------------
+
+  for (const svg of document.querySelectorAll("svg[data-plane]")) {
+    const own = svg.dataset, readout = document.getElementById(own.plane + "-r"), cursor = svg.querySelector(".cursor");
+    const log = (low, high, from, to) => (x) => Number(from) + (Math.log(x / low) / Math.log(high / low)) * (to - from);
+    const across = log(own.xLow, own.xHigh, own.left, own.right), down = log(own.yLow, own.yHigh, own.bottom, own.top);
+    const points = [];
+    for (const [label, t, , k, a, b] of data.charts[own.plane] || []) {
+      const track = data.tracks[t], values = track.tensors[k].values;
+      track.first.forEach((_, n) => {
+        const x = values[a].mid[n], y = values[b].mid[n];
+        if (x > 0 && y > 0) points.push({ label, track, n, x, y, at: [across(x), down(y)] });
+      });
+    }
+    if (!points.length) continue;
+    let here = -1;
+    const show = (k) => {
+      here = Math.min(Math.max(k, 0), points.length - 1);
+      const p = points[here];
+      cursor.setAttribute("cx", p.at[0].toFixed(1));
+      cursor.setAttribute("cy", p.at[1].toFixed(1));
+      cursor.setAttribute("visibility", "visible");
+      readout.textContent = `${p.label}, ${steps(p.track, p.n)}: rms(g) ${format(p.x)} · rms(m) ${format(p.y)} · m/g ${format(p.y / p.x)}`;
+    };
+    svg.addEventListener("pointermove", (event) => {
+      const box = svg.getBoundingClientRect(), zoom = svg.viewBox.baseVal.width / box.width;
+      const x = (event.clientX - box.left) * zoom, y = (event.clientY - box.top) * zoom;
+      const away = points.map((p) => Math.hypot(p.at[0] - x, p.at[1] - y));
+      show(away.reduce((best, d, k) => (d < away[best] ? k : best), 0));
+    });
+    svg.addEventListener("keydown", (event) => {
+      const moves = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: points.length - 1 };
+      if (!(event.key in moves)) return;
+      event.preventDefault();
+      show(moves[event.key]);
+    });
+  }
+
+  // --- histograms: octaves x the steps that were kept, and the last and first of them ---------------------------------
+
+  const power = (x) => (x >= 0.01 && x < 1e4 ? String(Number(x.toPrecision(3))) : x.toExponential(1).replace("e+", "e").replace(".0e", "e"));
+  function spread(of, name) {
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption"), note = document.createElement("p");
+    caption.textContent = `${of.label} of ${short(name, 60)}`;
+    note.className = "note";
+    note.textContent = `${of.meaning}. ${of.words}`;
+    figure.append(caption, note);
+    const bins = of.edges.length - 1;
+    if (bins < 1) return figure;
+    const lead = of.line !== null && of.line > 0 ? [Math.log2(of.line)] : [];
+    const height = 190, top = 8, bottom = height - 26, left = 64, middle = 560, from = 580, right = 750;
+    const logs = of.edges.map(Math.log2);
+    const near = lead.filter((x) => x > logs[0] - 30 && x < logs[bins] + 30); // further away it would leave the bins no room
+    const low = Math.min(logs[0], ...near) - 0.5, high = Math.max(logs[bins], ...near) + 0.5;
+    const y = (log) => bottom - ((log - low) / (high - low)) * (bottom - top);
+    const svg = element("svg", { viewBox: `0 0 760 ${height}`, role: "img", tabindex: "0" });
+    svg.append(element("title", {}, `${caption.textContent} over the steps; arrow keys go from cell to cell`), element("desc", {}, of.words));
+    const apart = Math.max(1, Math.ceil((high - low) / 3.3219 / 6));
+    for (let e = Math.ceil(low / 3.3219); e * 3.3219 <= high; e += apart) {
+      svg.append(element("path", { class: "grid", d: `M${left} ${y(e * 3.32193).toFixed(1)}H${right}` }));
+      svg.append(element("text", { class: "tick", x: left - 6, y: y(e * 3.32193).toFixed(1), dy: 4, "text-anchor": "end" }, power(10 ** e)));
+    }
+    const n = of.steps.length, end = n > 1 ? of.steps[n - 1] + (of.steps[n - 1] - of.steps[0]) / (n - 1) : of.steps[0] + 1;
+    const x = (step) => left + ((step - of.steps[0]) / (end - of.steps[0])) * (middle - left);
+    const most = Math.max(1, ...of.shares.map((column) => Math.max(...column)));
+    const cells = [];
+    of.shares.forEach((column, j) => column.forEach((share, k) => {
+      const until = j + 1 < n ? of.steps[j + 1] : end;
+      const cell = element("rect", { class: "cell", x: x(of.steps[j]).toFixed(1), y: y(logs[k + 1]).toFixed(1), width: Math.max(x(until) - x(of.steps[j]), 1).toFixed(1), height: (y(logs[k]) - y(logs[k + 1])).toFixed(1), "fill-opacity": Math.sqrt(share / most).toFixed(3) });
+      cell.place = [j, k];
+      cells.push(cell);
+    }));
+    svg.append(...cells);
+    const wide = Math.max(1, ...of.shares[0], ...of.shares[n - 1]);
+    const across = (share) => from + (share / wide) * (right - from);
+    of.shares[n - 1].forEach((share, k) => svg.append(element("rect", { class: "cell", x: from, y: y(logs[k + 1]).toFixed(1), width: (across(share) - from).toFixed(1), height: (y(logs[k]) - y(logs[k + 1])).toFixed(1), "fill-opacity": 0.7 })));
+    if (n > 1) svg.append(element("path", { class: "axis", d: `M${from} ${y(logs[0]).toFixed(1)}` + of.shares[0].map((share, k) => `H${across(share).toFixed(1)}V${y(logs[k + 1]).toFixed(1)}`).join("") + `H${from}` }));
+    svg.append(element("path", { class: "axis", d: `M${left} ${top}V${bottom}H${middle}M${from} ${top}V${bottom}H${right}` }));
+    svg.append(element("text", { class: "tick", x: left, y: height - 10 }, `step ${of.steps[0]}`));
+    if (n > 1) svg.append(element("text", { class: "tick", x: x(of.steps[n - 1]).toFixed(1), y: height - 10, "text-anchor": "end" }, `step ${of.steps[n - 1]}`));
+    svg.append(element("text", { class: "tick", x: right, y: height - 10, "text-anchor": "end" }, n > 1 ? "last (filled), first (outline)" : "shares"));
+    for (const at of near) {
+      svg.append(element("path", { class: "null", d: `M${left} ${y(at).toFixed(1)}H${right}` }));
+      svg.append(element("text", { class: "beside", x: left + 4, y: (y(at) < top + 14 ? y(at) + 12 : y(at) - 4).toFixed(1) }, `${of.lineLabel} ${format(of.line)}`));
+    }
+    const frame = element("rect", { class: "cursor", "stroke-width": 2, visibility: "hidden" }), readout = document.createElement("p");
+    svg.append(frame);
+    readout.className = "readout";
+    readout.setAttribute("aria-live", "polite");
+    readout.textContent = "\u00a0";
+    let here = null;
+    const show = (cell) => {
+      if (!cell) return;
+      here = cell;
+      const [j, k] = cell.place;
+      for (const key of ["x", "y", "width", "height"]) frame.setAttribute(key, cell.getAttribute(key));
+      frame.setAttribute("visibility", "visible");
+      readout.textContent = `step ${of.steps[j]}: ${format(of.shares[j][k] / 100)}% from ${format(of.edges[k])} to ${format(of.edges[k + 1])}`;
+    };
+    svg.addEventListener("pointermove", (event) => { if (event.target.place) show(event.target); });
+    svg.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -bins, ArrowRight: bins, ArrowUp: 1, ArrowDown: -1 }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      const [, k] = here ? here.place : [0, 0];
+      if (here && Math.abs(move) === 1 && (k + move < 0 || k + move >= bins)) return;
+      show(here ? cells[cells.indexOf(here) + move] : cells[(n - 1) * bins + of.shares[n - 1].indexOf(Math.max(...of.shares[n - 1]))]);
+    });
+    const plot = document.createElement("div");
+    plot.className = "plot";
+    plot.append(svg);
+    figure.append(plot, readout);
+    return figure;
+  }
+
+  for (const holder of document.querySelectorAll("[data-histograms]")) {
+    const all = data.tracks[Number(holder.dataset.histograms)].histograms, select = holder.querySelector("select");
+    const drawn = () => {
+      const { tensor, spreads } = all[Number(select.value)];
+      holder.querySelector(".heat").replaceChildren(...spreads.map((each) => spread(each, tensor)));
+    };
+    select.addEventListener("change", drawn);
+    holder.hidden = false;
+    drawn();
   }
 
   // --- the heatmap: tensors x steps, darker to brighter as values grow -------------------------------------------------
@@ -115,7 +244,7 @@
       const show = (cell) => {
         if (!cell) return;
         here = cell;
-        const [t, k] = cell.place, values = { ...track.tensors[t].values[name], first: track.first, last: track.last };
+        const [t, k] = cell.place, values = banded({ ...track.tensors[t].values[name], first: track.first, last: track.last });
         for (const key of ["x", "y", "width", "height"]) frame.setAttribute(key, cell.getAttribute(key));
         frame.setAttribute("visibility", "visible");
         readout.textContent = `${track.tensors[t].name}, ${steps(values, k)}: ${about.label} ${value(values, k)}`;
@@ -142,7 +271,7 @@
   function asCsv() {
     const rows = [["track", "tensor", "reading", "first", "last", "min", "mean", "max"]];
     for (const track of data.tracks) {
-      const add = (tensor, name, s) => s.first.forEach((f, k) => s.mid[k] === null || rows.push([track.name, tensor, name, f, s.last[k], s.low[k], s.mid[k], s.high[k]]));
+      const add = (tensor, name, given, s = banded(given)) => s.first.forEach((f, k) => s.mid[k] === null || rows.push([track.name, tensor, name, f, s.last[k], s.low[k], s.mid[k], s.high[k]]));
       for (const [name, s] of Object.entries(track.scalars)) add("", name, s);
       for (const tensor of track.tensors)
         for (const [name, s] of Object.entries(tensor.values)) add(tensor.name, name, { first: track.first, last: track.last, ...s });

@@ -10,7 +10,7 @@ import importlib.resources
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,30 +19,58 @@ from .._version import __version__
 from ..errors import RecordError
 from ..record import Finding, Session, TrackData
 from ..record.settings import groups_of
-from .charts import LONGEST_NAME, chart, name_of
-from .histories import Happening, Series, by_trouble, happened, histories, mean, null_of, scalar, seen_of, thin
-from .readings import READINGS, Reading, decay_equilibrium, level, limits, shown
+from .charts import LONGEST_NAME, chart, name_of, plane
+from .figures import LABELS, Lines, Plane, Sight, noise_in_words
+from .histograms import Spread
+from .histograms import words as in_words
+from .histories import Happening, Series, by_trouble, mean, null_of, overhead_in_words, seen_of
+from .readings import READINGS, Reading, level, limits, shown
 from .text import shortened
 
-__all__ = ["LARGEST", "report"]
+__all__ = ["LARGEST", "chosen_tracks", "report"]
 
 LARGEST = 950_000  # bytes of a page
 BUDGETS = (3000, 1800, 900, 400, 150, 48)  # tensors x columns that a page holds; a smaller one is taken where names and texts leave no room
 COLUMNS = (8, 200)  # of a tensor's history, at least and at most
-MOST_TRACKS, MOST_TENSORS, MOST_LINES, MOST_FINDINGS = 8, 150, 6, 40
+MOST_TRACKS, MOST_TENSORS, MOST_SPREADS, MOST_FINDINGS = 8, 150, 12, 40
 MOST_EVENTS, MOST_MARKS, LONGEST_TEXT = 200, 30, 300
 
 CARDS = ("surprise", "direction", "disagreement", "eps_share", "update_weight", "spikes", "swallowed")
 WORDS = {"alarm": "Alarm", "look": "Worth a look", "fine": "Fine", "unknown": "Nothing to hold it against"}
-Steps = tuple[float, float]
+TIMELINES = (
+    "Bands reach from the least to the greatest value of the steps that share a column, lines are their means; of roots and ratios, the line is that "
+    "of the means. Move the pointer over a chart, or focus it and use the arrow keys. Dotted uprights are marks, skips, failures and alarms."
+)
+PHASE = "Where gradient and first moment part, steps go by what was: above the line of the first figure, above both lines of the second."
+NOISE_MEANS = (
+    "The noise scale is the batch whose noise is as large as its signal: with batches far below it, larger ones (or averaging) make better steps; "
+    "with batches far above it they gain little. The estimate takes it that gradients drift more slowly than v̂ forgets."
+)
 
 
-def report(session: Session, track: str | None = None) -> str:
+def report(session: Session, track: str | None = None, batch_size: int | None = None) -> str:
     """The page, as HTML of at most `LARGEST` bytes.
 
     Args:
         session: What `openadam.record.load` gave.
         track: Only this optimizer.
+        batch_size: How many samples a gradient is of, to tell the noise scale in samples too: no optimizer knows.
+
+    Raises:
+        RecordError: There is no such track.
+    """
+    every, chosen = chosen_tracks(session, track)
+    ranks = [by_trouble(each) for each in chosen]
+    page = ""
+    for budget in BUDGETS:
+        page = _Page(session, every, chosen, ranks, budget, batch_size).html
+        if len(page.encode()) <= LARGEST:
+            return page
+    raise RecordError(f"{session.path!r} holds names or settings that are too long for a report: take one track of it")
+
+
+def chosen_tracks(session: Session, track: str | None) -> tuple[list[TrackData], list[TrackData]]:
+    """All tracks that are asked for, and those of them that there is room for.
 
     Raises:
         RecordError: There is no such track.
@@ -50,26 +78,20 @@ def report(session: Session, track: str | None = None) -> str:
     if track is not None and track not in session.tracks:
         raise RecordError(f"there is no track {track!r}; there are {', '.join(map(repr, list(session.tracks)[:20])) or 'none'}")
     every = list(session.tracks.values()) if track is None else [session.tracks[track]]
-    chosen = every[:MOST_TRACKS]
-    ranks = [by_trouble(each) for each in chosen]
-    page = ""
-    for budget in BUDGETS:
-        page = _Page(session, every, chosen, ranks, budget).html
-        if len(page.encode()) <= LARGEST:
-            return page
-    raise RecordError(f"{session.path!r} holds names or settings that are too long for a report: take one track of it")
+    return every, every[:MOST_TRACKS]
 
 
 class _Page:
     """One attempt at the page, with so much room for numbers."""
 
     def __init__(
-        self, session: Session, every: Sequence[TrackData], chosen: Sequence[TrackData], ranks: Sequence[Sequence[tuple[str, float]]], budget: int
-    ) -> None:
-        self.session, self.budget = session, budget // max(len(chosen), 1)
+        self, session: Session, every: Sequence[TrackData], chosen: Sequence[TrackData], ranks: Sequence[Sequence[tuple[str, float]]], budget: int,
+        batch_size: int | None,
+    ) -> None:  # fmt: skip
+        self.session, self.budget, self.batch_size = session, budget // max(len(chosen), 1), batch_size
         self.data: dict[str, Any] = {
             "name": os.path.basename(session.path), "openadam": __version__, "about": session.about, "started": session.started,
-            "ended": session.ended, "readings": {name: {"label": each.label, "meaning": each.meaning} for name, each in READINGS.items()},
+            "ended": session.ended, "readings": {name: {"label": each.label, "meaning": each.meaning} for name, each in LABELS.items()},
             "tracks": [], "charts": {},
         }  # fmt: skip
         body = [_head(session, every, chosen), _findings(session)]
@@ -87,99 +109,88 @@ class _Page:
         room = max(1, min(MOST_TENSORS, self.budget // COLUMNS[0]))
         tensors = [name for name, _ in rank[:room]]
         columns = max(COLUMNS[0], min(COLUMNS[1], self.budget // max(len(tensors), 1)))
-        scalars = {name: each for name in track.scalars[:40] if (each := scalar(track, name)) is not None}
-        ends = [bound for each in scalars.values() for bound in (each.first.min(), each.last.max())]
-        first, last, found = histories(track, tensors)
-        ends += [first.min(), last.max()] if len(first) else []
-        steps = (float(min(ends)), float(max(ends))) if ends else (0.0, 1.0)
-        # All readings of all tensors on the same columns.
-        places = range(len(tensors)) if len(first) else ()
-        series = {(k, name): thin(Series(first, last, *values[:, :, k]), columns) for name, values in found.items() for k in places}
-        told = [name for name in READINGS if any(np.isfinite(series[k, name].mid).any() for k in places)]
-        grid = thin(Series(first, last, *np.zeros((3, len(first)))), columns)
-        events = happened(track)
         most_events = max(10, min(MOST_EVENTS, self.budget // 4))
-        thinned = {name: thin(each, COLUMNS[1]) for name, each in scalars.items()}
+        seen = Sight(track, tensors, columns, min(MOST_MARKS, most_events // 4), max(1, min(MOST_SPREADS, self.budget // 250)))
         self.data["tracks"].append({
             "name": track.name, "about": {**track.about, "groups": _groups(track)}, "steps": track.steps, "observed": track.observed,
-            "scalars": {name: {"first": each.first, "last": each.last, **_bounds(each)} for name, each in thinned.items()},
-            "first": grid.first, "last": grid.last,
+            "scalars": {name: {"first": each.first, "last": each.last, **_bounds(each)} for name, each in seen.scalars.items()},
+            "first": seen.grid.first, "last": seen.grid.last,
             "tensors": [
                 {"name": name, **{key: track.tensors[name].get(key) for key in ("shape", "dtype", "elements", "group")},
-                 "values": {key: _bounds(series[k, key]) for key in told}}
+                 "values": {key: _bounds(seen.series[k, key]) for key in seen.told}}
                 for k, name in enumerate(tensors)
             ],
+            "histograms": [{"tensor": name, "spreads": [_spread(each) for each in own]} for name, own in seen.spreads.items()],
             "events": [
-                {"step": each.step, "kind": each.kind, "tensor": each.tensor, "text": _in_full(each)[:LONGEST_TEXT]} for each in events[:most_events]
+                {"step": each.step, "kind": each.kind, "tensor": each.tensor, "text": each.in_full[:LONGEST_TEXT]}
+                for each in seen.events[:most_events]
             ],
         })  # fmt: skip
-        marks = [(float(each.step), each.kind, f"{each.word}: {_in_full(each)}") for each in events[: min(MOST_MARKS, most_events // 4)]]
+        drawn = {name: self._figure(number, name, figure) for name, figure in seen.figures.items()}
 
-        def tensor_chart(key: str, name: str, title: str) -> str:
-            if name not in told:
-                return ""
-            reading = READINGS[name]
-            lines = [(tensors[k], series[k, name], ["tensor", k, name]) for k in places[:MOST_LINES]]
-            nulls = sorted({float(each) for each in null_of(track, reading, tensors) if math.isfinite(each)})[:3]
-            words = {"surprise": "as v̂ expects", "direction": "noise alone", "disagreement": "noise alone", "eps_share": "healthy"}
-            shown_nulls = [(each, words.get(name, "healthy")) for each in nulls]
-            shown_nulls += [(1.0, "all signs stay")] if name == "direction" and nulls else []
-            return self._chart(f"t{number}-{key}", title, reading.meaning, lines, steps, nulls=shown_nulls, marks=marks)
+        def section(title: str, note: str, *names: str) -> str:
+            body = "".join(drawn.get(name, "") for name in names)
+            return f'<h3>{title}</h3><p class="note">{note}</p>{body}' if body else ""
 
-        def scalar_chart(key: str, title: str, about: str, names: Iterable[str]) -> str:
-            lines = [(name, thinned[name], ["scalar", name]) for name in names if name in thinned]
-            return self._chart(f"t{number}-{key}", title, about, lines, steps, marks=marks, height=140) if lines else ""
-
-        cards = _cards(track, tensors, first, last, found) if len(first) else []
-        lines_of = f"the {MOST_LINES} tensors in most trouble" if len(tensors) > MOST_LINES else "each tensor"
-        rates = [name for name in thinned if name == "lr" or name.startswith("lr ")][:8]
+        cards = _cards(seen) if len(seen.first) else []
+        cost = "; ".join(filter(None, [f"{len(track.tensors)} tensors", overhead_in_words(track)]))
         parts = [
             f'<section class="track" aria-labelledby="t{number}"><h2 id="t{number}">Optimizer {name_of(track.name)}</h2>',
-            f"<p>{track.steps} steps told of, {track.observed} of them with their tensors measured; {len(track.tensors)} tensors.</p>",
+            f"<p>{track.steps} steps told of, {track.observed} of them with their tensors measured; {cost}.</p>",
             _settings(track),
             '<h3>Readings</h3><p class="note">Means over the last quarter of what was recorded, of the tensor where they are highest, '
-            'beside what healthy training or gradients of pure noise give.</p><ul class="cards">' + "".join([_counts(events), *cards]) + "</ul>",
-            '<h3>Timelines</h3><p class="note">Bands reach from the least to the greatest value of the steps that share a column, '
-            "lines are their means; of roots and ratios, the line is that of the means. Move the pointer over a chart, or focus it and use the "
-            "arrow keys. Dotted uprights are marks, skips, failures and alarms.</p>",
-            scalar_chart("loss", "Loss", "the loss as it was told", ["loss"]),
-            scalar_chart("grad", "Norm of the gradient", "over all tensors, before clipping", ["grad_norm"]),
-            scalar_chart("update", "Norm of the update", "over all tensors; of observed steps", ["update_norm"]),
-            scalar_chart("lr", "Learning rate", "of each group", rates),
-            tensor_chart("direction", "direction", f"rms(direction) of {lines_of}"),
-            tensor_chart("surprise", "surprise", f"RMS_t (surprise) of {lines_of}"),
-            self._heat(number, tensors, told, len(track.tensors)),
-            "<h3>First moment against gradient</h3>" if "disagreement" in told else "",
-            tensor_chart("disagreement", "disagreement", f"Share of elements whose first moment disagrees with the gradient, {lines_of}"),
-            "<h3>eps</h3>" if {"grad_over_eps", "eps_share"} & {*told} else "",
-            tensor_chart("epsratio", "grad_over_eps", f"rms of the gradient over eps, {lines_of}"),
-            tensor_chart("epsshare", "eps_share", f"Share of elements that eps dominates, {lines_of}"),
-            "<h3>Size of the parameters</h3>" if "param_rms" in told or "param_norm" in thinned else "",
-            _decay(track) if "param_rms" in told or "param_norm" in thinned else "",
-            scalar_chart("paramnorm", "Norm of all parameters", "of observed steps", ["param_norm"]),
-            tensor_chart("param", "param_rms", f"rms of the parameter, {lines_of}"),
-            _event_list(events, most_events),
+            'beside what healthy training or gradients of pure noise give.</p><ul class="cards">' + "".join([_counts(seen.events), *cards]) + "</ul>",
+            section("Timelines", TIMELINES, "loss", "grad", "update", "lr", "direction", "surprise"),
+            self._heat(number, seen, len(track.tensors)),
+            self._histograms(number, seen),
+            section("First moment against gradient", PHASE, "disagreement", "phase"),
+            section("eps", _eps(seen), "epsway", "epsratio", "epsshare"),
+            section("Size of the parameters", _decay(seen), "paramnorm", "param", "rotation"),
+            section("Noise scale", f"{noise_in_words(seen.latest_noise, self.batch_size)} {NOISE_MEANS}", "noise"),
+            _event_list(seen.events, most_events),
             "</section>",
-        ]  # fmt: skip
+        ]
         return "".join(parts)
 
-    def _chart(self, key: str, title: str, about: str, lines: Sequence[tuple[str, Series, list[Any]]], steps: Steps, **settings: Any) -> str:
-        number = len(self.data["tracks"]) - 1
-        self.data["charts"][key] = [[shortened(label, LONGEST_NAME), number, *where] for label, _, where in lines]
-        return chart(key, title, about, [(label, series) for label, series, _ in lines], steps, **settings)
+    def _figure(self, number: int, name: str, figure: Lines | Plane) -> str:
+        key = f"t{number}-{name}"
+        self.data["charts"][key] = [[shortened(label, LONGEST_NAME), number, *where] for label, where in figure.references]
+        return chart(key, figure) if isinstance(figure, Lines) else plane(key, figure)
 
-    def _heat(self, number: int, tensors: Sequence[str], told: Sequence[str], total: int) -> str:
+    def _histograms(self, number: int, seen: Sight) -> str:
+        if not seen.spreads:
+            return ""
+        options = "".join(f'<option value="{k}">{name_of(name)}</option>' for k, name in enumerate(seen.spreads))
+        rows = "".join(
+            f'<tr><th scope="row">{name_of(name)}</th><td>{html.escape(each.label)}</td><td>{html.escape(in_words(each))}</td></tr>'
+            for name, own in seen.spreads.items()
+            for each in own
+        )
+        head = "".join(f'<th scope="col">{text}</th>' for text in ("tensor", "of", "the last histogram"))
+        caption = "<caption>Values within an octave are taken to be spread evenly</caption>"
+        table = f'<table class="texts">{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        some = f" These are the {len(seen.spreads)} in most trouble." if len(seen.track.tensors) > len(seen.spreads) else ""
+        return (
+            '<h3>Histograms</h3><p class="note">How the elements of a tensor are spread, by octaves. To the left a column for each step that was '
+            "kept, the stronger its colour the more elements; to the right the last of them, filled, and the first, as an outline. The dashed line "
+            f"is what the quantity is held against.{some}</p>"
+            f'<div data-histograms="{number}" hidden><p><label>Tensor <select>{options}</select></label></p><div class="heat"></div></div>'
+            f"<details><summary>The histograms in words</summary>{_wide('Histograms in words', table)}</details>"
+        )
+
+    def _heat(self, number: int, seen: Sight, total: int) -> str:
+        tensors, told = seen.tensors, seen.told
         if not told:
             return '<h3>Tensors</h3><p class="note">No step was measured, so there is nothing to see of single tensors.</p>'
-        options = "".join(f'<option value="{name}">{html.escape(READINGS[name].label)}</option>' for name in told)
+        options = "".join(f'<option value="{name}">{html.escape(LABELS[name].label)}</option>' for name in told)
         rows = []
         for tensor in self.data["tracks"][-1]["tensors"]:
             cells = ""
             for name in told:
                 known = [each for each in tensor["values"][name]["mid"] if math.isfinite(each)]
-                cells += f"<td>{shown(known[-1] if known else None, READINGS[name].share)}</td>"
+                cells += f"<td>{shown(known[-1] if known else None, LABELS[name].share)}</td>"
             rows.append(f'<tr><th scope="row">{name_of(tensor["name"])}</th><td>{name_of(tensor["elements"])}</td>{cells}</tr>')
-        head = "".join(f'<th scope="col">{html.escape(READINGS[name].label)}</th>' for name in told)
+        head = "".join(f'<th scope="col">{html.escape(LABELS[name].label)}</th>' for name in told)
         some = f" These are the {len(tensors)} in most trouble of {total}." if total > len(tensors) else ""
         table = (
             "<table><caption>The last readings of each tensor</caption><thead><tr>"
@@ -268,21 +279,22 @@ def _counts(events: Sequence[Happening]) -> str:
     )
 
 
-def _cards(track: TrackData, tensors: Sequence[str], first: Any, last: Any, found: Mapping[str, Any]) -> list[str]:
+def _cards(seen: Sight) -> list[str]:
     """A card for each reading that has limits: where it is highest, its null value, and a verdict."""
+    track, tensors, first, last, found = seen.track, seen.tensors, seen.first, seen.last, seen.found
     quarter = max(0, len(first) - max(1, len(first) // 4))
     cards = []
     for name in CARDS:
         reading, nulls = READINGS[name], null_of(track, READINGS[name], tensors)
         recent = found[name][1, quarter:]
-        means, seen = mean(recent), seen_of(track, tensors) * len(recent)
+        means, elements = mean(recent), seen_of(track, tensors) * len(recent)
         if not np.isfinite(means).any():
             continue
         above = means - np.nan_to_num(nulls) if name == "disagreement" else means
         worst = int(np.nanargmax(above))
         none = None if math.isnan(nulls[worst]) else float(nulls[worst])
-        state = level(reading, float(means[worst]), none, float(seen[worst]))
-        look, alarm = limits(reading, none, float(seen[worst]))
+        state = level(reading, float(means[worst]), none, float(elements[worst]))
+        look, alarm = limits(reading, none, float(elements[worst]))
         highest = found[name][2, :, worst]
         peak = int(np.nanargmax(highest))
         parts = [
@@ -309,23 +321,30 @@ def _beside(reading: Reading, none: float | None) -> str:
     return f"{'noise alone' if reading.name == 'disagreement' else 'healthy'} {shown(none, reading.share)}"
 
 
-def _decay(track: TrackData) -> str:
-    decays = [group.get("weight_decay") for group in _groups(track)]
+def _decay(seen: Sight) -> str:
+    """What decoupled decay would do to parameters that noise alone moves."""
+    decays = [group.get("weight_decay") for group in _groups(seen.track)]
     told = ", ".join(dict.fromkeys(f"{each}" for each in decays if each is not None)) or "unknown"
-    text = f"Weight decay {name_of(told, 200)} ({name_of(track.about.get('coupling', 'unknown'))})."
-    rate, decay = scalar(track, "lr"), decays[0] if decays else None
-    if track.about.get("rule") == "adam" and track.about.get("coupling") == "decoupled" and rate is not None and isinstance(decay, (int, float)):
-        last = float(rate.mid[-1])
-        if last > 0 and decay > 0:
-            size, time = decay_equilibrium(last, decay)
-            text += (
-                f" At the first group's last learning rate, noise alone would bring rms(parameter) to {shown(size)}, over some {shown(time)} steps."
-            )
-    return f'<p class="note">{text}</p>'
+    text = f"Weight decay {name_of(told, 200)} ({name_of(seen.track.about.get('coupling', 'unknown'))})."
+    if seen.equilibrium is not None:
+        size, time, turn = seen.equilibrium
+        text += (
+            f" At the first group's last learning rate, noise alone would bring rms(parameter) to {shown(size)}, over some {shown(time)} steps, and"
+            f" turn each parameter by {shown(turn)} radians a step: what turns less learns slowly, what turns more has yet to settle."
+        )
+    return text
 
 
-def _in_full(each: Happening) -> str:
-    return f"{each.text} {json.dumps(each.evidence)}" if each.evidence else each.text
+def _eps(seen: Sight) -> str:
+    """When √v̂ would come down to eps."""
+    soon = [
+        f"{name_of(seen.tensors[k])} at about step {each.crossing}, in {each.crossing - each.step} steps (it is {shown(each.value)} times eps)"
+        for k, each in seen.forecasts[:3]
+    ]
+    more = f"; {len(seen.forecasts) - 3} more tensors fall towards it" if len(seen.forecasts) > 3 else ""
+    if not soon:
+        return "In no tensor does √v̂ fall towards eps from above: there is no crossing to forecast."
+    return f"At the pace of the second half of the run, √v̂ comes down to eps in {'; '.join(soon)}{more}. Dotted lines draw that pace on."
 
 
 def _event_list(events: Sequence[Happening], most: int) -> str:
@@ -333,7 +352,7 @@ def _event_list(events: Sequence[Happening], most: int) -> str:
         return '<h3>Events</h3><p class="note">Nothing was marked, no step was skipped or refused, and there was no alarm.</p>'
     rows = ""
     for event in events[:most]:
-        cells = "".join(f"<td>{name_of(each, LONGEST_TEXT)}</td>" for each in (event.word, event.tensor or "", _in_full(event)))
+        cells = "".join(f"<td>{name_of(each, LONGEST_TEXT)}</td>" for each in (event.word, event.tensor or "", event.in_full))
         rows += f'<tr><th scope="row">{event.step}</th>{cells}</tr>'
     more = f'<p class="note">The latest {most} of {len(events)}.</p>' if len(events) > most else ""
     head = "".join(f'<th scope="col">{each}</th>' for each in ("step", "what", "tensor", "text"))
@@ -352,7 +371,17 @@ def _when(seconds: float) -> str:
 
 
 def _bounds(series: Series) -> dict[str, Any]:
-    return {"low": series.low, "mid": series.mid, "high": series.high}
+    """The bounds of a series; of one that has no band, its values alone."""
+    even = np.array_equal(series.low, series.mid, equal_nan=True) and np.array_equal(series.high, series.mid, equal_nan=True)
+    return {"mid": series.mid} if even else {"low": series.low, "mid": series.mid, "high": series.high}
+
+
+def _spread(spread: Spread) -> dict[str, Any]:
+    """A histogram over the run for the page: shares as whole ten-thousandths."""
+    return {
+        "label": spread.label, "meaning": spread.meaning, "words": in_words(spread), "steps": spread.steps, "edges": spread.edges,
+        "shares": np.round(1e4 * spread.shares).astype(int), "line": spread.line, "lineLabel": spread.line_label,
+    }  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
-"""The live view of a recording in the terminal: a header, tensors sorted by trouble, and what happened; or a plain line."""
+"""The live view of a recording in the terminal: a header, tensors sorted by trouble, findings and what happened; or a plain line."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..extras import module
-from ..record import Session, TrackData
-from .histories import happened, latest, noise_of, null_of, scalar, seen_of
+from ..record import Finding, Session, TrackData
+from ..record.settings import betas_of, groups_of
+from .histories import happened, histories, latest, noise_of, null_of, overhead, scalar, seen_of
 from .readings import READINGS, level, shown, trouble
 from .text import printable, shortened
 
@@ -20,6 +22,10 @@ BARS = "▁▂▃▄▅▆▇█"
 SIGNS = {"alarm": "!", "look": "?", "fine": "", "unknown": ""}
 COLOURS = {"alarm": "bold red", "look": "yellow", "fine": "", "unknown": ""}
 RECENT = 5.0  # seconds over which the speed is told
+GAUGE, SPARK = 6, 12  # characters
+DRAWN = 130  # columns that have room for small pictures in the table
+RMS_SCALE = (math.log(0.25), math.log(32))  # up to the cap of RMS_t at beta2 = 0.999
+PATIENCE = 20  # times as long as findings took to make, until they are made again
 
 
 class Column(NamedTuple):
@@ -50,8 +56,8 @@ COLUMNS = (
 )
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """The last values in so many characters, from their least to their greatest.
+def sparkline(values: Sequence[float], width: int, bounds: tuple[float, float] | None = None) -> str:
+    """The values in so many characters, from their least to their greatest, or within bounds.
 
     >>> sparkline([1, 2, 3, 2, 1], 5)
     '▁▅█▅▁'
@@ -62,19 +68,36 @@ def sparkline(values: Sequence[float], width: int) -> str:
         return ""
     parts = np.array_split(known, min(width, len(known)))
     means = np.array([part.mean() for part in parts])
-    low, high = float(means.min()), float(means.max())
-    places = np.zeros(len(means), int) if high == low else np.minimum((means - low) / (high - low) * len(BARS), len(BARS) - 1).astype(int)
+    low, high = bounds or (float(means.min()), float(means.max()))
+    places = np.zeros(len(means), int) if high == low else np.clip((means - low) / (high - low) * len(BARS), 0, len(BARS) - 1).astype(int)
     return "".join(BARS[k] for k in places)
 
 
-def screen(session: Session, track: str | None, width: int, height: int) -> Any:
+class Findings:
+    """What the doctor finds in a recording that grows: made anew now and then, so that they take a small part of the time."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._found: list[Finding] = []
+        self._again = 0.0
+
+    def __call__(self) -> list[Finding]:
+        """The latest first."""
+        if (began := time.monotonic()) >= self._again:
+            self._found = sorted(self.session.diagnose(), key=lambda each: -(each.first_step or 0))
+            ended = time.monotonic()
+            self._again = ended + PATIENCE * (ended - began)
+        return self._found
+
+
+def screen(session: Session, track: str | None, width: int, height: int, findings: Sequence[Finding] = ()) -> Any:
     """The view as something that rich prints in so many columns and some so many lines."""
     group = module("rich.console", "demo").Group
     chosen = _chosen(session, track)
     parts: list[Any] = []
     room = max(4, height // max(len(chosen), 1))
     for each in chosen:
-        parts += _panel(session, each, width, room)
+        parts += _panel(session, each, width, room, [finding for finding in findings if finding.track == each.name])
     return group(*parts) if parts else _text("Nothing is recorded yet.")
 
 
@@ -84,8 +107,7 @@ def line(session: Session, track: str | None) -> str:
     for each in _chosen(session, track):
         ranking = _ranked(each)
         told = [f"step {'–' if each.last_step is None else each.last_step}", *(f"{name} {number}" for name, number in _numbers(each))]
-        speed = _speed(each)
-        told += [f"{speed:.3g} steps/s"] if speed is not None else []
+        told += [*filter(None, [_speed_of(each)]), *_cost(each)]
         if ranking.names and ranking.scores[0] > 0:
             values = ", ".join(f"{column.head} {_cell(ranking, column, 0)}" for column in COLUMNS[:5])
             told.append(f"worst {printable(ranking.names[0])}: {values}")
@@ -98,18 +120,18 @@ def line(session: Session, track: str | None) -> str:
 # --- one optimizer -----------------------------------------------------------------------------------------------------
 
 
-def _panel(session: Session, track: TrackData, width: int, height: int) -> list[Any]:
+def _panel(session: Session, track: TrackData, width: int, height: int, findings: Sequence[Finding]) -> list[Any]:
     ranking = _ranked(track)
     names = ranking.names
-    speed = _speed(track)
     state = "ended" if session.ended is not None else _silence(track)
-    head = _text(f"{printable(track.name)}  step {'–' if track.last_step is None else track.last_step}  {state}", "bold")
-    rest = [f"{name} {number}" for name, number in _numbers(track)] + ([f"{speed:.3g} steps/s"] if speed is not None else [])
-    lines = [head, _text("  ".join(rest))]
+    head = _text(f"{printable(track.name)}  step {'–' if track.last_step is None else track.last_step}  {state}  {_speed_of(track)}", "bold")
+    lines = [head, _text("  ".join([*(f"{name} {number}" for name, number in _numbers(track)), *_cost(track)]))]
     loss = scalar(track, "loss")
     if loss is not None:
         lines.append(_text(f"loss {sparkline(loss.mid.tolist(), max(8, width - 6))}"))
-    events = _events(track, max(1, min(6, height // 4)))
+    if (memory := _memory(track, width)) and height >= 16:
+        lines.append(_text(memory))
+    events = _news(track, findings, max(1, min(8, height // 3)), width)
     shown_rows = max(1, height - len(lines) - len(events) - 4)
     if names:
         lines.append(_table(track, ranking, shown_rows, width))
@@ -126,18 +148,26 @@ def _table(track: TrackData, ranking: Ranking, rows: int, width: int) -> Any:
     made = module("rich.table", "demo").Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
     columns = [column for column in COLUMNS if column.narrowest <= width]
     cells = [[_cell(ranking, column, k) for column in columns] for k in range(len(names))]
-    wide = width >= 66
-    taken = sum(max([len(column.head), *(len(row[at]) for row in cells)]) + 1 for at, column in enumerate(columns)) + (9 if wide else 0)
+    wide, drawn = width >= 66, width >= DRAWN
+    if drawn:
+        gauges = [_gauge(float(ranking.readings["direction"][k]), float(np.nan_to_num(ranking.nulls["direction"][k]))) for k in range(len(names))]
+        cells = [[f"{gauge} {first}", *others] for gauge, (first, *others) in zip(gauges, cells, strict=True)]
+    widths = [max([len(column.head), *(len(row[at]) for row in cells)]) + 1 for at, column in enumerate(columns)]
+    taken = sum(widths) + (9 if wide else 0) + (SPARK + 1 if drawn else 0)
     made.add_column("tensor", no_wrap=True, width=max(6, min(max(len("tensor"), *(len(printable(name)) for name in names)), width - taken - 1)))
     if wide:
         made.add_column("n", justify="right", no_wrap=True)
     for column in columns:
         made.add_column(column.head, justify="right", no_wrap=True)
+    if drawn:
+        made.add_column("RMS_t so far", no_wrap=True)
+    surprise = histories(track, names)[2]["surprise"][1] if drawn else None
     room = made.columns[0].width
     for k, name in enumerate(names):
         size = track.tensors[name].get("elements")
         states = [_state(ranking, column, k) for column in columns]
         row = [_text(cell, COLOURS[state]) for cell, state in zip(cells[k], states, strict=True)]
+        row += [] if surprise is None else [_text(sparkline(_log(surprise[:, k]).tolist(), SPARK, RMS_SCALE))]
         made.add_row(_text(shortened(printable(name), room)), *([_text(_count(size))] if wide else []), *row)
     return made
 
@@ -207,10 +237,61 @@ def _noise(track: TrackData, names: list[str]) -> str:
     return f", {known[0]:.3g} of noise alone" if len(known) and (known == known[0]).all() else ""
 
 
-def _events(track: TrackData, most: int) -> list[Any]:
-    return [
-        _text(f"step {each.step}  {each.word}: {printable(each.text)}", "" if each.kind == "event" else "yellow") for each in happened(track)[:most]
-    ]
+def _speed_of(track: TrackData) -> str:
+    speed = _speed(track)
+    return f"{speed:.3g} steps/s" if speed is not None else ""
+
+
+def _cost(track: TrackData) -> list[str]:
+    """What recording takes of the run, as far as it is known."""
+    cost = overhead(track)
+    return [] if cost is None else [f"recording {'<0.1' if cost.share < 1e-3 else f'{100 * cost.share:.2g}'}%"]
+
+
+def _memory(track: TrackData, width: int) -> str:
+    """How many of the steps that the moments remember have been taken, and the factor of bias correction; of the first group."""
+    groups, t = groups_of(track.about), track.last_step
+    betas = dict(zip(("m", "v"), betas_of(groups[0]), strict=True)) if groups else {}
+    if not t or not all(0 < beta < 1 for beta in betas.values()):
+        return ""
+    spans = {name: 1 / (1 - beta) for name, beta in betas.items()}
+    told = [f"{name} {_gauge(t / span)} {min(t, round(span))}/{span:.0f}" for name, span in spans.items()]
+    if betas and "off" not in str(track.about.get("rule", "")).split("_"):
+        told.append(f"c_t {(1 - betas['v'] ** t) ** 0.5 / (1 - betas['m'] ** t):.3g}")
+    return ("  " if width >= 60 else " ").join(["memory", *told]) if told else ""
+
+
+def _log(values: Any) -> Any:
+    with np.errstate(all="ignore"):
+        return np.log(values)
+
+
+def _gauge(part: float, low: float = 0.0, high: float = 1.0) -> str:
+    """A bar from one value to another."""
+    if not np.isfinite(part):
+        return ""
+    filled = round(GAUGE * min(max((part - low) / (high - low), 0.0), 1.0)) if high > low else 0
+    return "━" * filled + "┄" * (GAUGE - filled)
+
+
+def _news(track: TrackData, findings: Sequence[Finding], most: int, width: int) -> list[Any]:
+    """Findings with evidence and remedy, marks, and steps that were not taken: the latest first."""
+    told: list[tuple[int, list[Any]]] = []
+    for each in findings:
+        where = f"{printable(shortened(each.tensor, 30))}: " if each.tensor is not None else ""
+        head = f"step {each.first_step if each.first_step is not None else '–'}  {each.id} {where}{each.title}"
+        style = "yellow" if each.severity == "hint" else "bold red"
+        sign = "?" if each.severity == "hint" else "!"
+        lines = [_text(f"{sign} {printable(head)}", style), _text(f"    {printable(each.seen)}"), _text(f"    → {printable(each.remedy)}")]
+        told.append((each.first_step or 0, lines))
+    for event in happened(track)[:most]:
+        text = f"{'  ' if event.kind == 'event' else '! '}step {event.step}  {event.word}: {printable(event.text)}"
+        told.append((event.step, [_text(text, "" if event.kind == "event" else "yellow")]))
+    told.sort(key=lambda pair: -pair[0])
+    lines = [line for _, group in told for line in group]
+    if len(lines) > most:  # then all of them in short, before one of them in full
+        lines = [group[0] for _, group in told]
+    return lines[:most] + ([_text(f"  {len(lines) - most} more: openadam doctor", "dim")] if len(lines) > most else [])
 
 
 def _chosen(session: Session, track: str | None) -> list[TrackData]:

@@ -1,0 +1,141 @@
+"""What several measures of a tensor tell together: the way of v to eps, the noise scale, rotation, and the first moment beside the gradient.
+
+These have no thresholds: they are drawn beside what theory says. Each is taken of the means of a bucket, so that a band around such a line is
+the range of these means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..record import TrackData
+from ..record.readings import noise_rms
+from ..record.settings import betas_of, group_of, groups_of, number
+
+__all__ = ["DERIVED", "Derived", "Forecast", "Noise", "crossing", "derived", "noise", "rotation_equilibrium"]
+
+
+HORIZON = 10  # times what was seen: so far a forecast goes
+
+
+class Derived(NamedTuple):
+    label: str
+    meaning: str
+    share: bool = False
+
+
+DERIVED = {
+    "v_over_eps": Derived("√v̂/eps", "how far the root of the mean second moment stands above eps, of elements that have one; at 1, eps counts "
+                          "as much"),
+    "noise_scale": Derived("noise scale", "noise of a batch's gradient over the gradient without noise, both squared: the batch that has as much "
+                           "noise as signal, in batches of this run; a gap where noise drowns the gradient"),
+    "rotation": Derived("rotation", "by what angle a step turns the parameter, seen as one vector, in radians"),
+    "m_rms": Derived("rms(m)", "root mean square of the first moment before the step"),
+    "seen_grad_rms": Derived("rms(g seen)", "root mean square of the gradient as the rule sees it: clipped, with coupled decay"),
+}  # fmt: skip
+
+MEASURES = (
+    "sampled", "v_zero", "v_hat_sum", "m_hat_sum_squares", "update_sum_squares", "param_sum_squares", "param_dot_update", "m_before_sum_squares",
+    "seen_grad_sum_squares",
+)  # fmt: skip
+
+
+class Noise(NamedTuple):
+    """Of the gradient of a batch: the sum of the variances of its elements, and the square of what it is on average."""
+
+    trace: Any
+    signal: Any
+
+    @property
+    def scale(self) -> Any:
+        """In batches of this size; NaN where the noise drowns the gradient, or nothing is known."""
+        with np.errstate(all="ignore"):
+            return np.where(self.signal > 0, self.trace / np.where(self.signal > 0, self.signal, 1.0), np.nan)
+
+
+def noise(v_hat: Any, m_hat_squares: Any, beta1: Any, step: Any) -> Noise:
+    """Noise and signal of gradients from the sums of v̂ and of m̂².
+
+    v̂ averages over so many steps that it holds signal and all of the noise, m̂ over so few that it keeps the share r = (1-β1)/(1+β1) of the noise
+    (in the first steps more: m̂ is a weighted mean whose weights have that sum of squares). The noise scale is that of McCandlish et al., 2018;
+    it is biased where gradients drift faster than v̂ forgets.
+
+    >>> found = noise(v_hat=5.0, m_hat_squares=1.2, beta1=0.9, step=10_000)
+    >>> float(found.trace.round(6)), float(found.signal.round(6)), float(found.scale.round(6))
+    (4.011111, 0.988889, 4.05618)
+    """
+    with np.errstate(all="ignore"):
+        power = np.power(beta1, step)
+        kept = (1 - beta1) / (1 + beta1) * (1 + power) / (1 - power)
+        trace = np.maximum((np.asarray(v_hat, float) - m_hat_squares) / np.where(kept < 1, 1 - kept, np.nan), 0)
+        return Noise(trace, m_hat_squares - kept * trace)
+
+
+class Forecast(NamedTuple):
+    """Where a falling series would come down to a level at the pace of its second half."""
+
+    step: int  # the last one seen
+    value: float
+    crossing: int
+
+
+def crossing(steps: Any, values: Any, level: float = 1.0) -> Forecast | None:
+    """The forecast of a series that falls towards a level; None if it does not fall by more than it strays, is there already, or would take more
+    than ten times as long as was seen.
+
+    >>> crossing(np.arange(0, 1000, 10), 1024 * 0.5 ** (np.arange(0, 1000, 10) / 110))
+    Forecast(step=990, value=2.0, crossing=1100)
+    """
+    good = np.isfinite(values) & (values > 0)
+    steps, values = np.asarray(steps, float)[good], np.asarray(values, float)[good]
+    if len(steps) < 10 or not values[-1] > level:
+        return None
+    late = slice(len(steps) // 2, None)
+    slope, start = np.polyfit(steps[late], np.log(values[late]), 1)
+    strays = float(np.std(np.log(values[late]) - (start + slope * steps[late])))
+    if not -slope * (steps[-1] - steps[late][0]) > max(3 * strays, 1e-3):
+        return None
+    further = math.log(values[-1] / level) / -slope
+    near = further <= HORIZON * (steps[-1] - steps[0])
+    return Forecast(int(steps[-1]), float(values[-1]), int(steps[-1]) + math.ceil(further - 1e-6)) if near else None
+
+
+def rotation_equilibrium(lr: float, weight_decay: float, beta1: float) -> float:
+    """By how much a step turns a parameter where `decay_equilibrium` holds, in radians (Kosson et al., 2023).
+
+    >>> round(rotation_equilibrium(0.001, 0.1, 0.9), 6)
+    0.003244
+    """
+    return math.sqrt(2 * lr * weight_decay) * noise_rms(beta1)
+
+
+def derived(track: TrackData, tensors: Sequence[str]) -> tuple[dict[str, Any], Noise]:
+    """All of `DERIVED` as buckets x tensors, NaN where it cannot be told; and noise and signal of all elements, as buckets x tensors too."""
+    _, last, summary = track.block(tensors, MEASURES)
+    mean = {name: summary[1, ..., place] for place, name in enumerate(MEASURES)}
+    groups = [group_of(groups_of(track.about), track.tensors[name])[1] for name in tensors]
+    beta1 = np.array([betas_of(group)[0] for group in groups], float)
+    eps = np.array([number(group.get("eps")) for group in groups], float)
+    elements = np.array([number(track.tensors[name].get("elements")) for name in tensors], float)
+    if str(track.about.get("rule", "")).startswith("amsgrad"):  # whose v̂ is a maximum: it tells of no variance
+        mean["m_hat_sum_squares"] = np.full_like(mean["m_hat_sum_squares"], np.nan)
+    with np.errstate(all="ignore"):
+        times = elements / mean["sampled"]
+        found = noise(
+            times * mean["v_hat_sum"], times * mean["m_hat_sum_squares"], np.where((beta1 >= 0) & (beta1 < 1), beta1, np.nan), last[:, None]
+        )
+        alive = mean["sampled"] - mean["v_zero"]
+        weights = np.where(mean["param_sum_squares"] > 0, mean["param_sum_squares"], np.nan)
+        along = times * mean["param_dot_update"]
+        values = {
+            "v_over_eps": np.sqrt(mean["v_hat_sum"] / np.where(alive > 0, alive, np.nan)) / np.where(eps > 0, eps, np.nan),
+            "noise_scale": found.scale,
+            "rotation": np.sqrt(np.maximum(mean["update_sum_squares"] - along**2 / weights, 0) / weights),
+            "m_rms": np.sqrt(mean["m_before_sum_squares"] / mean["sampled"]),
+            "seen_grad_rms": np.sqrt(mean["seen_grad_sum_squares"] / mean["sampled"]),
+        }
+    return values, found
