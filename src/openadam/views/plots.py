@@ -127,7 +127,8 @@ def _lines(figure: Any, lines: Lines) -> None:
         labels.append(_name(label))
     for k, forecast in lines.forecasts:
         step, value = lines.forecast_end(forecast)
-        axes.plot([forecast.step, step], [forecast.value, value], color=COLOURS[k % 8], linestyle=(0, (1, 2)), linewidth=1.8)
+        ahead = axes.plot([forecast.step, step], [forecast.value, value], color=COLOURS[k % 8], linestyle=(0, (1, 2)), linewidth=1.8)
+        handles, labels = ([*handles, *ahead], [*labels, "forecast"]) if "forecast" not in labels[len(lines.lines) :] else (handles, labels)
     for at, text in lines.nulls:
         handles.append(axes.axhline(at, color="black", linestyle="--", linewidth=1))
         labels.append(f"{text}: {shown(at)}")
