@@ -32,7 +32,7 @@ class Spread(NamedTuple):
 
 
 KINDS = {
-    "v_root": ("√v̂", "root of the second moment, element by element; left of eps, eps divides"),
+    "v_root": ("√v̂", "root of the second moment, element by element; below eps, eps divides"),
     "direction_abs": ("|direction|", "the update before the learning rate, without its sign; no gradients can bring it beyond the bound"),
     "rate": ("effective learning rate", "what each element's first moment is multiplied by: lr/(√v̂ + eps); the wider, the more is adapted"),
 }
