@@ -121,9 +121,13 @@ class Update:
         decay, coupled = self.values["weight_decay"], self.coupling == "coupled"
         return self.values | {"coupled_decay": decay if coupled else 0.0, "decoupled_decay": 0.0 if coupled else decay}
 
+    def known(self, t: float, factor: float, clip_value: float) -> dict[str, Any]:
+        """What the scalars of step t are computed from, by name; the scalar states come on top."""
+        return self._surrounded() | {"t": t, "gradient_scale": -factor if self.values["maximize"] else factor, "clip_value": clip_value}
+
     def _told(self, t: float, factor: float, clip_value: float) -> tuple[dict[str, Any], list[float] | None]:
-        """What the scalars of step t are computed from, and those of the gradient's preparation, if it has one."""
-        h = self._surrounded() | {"t": t, "gradient_scale": -factor if self.values["maximize"] else factor, "clip_value": clip_value}
+        """What the rule's scalars of step t are computed from, and those of the gradient's preparation, if it has one."""
+        h = self.known(t, factor, clip_value)
         if clip_value == math.inf and h["coupled_decay"] == 0.0:
             return h, None
         return h | {"gradient_scale": 1.0}, _prepare_scalars(h)  # it has been applied

@@ -9,6 +9,7 @@ __all__ = [
     "CheckpointMismatchError",
     "CheckpointVersionError",
     "ConcurrentStepError",
+    "ExplanationError",
     "GradientDtypeError",
     "GradientError",
     "GradientShapeError",
@@ -128,6 +129,10 @@ class TooManySkipsError(GradientError):
 
 class ConcurrentStepError(OpenAdamError, RuntimeError):
     """An optimizer was used while a step of its own was running."""
+
+
+class ExplanationError(OpenAdamError, LookupError):
+    """A coordinate cannot be explained: there is none at this index, it was not followed, or the last step did not move it."""
 
 
 class CheckpointError(OpenAdamError, ValueError):

@@ -19,9 +19,13 @@ and an option selects it where it is a real choice.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from .language.expression import Expression, Namespace, maximum, minimum, sqrt, substitute, symbol, where
 from .language.program import Program, lower
 from .language.rule import Rule, Step, Traced, rule
+
+T = TypeVar("T", float, Expression)
 
 EPSILON = ("outside", "inside", "hat")
 """Where eps stands: sqrt(v_hat) + eps, sqrt(v_hat + eps), or Kingma's eps-hat, (sqrt(v) + eps) / sqrt(correction)."""
@@ -210,9 +214,14 @@ def apply(p: Expression, direction: Expression, h: Namespace) -> Expression:
     return decayed - h.lr * direction
 
 
+def clip_ratio(norm: T, clip_norm: T) -> T:
+    """The norm that the gradients may have over the one that they have; as torch's clip_grad_norm_. Of numbers or symbols."""
+    return clip_norm / (norm + 1e-6)
+
+
 def clip_factor(norm: float, clip_norm: float) -> float:
-    """What the gradients are multiplied by so that their global norm is at most ``clip_norm``; as torch's clip_grad_norm_."""
-    factor = clip_norm / (norm + 1e-6)
+    """What the gradients are multiplied by so that their global norm is at most ``clip_norm``: their ratio, at most 1."""
+    factor = clip_ratio(norm, clip_norm)
     return 1.0 if factor >= 1.0 else factor  # NaN stays NaN
 
 

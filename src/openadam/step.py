@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from .errors import (
 )
 from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure, columns, places
 
-__all__ = ["MAX_STEP", "Measured", "StepReport", "Stepper", "alone", "as_loss", "check_dtype"]
+__all__ = ["MAX_STEP", "Coordinate", "Measured", "StepReport", "Stepper", "alone", "as_loss", "check_dtype"]
 
 Array = npt.NDArray[Any]
 P = ParamSpec("P")
@@ -122,6 +123,20 @@ class StepReport(NamedTuple):
         return math.sqrt(self.measures.total(name)) if self.measures else None
 
 
+@dataclass
+class Coordinate:
+    """One element of a row in the step under way: what goes into the step, and how to see what comes of it."""
+
+    name: str  # of the parameter
+    t: int  # the step, as the parameter counts
+    update: Update
+    dtype: str  # of the parameter
+    arithmetic: np.dtype[Any]
+    gradient: float
+    read: Callable[[], dict[str, float]]
+    """What ``p`` and the states are now, by the rule's names."""
+
+
 def as_loss(value: Any) -> float | None:
     """A loss as a float: of a number, or of an array or tensor of one element; None for whatever else a closure may return."""
     if value is None or isinstance(value, (str, bytes, bool)):
@@ -163,6 +178,7 @@ class Stepper:
         self.latest_skips = [0, 0]  # steps taken before the latest skips, and how many these were in a row
         self.updates: list[Update] = []  # of each group that which decays, and that which does not
         self.watch: Any = None  # who records what the steps see
+        self.followed: Any = None  # the coordinates that somebody follows
 
     # --- what a host tells -----------------------------------------------------------------------------------------
 
@@ -201,6 +217,10 @@ class Stepper:
 
         All flat, in one order of elements. Nothing is written.
         """
+        raise NotImplementedError
+
+    def look(self, key: Any, index: tuple[int, ...]) -> Coordinate | str:
+        """An element of the row that the host knows by a key, before the step; or why it does not take part in it."""
         raise NotImplementedError
 
     def measure(self, threads: int) -> tuple[float, float]:
@@ -276,6 +296,8 @@ class Stepper:
         said = str(why) if why is not None else "a scaler found gradients that are not finite"
         if self.watch is not None:
             self.watch.skipped(taken + 1, said)
+        if self.followed is not None:
+            self.followed.missed(f"step {taken + 1} was skipped: {said}")
         return StepReport(taken, norm, clip, True, measures, said, loss)
 
     def take(
@@ -340,15 +362,21 @@ class Stepper:
         return StepReport(self.steps, norm * scale, clip, False, self._measured(squares, scale, inside) if measures else None, None, loss)
 
     def take_and_tell(self, threads: int, *, measure: bool | Iterable[Measure] = False, **how: Any) -> StepReport:
-        """`take`, where somebody records it: some steps are measured for them, and what is refused is told, too."""
-        watch = self.watch
-        looks = measure if measure is not False else watch.wants(self.steps + 1)
+        """`take`, where somebody records it or follows coordinates: some steps are measured for who records, and what is refused is told, too."""
+        watch, followed = self.watch, self.followed
+        looks = watch.wants(self.steps + 1) if watch is not None and measure is False else measure
+        if followed is not None:
+            followed.before(self)
         try:
             report = self.take(threads, measure=looks, **how)
         except OpenAdamError as error:
-            watch.failed(self.steps + 1, error)
+            if watch is not None:
+                watch.failed(self.steps + 1, error)
             raise
-        watch.saw(report, (update.values["lr"] for update in self.updates[::2]))
+        if followed is not None:
+            followed.after(self, report, how.get("scale", 1.0))
+        if watch is not None:
+            watch.saw(report, (update.values["lr"] for update in self.updates[::2]))
         return report if measure is not False else report._replace(measures=None)
 
     def norm(self, total: float, which: Iterable[int] | None = None) -> float:

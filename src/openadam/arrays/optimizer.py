@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import engine as engines
-from ..errors import CheckpointMismatchError, GradientError, HyperparameterError, ParameterError
+from ..errors import CheckpointMismatchError, GradientError, HyperparameterError, OpenAdamError, ParameterError
 from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, nearest, refuse_no_reset, suggest
 from ..language.rule import Rule
 from ..measures import Measure
 from ..no_decay import predicate, read_no_decay, refuse_strangers
 from ..step import FLOAT32_LARGEST, Measured, StepReport, alone, as_loss
+from ..worked.following import Followable
 from . import states
 from .groups import Groups, at
 from .parameters import Group, describe, read_group, read_structure
@@ -40,7 +41,7 @@ ELSEWHERE = {
 """What some keywords of others are here."""
 
 
-class Optimizer:
+class Optimizer(Followable):
     """An optimizer of the family over NumPy arrays, updated in place.
 
     Args:
@@ -83,6 +84,7 @@ class Optimizer:
     coupling: ClassVar[str] = "coupled"
     defaults: ClassVar[Mapping[str, Any]] = {}
     state_names: ClassVar[Mapping[str, str]] = {}
+    _stepper: ArrayStepper
 
     def __init__(
         self,
@@ -163,6 +165,7 @@ class Optimizer:
         self._groups = Groups(self._names, self._coupling, [*chosen.options, *OWN_KEYWORDS])
         self._guard = threading.Lock()
         self._in_use = False
+        self._following = None
         self._grouped, groups = read_structure(params)
         self._add(groups)
         record = record if record is not None else os.environ.get("OPENADAM_RECORD") or None
@@ -293,17 +296,22 @@ class Optimizer:
         """
         try:
             gradients = self._flatten(grads)
-        except GradientError:
+        except GradientError as error:
             self._groups.check_places()  # groups that were moved would be blamed on the gradients
+            self._refused(error)
             raise
         stepper = self._stepper
         try:
             self._groups.tell(stepper, self.steps + 1)
             stepper.read(gradients)
             if not stepper.table.active_count:
+                self._idle()
                 return StepReport(self.steps, 0.0, 1.0, False, Measured() if measure is not False else None, loss=as_loss(loss))
-            take = stepper.take if stepper.watch is None else stepper.take_and_tell
+            take = stepper.take if stepper.watch is None and stepper.followed is None else stepper.take_and_tell
             return take(self._threads, measure=measure, loss=as_loss(loss) if loss is not None else None)
+        except OpenAdamError as error:
+            self._refused(error)
+            raise
         finally:
             stepper.forget()
 
@@ -416,26 +424,9 @@ class Optimizer:
         (0, array([ 0.2, -0.4]), 1)
         """
         refuse_no_reset(moments, steps)
-        rows = {row.name: row for row in self._rows}
-        by_array = {id(row.array): row.name for row in self._rows}
-        wanted: list[Any] = list(rows)
-        if names is not None:
-            if not isinstance(names, (str, np.ndarray, Iterable)):
-                raise ParameterError(f"reset: {names!r:.80} ({type(names).__name__}) is neither a parameter or its name nor a list of these")
-            wanted = [
-                name if isinstance(name, str) else by_array.get(id(name), name)
-                for name in ([names] if isinstance(names, (str, np.ndarray)) else names)
-            ]
-        for name in wanted:
-            if not isinstance(name, str):
-                raise ParameterError(
-                    f"reset: an object of type {type(name).__name__} is no parameter of this optimizer; give names, or its own arrays"
-                )
-            if name not in rows:
-                raise ParameterError(f"reset: no parameter is called {name!r}; {nearest(name, rows)}")
         targets: list[Any] = []
         values: list[Any] = []
-        for row in map(rows.__getitem__, dict.fromkeys(wanted)):
+        for row in self._chosen_rows("reset", names):
             settings = self.groups[row.group]
             if moments:
                 targets += row.states
@@ -444,6 +435,30 @@ class Optimizer:
                 targets.append(row.numbers)
                 values.append(np.array([0.0, *(self._initial(name, settings) for name in self._traced.scalar_states)]))
         engines.assign_all(targets, values)
+
+    def _chosen_rows(self, what: str, names: Any) -> list[Row]:
+        """The rows that are meant by names or arrays, each once; None: all."""
+        rows = {row.name: row for row in self._rows}
+        if names is None:
+            return [*rows.values()]
+        by_array = {id(row.array): row.name for row in self._rows}
+        if not isinstance(names, (str, np.ndarray, Iterable)):
+            raise ParameterError(f"{what}: {names!r:.80} ({type(names).__name__}) is neither a parameter or its name nor a list of these")
+        wanted: list[Any] = [
+            name if isinstance(name, str) else by_array.get(id(name), name) for name in ([names] if isinstance(names, (str, np.ndarray)) else names)
+        ]
+        for name in wanted:
+            if not isinstance(name, str):
+                raise ParameterError(
+                    f"{what}: an object of type {type(name).__name__} is no parameter of this optimizer; give names, or its own arrays"
+                )
+            if name not in rows:
+                raise ParameterError(f"{what}: no parameter is called {name!r}; {nearest(name, rows)}")
+        return [rows[name] for name in dict.fromkeys(wanted)]
+
+    def _followed_as(self, what: str, name: Any) -> tuple[str, str, tuple[int, ...]]:
+        (row,) = self._chosen_rows(what, [name])
+        return row.name, row.name, row.shape
 
     def _take_over(self, loaded: states.Loaded, parameters: Mapping[str, Array] = MappingProxyType({})) -> None:
         """Commit what has been checked."""

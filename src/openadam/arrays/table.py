@@ -15,7 +15,7 @@ from ..language.rule import Rule, Traced
 from ..measures import Measure, places
 from ..memory import Piece, first_meeting
 from ..row_sparse import Rows
-from ..step import MAX_STEP, Stepper
+from ..step import MAX_STEP, Coordinate, Stepper
 from .parameters import as_gradient, as_named
 from .rows import Row, refuse_shared
 
@@ -144,6 +144,25 @@ class ArrayStepper(Stepper):
 
     def dtype(self, i: int) -> np.dtype[Any]:
         return self._rows[i].view.dtype
+
+    def look(self, key: str, index: tuple[int, ...]) -> Coordinate | str:
+        i, row = next((i, row) for i, row in enumerate(self._rows) if row.name == key)
+        update, numbers = row.update, row.numbers
+        assert update is not None
+        if not self.is_active(i):
+            return f"parameter {row.name!r} had no gradient in step {self.steps + 1}"
+        within: tuple[int, ...] = index
+        if row.named is not None:
+            place = int(np.searchsorted(row.named, index[0]))
+            if place == len(row.named) or row.named[place] != index[0]:
+                return f"the gradient of parameter {row.name!r} was for other rows than {index[0]} in step {self.steps + 1}"
+            within = (place, *index[1:])
+        arrays = dict(zip((*update.program.states, "p"), map(row.as_given, (*row.states, row.view)), strict=True))
+
+        def read() -> dict[str, float]:
+            return {name: float(array[index]) for name, array in arrays.items()} | dict(zip(update.program.memory, numbers[1:].tolist(), strict=True))
+
+        return Coordinate(row.name, row.steps + 1, update, str(row.view.dtype), row.view.dtype, float(self.gradient(i)[within]), read)
 
     @property
     def grows(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from ..hyperparameters import HYPERPARAMETERS
-from ..views.rendering import render
 from ..views.trace import parse_grads, trace
 from .arguments import UsageError, hyperparameter, one_of
 from .variant import add_variant_arguments, as_usage, chosen_options, find_rule
@@ -36,5 +35,5 @@ def run(given: argparse.Namespace) -> int:
             raise UsageError(f"--params {given.params!r}: the parameter has one start; ',' goes between its coordinates")
         settings |= chosen_options(given, trace)
         traced = trace(rule, parse_grads(given.grads), params[0], coupling=given.coupling, maximize=given.maximize, **settings)
-    print(render(traced, given.as_))
+    print(traced.render(given.as_))
     return 0

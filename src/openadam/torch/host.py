@@ -22,9 +22,10 @@ from ..errors import HyperparameterError, HyperparameterWarning, ParameterError
 from ..hyperparameters import checked, refuse_no_reset
 from ..measures import Measure
 from ..step import StepReport, alone, as_loss, check_dtype
+from ..worked.following import Followable
 from . import loading
 from .members import Member
-from .memory import can_be_filled
+from .memory import can_be_filled, has_numbers, is_memory, real
 from .options import (
     Chosen,
     Engine,
@@ -42,7 +43,7 @@ from .options import (
     refuse_unknown,
     torch_class,
 )
-from .shards import Shards
+from .shards import Shards, is_distributed, is_flattened
 from .table import SkippedByScaler, TensorStepper
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def uncompiled(method: F) -> F:
     return torch.compiler.disable(method)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class Host(_Base):
+class Host(Followable, _Base):
     """The step of openadam in the place of torch's; stands before a class of ``torch.optim`` in the order of bases.
 
     Constructor, groups, hooks, ``zero_grad`` and ``repr`` are torch's own. The keywords that come on top, all of them optional:
@@ -188,6 +189,7 @@ class Host(_Base):
         self._in_use = False
         self._stepper: TensorStepper | None = None
         self._watch = None
+        self._following = None
         self._told: list[Any] = []  # the groups' settings as they were when the stepper was told; empty: tell it
         self._still = False  # whether all learning rates are 0
 
@@ -279,10 +281,12 @@ class Host(_Base):
                 result = closure()
         try:
             self._take(measure, result if loss is None else loss)
-        except BaseException:
+        except BaseException as error:
             # A scaler takes these away after a step; after one that was refused, a later step would be scaled by them.
             for name in ("grad_scale", "found_inf"):
                 self.__dict__.pop(name, None)
+            if isinstance(error, Exception):
+                self._refused(error)
             raise
         return result
 
@@ -297,7 +301,7 @@ class Host(_Base):
                 raise ParameterError(f"the optimizer's param_groups are {self.param_groups!r}, and must be a list of at least one group")
             if stepper is None:
                 stepper = self._stepper = self._make_stepper()
-                stepper.watch = self._watch
+                stepper.watch, stepper.followed = self._watch, self._following
             self._tell(stepper)
             own = self.__dict__
             found_inf, grad_scale = own.get("found_inf"), own.get("grad_scale")
@@ -321,6 +325,7 @@ class Host(_Base):
             raise
         try:
             if not stepper.active_count and not stepper.shards:
+                self._idle()
                 self.last_step = StepReport(stepper.steps, 0.0, 1.0, False, loss=told)
                 return
             # torch.distributed.checkpoint takes a step at lr = 0 over gradients of zeros to have the states made. To count it would spoil
@@ -329,7 +334,7 @@ class Host(_Base):
             if self._still:
                 stepper.is_new = stepper.begins()
                 only_makes_states = (lambda: stepper.is_new) if stepper.is_new or stepper.shards else None
-            take = stepper.take if stepper.watch is None else stepper.take_and_tell
+            take = stepper.take if stepper.watch is None and stepper.followed is None else stepper.take_and_tell
             self.last_step = take(
                 self._threads(), scale=scale, measure=measure, loss=told, before_commit=stepper.register, only_makes_states=only_makes_states
             )
@@ -422,6 +427,14 @@ class Host(_Base):
         for state in dropped:
             for key in self.member.state_keys.intersection(state):
                 del state[key]
+
+    def _followed_as(self, what: str, name: Any) -> tuple[int, str, tuple[int, ...]]:
+        ((_, called, p),) = chosen_parameters([name], self.param_groups, what)
+        if is_distributed(p) or is_flattened(p):
+            raise ParameterError(f"{what}: parameter {called!r} is spread over processes, of which each holds a part; its elements are not followed")
+        if not is_memory(p) or not has_numbers(p):
+            raise ParameterError(f"{what}: parameter {called!r} ({type(p).__name__}) is no plain memory, in which an element could be looked at")
+        return id(p), called, tuple(real(p.detach()).shape)
 
     # --- state -----------------------------------------------------------------------------------------------------
 

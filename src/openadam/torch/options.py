@@ -151,8 +151,13 @@ def check_names(no_decay: Any, groups: Sequence[Mapping[str, Any]]) -> None:
     refuse_strangers(no_decay, parameters, "a tensor", None if named else "give model.named_parameters()")
 
 
-def chosen_parameters(params: Any, groups: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str, Any]]:
+def chosen_parameters(params: Any, groups: Sequence[Mapping[str, Any]], what: str = "reset") -> list[tuple[Mapping[str, Any], str, Any]]:
     """The group, the name and the tensor of each parameter that is meant: all, or those of these names and tensors.
+
+    Args:
+        params: Names or tensors, one or several; None for all.
+        groups: Those of the optimizer.
+        what: The method that asks, for messages.
 
     Raises:
         ParameterError: A name or a tensor is that of no parameter.
@@ -166,12 +171,12 @@ def chosen_parameters(params: Any, groups: Sequence[Mapping[str, Any]]) -> list[
     by_name, by_tensor = {each[1]: each for each in every}, {id(each[2]): each for each in every}
     found: dict[int, tuple[Mapping[str, Any], str, Any]] = {}
     if not isinstance(params, (str, Tensor, Iterable)):
-        raise ParameterError(f"reset: {params!r:.80} ({type(params).__name__}) is neither a parameter or its name nor a list of these")
+        raise ParameterError(f"{what}: {params!r:.80} ({type(params).__name__}) is neither a parameter or its name nor a list of these")
     for item in [params] if isinstance(params, (str, Tensor)) else params:
         each = by_name.get(item) if isinstance(item, str) else by_tensor.get(id(item))
         if each is None:
-            what = f"no parameter is called {item!r}; {nearest(item, by_name)}" if isinstance(item, str) else f"{type(item).__name__} is no parameter"
-            raise ParameterError(f"reset: {what}")
+            found_none = f"no parameter is called {item!r}; {nearest(item, by_name)}" if isinstance(item, str) else None
+            raise ParameterError(f"{what}: {found_none or f'{type(item).__name__} is no parameter'}")
         found[id(each[2])] = each
     return list(found.values())
 

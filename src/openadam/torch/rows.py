@@ -97,6 +97,14 @@ class Reached:
         """What the step reads and writes of the parameter or a state: all, or a copy of the rows that the gradient names."""
         return real(tensor) if self.rows is None else real(tensor)[self.rows.places]
 
+    def within(self, index: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Where in the gradient an element of the parameter is; None where the gradient is for other rows."""
+        if self.rows is None:
+            return index
+        axes = len(self.rows.places)
+        here = torch.stack([places == place for places, place in zip(self.rows.places, index, strict=False)]).all(0).nonzero()
+        return (int(here[0]), *index[axes:]) if here.numel() else None
+
     def natively(self) -> tuple[Tensor, Tensor, list[Tensor]] | None:
         """Parameter, gradient and states as the native loop may reach them; None where it cannot."""
         if not all(is_memory(target) and target.device.type == "cpu" and not target.is_conj() and not target.is_neg() for target in self.targets):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import ParameterError
 
-__all__ = ["Shards", "is_distributed", "local_part", "with_layout_of"]
+__all__ = ["Shards", "is_distributed", "is_flattened", "local_part", "with_layout_of"]
 
 
 def is_distributed(tensor: Tensor) -> bool:
@@ -57,10 +57,10 @@ class Shards:
         self._meshes: list[Any] = []
         self._flattened: list[Any] = []  # groups of FSDP1
         self.of_plain_tensors = plain_too
-        handles = _handles() if any(map(_is_flattened, parameters)) else {}
+        handles = _handles() if any(map(is_flattened, parameters)) else {}
         for i, parameter in enumerate(parameters):
             key = None
-            if _is_flattened(parameter):
+            if is_flattened(parameter):
                 key = _group_of(names[i] if names else str(i), parameter, handles)
                 if key is not None and key not in self._flattened:
                     self._flattened.append(key)
@@ -133,7 +133,7 @@ def _device_of(group: Any) -> str:
     return "cuda" if torch.distributed.get_backend(group) == "nccl" else "cpu"
 
 
-def _is_flattened(parameter: Any) -> bool:
+def is_flattened(parameter: Any) -> bool:
     """Whether FSDP1 has made a parameter a part of a flat one, or it is such a flat one itself."""
     return getattr(parameter, "_fsdp_flattened", False) is True
 

@@ -22,10 +22,10 @@ from ..errors import AliasError, GradientError, NonFiniteGradientError, NonFinit
 from ..measures import Measure, places
 from ..memory import Piece, first_meeting, first_shared
 from ..no_decay import predicate
-from ..step import Stepper
+from ..step import Coordinate, Stepper
 from . import graph
 from .members import Member
-from .memory import FRAMEWORK, arithmetic_of, as_array, dtype_name, has_numbers, is_memory, know_type, operations, piece
+from .memory import FRAMEWORK, arithmetic_of, as_array, dtype_name, has_numbers, is_memory, know_type, operations, piece, real
 from .rows import Reached, Row
 from .shards import Shards, is_distributed, local_part
 
@@ -301,6 +301,28 @@ class TensorStepper(Stepper):
         return as_array(reached.gradient).reshape(-1), [
             (name, as_array(reached.touched(before)).reshape(-1), as_array(after.to(before.dtype)).reshape(-1)) for name, before, after in found
         ]
+
+    @operations()
+    def look(self, key: int, index: tuple[int, ...]) -> Coordinate | str:
+        i = next((i for i, row in enumerate(self.rows) if row.identity == key and not row.repeated), None)
+        if i is None:
+            return f"it was not among the parameters in step {self.steps + 1}"
+        if not self.is_active(i):
+            return f"parameter {self.name(i)!r} had no gradient in step {self.steps + 1}"
+        row, p = self.rows[i], self.parameter(i)
+        reached = self._reached.get(i) or row.reach(p, self.groups, self.state, None)
+        within = reached.within(index)
+        if within is None:
+            return f"the gradient of parameter {self.name(i)!r} was for other rows in step {self.steps + 1}"
+        # Without a counter torch's SGD knows its first step by its velocity alone; people count on.
+        t = reached.steps + 1 if self.member.counts or reached.first else max(self.steps, len(row.keys)) + 1
+        names = (*row.update.program.states, "p")
+
+        def read() -> dict[str, float]:
+            numbers = {name: real(target)[index].item() for name, target in zip(names, reached.targets, strict=True)}
+            return numbers | {name: float(tensor) for name, tensor in zip(row.update.program.memory, reached.numbers, strict=True)}
+
+        return Coordinate(self.name(i), t, row.update, dtype_name(p.dtype), self.dtype(i), reached.gradient[within].item(), read)
 
     def measure(self, threads: int) -> tuple[float, float]:
         total = super().measure(threads)

@@ -16,7 +16,7 @@ from ..language import cpp
 from ..language.notation import LATEX, names_in
 from ..language.rule import Rule, Traced
 from ..rules import update_program
-from .equations import equations, surroundings
+from ..worked.equations import equations, surroundings
 from .trace import find_member
 
 __all__ = ["show"]

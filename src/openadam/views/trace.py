@@ -1,12 +1,12 @@
 """Tracing: every step of an algorithm with its formula, the numbers filled in and the result, as one does by hand.
 
-A trace is plain data (`worked`), which `render` draws as text, LaTeX or JSON. It watches a real optimizer, so its numbers are
+A trace is plain data (`openadam.worked.data`), drawn as text, LaTeX or JSON. It watches a real optimizer, so its numbers are
 those of a run in float64; the formulas are read off the same graph from which the kernels are printed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,14 @@ import numpy.typing as npt
 
 from .. import rules
 from ..arrays.optimizer import Optimizer
+from ..engine import Update
 from ..family import MEMBERS
 from ..hyperparameters import suggest
-from ..language.arrays import compile_scalars, evaluate, run
-from ..language.expression import Expression, Namespace
-from ..language.graph import Node, postorder
-from ..language.notation import LATEX, TEXT, Notation, Piece, names_in
-from ..language.program import Program, lower
 from ..language.rule import Rule
-from .equations import Equation, equations, surroundings
-from .rendering import render
-from .worked import Line, Trace, TracedStep, Value, Written
+from ..worked.data import Line, Trace, TracedStep, Written
+from ..worked.working import Surroundings, plain, work_out
 
-__all__ = ["Line", "Trace", "TracedStep", "Written", "find_member", "parse_grads", "render", "trace"]
+__all__ = ["Line", "Trace", "TracedStep", "Written", "find_member", "parse_grads", "trace"]
 
 Array = npt.NDArray[np.float64]
 
@@ -127,7 +122,7 @@ def trace(
         **hyperparameters: Those of the rule, its options, ``lr`` and ``weight_decay``; numbers or functions of t.
 
     Returns:
-        A `Trace`: plain data, of which ``print`` shows the text and `openadam.views.trace.render` also LaTeX and JSON.
+        A `Trace`: plain data, of which ``print`` shows the text and ``render`` also gives LaTeX and JSON.
 
     Raises:
         ValueError: The rule, the gradients or the parameters cannot be what they are.
@@ -174,7 +169,7 @@ def trace(
         {"p": p}, rule=chosen, coupling=coupling, maximize=maximize, clip_norm=clip_norm, clip_value=clip_value, nonfinite=watching,
         engine="reference", **hyperparameters,
     )  # fmt: skip
-    start = _plain(p)
+    start = plain(p)
     steps = tuple(_watch(optimizer, p, gradient) for gradient in gradients)
     name = next((name for name, member in MEMBERS.items() if member is cls), chosen.name)
     return Trace(name, optimizer._coupling, _settings(optimizer), start, steps)
@@ -193,100 +188,16 @@ def _settings(optimizer: Optimizer) -> dict[str, float | str | bool]:
 
 def _watch(optimizer: Optimizer, p: Array, gradient: Array) -> TracedStep:
     """Let the optimizer take one step, and write down what happens in it."""
-    traced = optimizer._traced
-    t = optimizer.steps + 1
+    t, traced = optimizer.steps + 1, optimizer._traced
     remembered = optimizer.state["p"]
     states = {name: _copy(remembered[optimizer._public(name)]) for name in traced.states}
     before = p.copy()
     report = optimizer.step({"p": gradient})
-
     group = {name: value(t) if callable(value) else value for name, value in optimizer.groups[0].items() if name != "params"}
-    bound = optimizer._stepper.clip_value
-    around = surroundings(optimizer._coupling, group["weight_decay"], factor=report.clip_factor, maximize=group["maximize"], clip_value=bound)
-    values: dict[tuple[str, str], Any] = {("scalar", name): float(value) for name, value in group.items()}
-    values |= {("scalar", "t"): float(t), **around, **{("state", name): state for name, state in states.items()}}
-    scalars = {name: value for (_, name), value in values.items() if isinstance(value, float)}
-
-    h = Namespace("scalar")
-    prepared = lower("prepare", {"prepared": rules.prepare(rules.G, rules.P, h)})
-    g = _compute(prepared, {"g": gradient, "p": before}, scalars)["prepared"]
-    stored = tuple(name for name in traced.states if name in traced.element_states)
-    outputs = {**traced.named, "direction": traced.direction, AFTER: rules.apply(rules.P, traced.direction, h)}
-    program = lower("trace", outputs, states=stored, element_states=traced.element_states)
-    results = _compute(program, {"g": g, "p": before, **{name: states[name] for name in stored}}, scalars)
-
-    values |= {("tensor", "gradient"): gradient, ("tensor", "g"): g, ("tensor", "p"): before}
-    values |= {("value", name): result for name, result in results.items()}
-    known = {key: value for key, value in values.items() if isinstance(value, float)}
-    first, *inner, last = written = equations(traced, around, known)
-    names = names_in(equation.expression for equation in written) | {equation.name for equation in written}
-    notations = TEXT.telling_apart(names), LATEX.telling_apart(names)
-    named = [(first, g), *((equation, results[equation.name]) for equation in inner), (last, results[AFTER])]
-    return TracedStep(t, tuple(_line(equation, t, value, values, notations) for equation, value in named))
-
-
-AFTER = "p[t]"  # no name that a rule could give to a value of its own
-
-
-def _compute(program: Program, arrays: dict[str, Array], scalars: dict[str, float]) -> dict[str, Any]:
-    """The outputs of a program as the reference engine computes them: vectors, and floats for what is a scalar of the step."""
-    with np.errstate(all="ignore"):
-        outputs = run(program, arrays, compile_scalars(program.scalars)(scalars), np)
-    return {name: _copy(output) for name, output in outputs.items()}
+    stepper = optimizer._stepper
+    around = Surroundings(stepper.clip_norm, report.grad_norm, report.clip_factor, stepper.clip_value)
+    return work_out(Update(traced, optimizer._coupling, values=group), t, gradient, before, states, around)
 
 
 def _copy(value: Any) -> Any:
     return np.array(value) if isinstance(value, np.ndarray) else float(value)
-
-
-def _plain(value: Any) -> Value:
-    """A scalar or a vector of one as a float, a longer vector as a tuple."""
-    if isinstance(value, float):
-        return value
-    return float(value[0]) if value.size == 1 else tuple(value.tolist())
-
-
-Notations = tuple[Notation, Notation]  # as text, as LaTeX
-
-
-def _line(equation: Equation, t: int, value: Any, values: dict[tuple[str, str], Any], notations: Notations) -> Line:
-    """An equation with its numbers, in both notations."""
-
-    def number(symbol: Node, notation: Notation) -> Piece:
-        return notation.value(_plain(values[symbol.value]))
-
-    notes = []
-    for decision in equation.decisions:
-        verb = "holds" if decision.holds else "does not hold"
-        names, numbers = _written(decision.condition, notations), _written(decision.numbers, notations)
-        notes.append(Written(f"{names.text} {verb}: {numbers.text}", rf"{names.latex} \text{{ {verb}: }} {numbers.latex}"))
-    if _divides_by_zero(equation.expression, values):
-        notes.append(Written(ZERO, rf"\text{{{ZERO}}}"))
-    return Line(
-        name=equation.name,
-        left=Written(equation.name, notations[1].name(equation.name, "t")),
-        formula=_written(equation.expression, notations),
-        numbers=_written(equation.expression, notations, number),
-        value=_plain(value),
-        symbol=Written(*(notation.name(equation.name, str(t)) for notation in notations)),
-        notes=tuple(notes),
-    )
-
-
-def _written(expression: Expression, notations: Notations, leaf: Callable[[Node, Notation], Piece] | None = None) -> Written:
-    def write(notation: Notation) -> str:
-        return notation.write(expression, None if leaf is None else lambda symbol: leaf(symbol, notation))
-
-    return Written(*map(write, notations))
-
-
-ZERO = "a coordinate divided by 0 counts as 0"
-
-
-def _divides_by_zero(expression: Expression, values: dict[tuple[str, str], Any]) -> bool:
-    """Whether some coordinate is divided by zero, which is defined as 0."""
-    vectors = {key for key, value in values.items() if isinstance(value, np.ndarray)}
-    denominators = [node.arguments[1] for node in postorder(expression) if node.operation == "divide"]
-    elementwise = [denominator for denominator in denominators if any(leaf.value in vectors for leaf in postorder(denominator))]
-    points = ({key: float(value[i]) if key in vectors else value for key, value in values.items()} for i in range(values["tensor", "p"].size))
-    return any(0.0 in evaluate(elementwise, point) for point in points)

@@ -1,4 +1,4 @@
-"""A rule and its surroundings as equations, each over the names of those before it: what `show` and `trace` print.
+"""A rule and its surroundings as equations, each over the names of those before it: what `show`, `trace` and `explain` print.
 
 For example, Adam with decoupled weight decay is::
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from .. import rules
 from ..language.arrays import evaluate
-from ..language.expression import Expression, Namespace, symbol
+from ..language.expression import Expression, Namespace, substitute, symbol
 from ..language.graph import postorder
 from ..language.notation import rounded
 from ..language.program import Rewriter
@@ -57,23 +57,26 @@ class Equation:
     decisions: tuple[Decision, ...] = ()
 
 
-def surroundings(coupling: str, weight_decay: float, *, factor: float = 1.0, maximize: bool = False, clip_value: float | None = None) -> Values:
-    """The scalars of `rules.prepare` and `rules.apply` that an optimizer with these settings uses."""
+def surroundings(coupling: str, weight_decay: float) -> Values:
+    """The scalars of `rules.prepare` and `rules.apply` where gradients are neither scaled nor bounded."""
     return {
-        ("scalar", "gradient_scale"): -factor if maximize else factor,
-        ("scalar", "clip_value"): math.inf if clip_value is None else clip_value,
+        ("scalar", "gradient_scale"): 1.0,
+        ("scalar", "clip_value"): math.inf,
         ("scalar", "coupled_decay"): weight_decay if coupling == "coupled" else 0.0,
         ("scalar", "decoupled_decay"): weight_decay if coupling == "decoupled" else 0.0,
     }
 
 
-def equations(traced: Traced, around: Values, values: Values | None = None, *, direction: bool = True) -> list[Equation]:
+def equations(
+    traced: Traced, around: Values, values: Values | None = None, *, scale: Expression | None = None, direction: bool = True
+) -> list[Equation]:
     """The whole step of a rule as equations, from the gradient to the parameter, in the order of their dependence.
 
     Args:
         traced: The rule's graph.
-        around: What `surroundings` returns.
+        around: The scalars of `rules.prepare` and `rules.apply`.
         values: The scalars of one step, if a comparison of them is to be decided; else both branches are shown.
+        scale: What the gradient's scale is made of, if that is to be shown in its place.
         direction: Whether the direction has an equation of its own, or stands in that of the parameter.
     """
     h = Namespace("scalar")
@@ -88,7 +91,10 @@ def equations(traced: Traced, around: Values, values: Values | None = None, *, d
     if direction and roots[-2].arguments and id(roots[-2]) not in named:
         named[id(roots[-2])] = "direction"
         lines.append(("direction", roots[-2]))
-    result = [Equation("g", _settled(rules.prepare(gradient, p, h), around, around)[0])]
+    prepared = _settled(rules.prepare(gradient, p, h), around, around)[0]
+    if scale is not None:
+        (prepared,) = substitute([prepared], {("scalar", "gradient_scale"): scale})
+    result = [Equation("g", prepared)]
     for name, root in lines:
         others = {key: other for key, other in named.items() if (key, other) != (id(root), name)}
         result.append(Equation(name, *_settled(_local(root, others), around, {**around, **(values or {})})))
