@@ -77,10 +77,17 @@ class Following:
             return
         around = Surroundings(stepper.clip_norm, report.grad_norm, report.clip_factor, stepper.clip_value, scale)
         for place, found, before in under_way:
-            update = Update(found.update.traced, found.update.coupling, values=dict(found.update.values))
-            self.last[place] = Seen(
-                found.name, report.step, found.t, update, found.dtype, found.arithmetic, found.gradient, before, found.read(), around
-            )
+            self._keep(place, found, report.step, before, around)
+
+    def _keep(self, place: Place, found: Coordinate, step: int, before: dict[str, float], around: Surroundings) -> None:
+        """Keep what is needed of one coordinate. Never raises: the step has been taken."""
+        update = Update(found.update.traced, found.update.coupling, values=dict(found.update.values))
+        try:
+            after = found.read()
+        except Exception as error:
+            self.last[place] = f"it could not be looked at after step {step} ({type(error).__name__}: {error})"
+            return
+        self.last[place] = Seen(found.name, step, found.t, update, found.dtype, found.arithmetic, found.gradient, before, after, around)
 
 
 class Followable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..language.expression import Expression, Namespace, minimum, symbol
 from ..language.graph import Node, postorder
 from ..language.notation import LATEX, TEXT, Notation, Piece, names_in
 from ..language.program import Program, lower
+from ..language.rule import Traced
 from .data import Line, TracedStep, Value, Written, shown
 from .equations import Equation, equations
 
@@ -74,13 +76,8 @@ def work_out(
     known = {name: float(value) for name, value in update.known(t, factor, bound).items()}
     scalars = known | dict(zip(traced.scalar_states, memory, strict=True))
     g = _compute(rules.PREPARE, {"g": gradient, "p": p}, scalars)["prepared"]
-    elements = tuple(name for name in traced.states if name in traced.element_states)
-    outputs = {
-        **traced.named, "direction": traced.direction, AFTER: rules.apply(rules.P, traced.direction, Namespace("scalar")),
-        **{UNFLUSHED.format(name): traced.named[name] for name in elements},
-    }  # fmt: skip
-    program = lower("worked", outputs, states=elements, element_states=traced.element_states)
-    results = _compute(program, {"g": g, "p": p, **{name: states[name] for name in elements}}, scalars)
+    program = _program(traced)
+    results = _compute(program, {"g": g, "p": p, **{name: states[name] for name in program.states}}, scalars)
     results |= dict(zip(traced.scalar_states, update.once(t, factor, bound, memory).memory, strict=True))  # as the engines compute them
 
     values: dict[tuple[str, str], Any] = {("scalar", name): value for name, value in known.items()}
@@ -99,7 +96,7 @@ def work_out(
     lines = []
     for line, value in named:
         notes = []
-        raw = results.get(UNFLUSHED.format(line.name)) if line.name in elements else None
+        raw = results.get(UNFLUSHED.format(line.name)) if line.name in program.states else None
         if raw is not None and np.any((value == 0) & (raw != 0)):
             notes.append(_plainly(TINY))
         after = stored.get(line.name) if stored is not None else None
@@ -107,6 +104,17 @@ def work_out(
             notes.append(writing.number("stored as", after, p.dtype))
         lines.append(writing.line(line, value, notes))
     return TracedStep(t, tuple(lines))
+
+
+@functools.lru_cache(maxsize=256)
+def _program(traced: Traced) -> Program:
+    """Whatever has a name in a step, from the gradient that the rule sees."""
+    elements = tuple(name for name in traced.states if name in traced.element_states)
+    outputs = {
+        **traced.named, "direction": traced.direction, AFTER: rules.apply(rules.P, traced.direction, Namespace("scalar")),
+        **{UNFLUSHED.format(name): traced.named[name] for name in elements},
+    }  # fmt: skip
+    return lower("worked", outputs, states=elements, element_states=traced.element_states)
 
 
 def _scaling(around: Surroundings, *, maximize: bool) -> tuple[list[Equation], Expression | None]:
