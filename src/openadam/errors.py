@@ -131,7 +131,7 @@ class ConcurrentStepError(OpenAdamError, RuntimeError):
     """An optimizer was used while a step of its own was running."""
 
 
-class ExplanationError(OpenAdamError, LookupError):
+class ExplanationError(OpenAdamError, ValueError):
     """A coordinate cannot be explained: there is none at this index, it was not followed, or the last step did not move it."""
 
 
