@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import sys
 import tempfile
 import warnings
@@ -22,11 +23,16 @@ from openadam.family import MEMBERS
 from openadam.studies import digits
 
 
-def seen(path: Path, run: Run) -> tuple[set[str], set[str]]:
-    """The rules of a recorded run's alarms, and those of its hints."""
+def seen(path: Path, run: Run) -> tuple[set[str], set[str], str]:
+    """The rules of a recorded run's alarms, and those of its hints; and the first alarm of each rule that was raised while it went on."""
     run(path)
-    findings = record.load(path).diagnose()
-    return {each.id for each in findings if each.severity != "hint"}, {each.id for each in findings if each.severity == "hint"}
+    session = record.load(path)
+    findings = session.diagnose()
+    live: dict[str, int] = {}
+    for alarm in (alarm for track in session.tracks.values() for alarm in track.alarms):
+        live.setdefault(alarm.evidence.get("rule", alarm.what), alarm.step)
+    told = " ".join(f"{rule}@{step}" for rule, step in live.items())
+    return {each.id for each in findings if each.severity != "hint"}, {each.id for each in findings if each.severity == "hint"}, told
 
 
 def show(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -42,11 +48,11 @@ def other_seeds(seeds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed, (name, lr), (epochs, every) in itertools.product(range(11, 11 + seeds), digits.RATES.items(), ((4, 1), (15, 10))):
             run = functools.partial(learn_digits, member=MEMBERS[name], epochs=epochs, seed=seed, every=every, lr=lr)
-            alarms, _ = seen(Path(folder, f"{runs}.oadam"), run)
+            alarms, _, live = seen(Path(folder, f"{runs}.oadam"), run)
             runs += 1
-            alarming += bool(alarms)
-            if alarms:
-                print(f"{name}, seed {seed}, {epochs} epochs: {' '.join(sorted(alarms))}")
+            alarming += bool(alarms or live)
+            if alarms or live:
+                print(f"{name}, seed {seed}, {epochs} epochs: {' '.join(sorted(alarms))} {live}")
     print(f"Of {runs} healthy runs on digits {alarming} have an alarm.")
 
 
@@ -55,25 +61,26 @@ def main() -> None:
     sick, healthy = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, (id, run)) in enumerate(SICK.items()):
-            alarms, hints = seen(Path(folder, f"sick{number}.oadam"), run)
+            alarms, hints, live = seen(Path(folder, f"sick{number}.oadam"), run)
             found += id in alarms | hints
             ill += bool(alarms)
             alarms_all += len(alarms)
             alarms_other += len(alarms - {id})
             told = "alarm" if id in alarms else "hint" if id in hints else "NO"
-            sick.append((name, id, told, " ".join(sorted(alarms - {id})), " ".join(sorted(hints - {id}))))
+            sick.append((name, id, told, " ".join(sorted(alarms - {id})), " ".join(sorted(hints - {id})), live))
         for number, (name, run) in enumerate(HEALTHY.items()):
-            alarms, hints = seen(Path(folder, f"healthy{number}.oadam"), run)
-            well += bool(alarms)
-            healthy.append((name, " ".join(sorted(alarms)) or "none", " ".join(sorted(hints))))
-    show(("disease", "rule", "found by", "other alarms", "other hints"), sick)
-    show(("healthy run", "alarms", "hints"), healthy)
+            alarms, hints, live = seen(Path(folder, f"healthy{number}.oadam"), run)
+            well += bool(alarms or live)
+            healthy.append((name, " ".join(sorted(alarms)) or "none", " ".join(sorted(hints)), live or "none"))
+    show(("disease", "rule", "found by", "other alarms", "other hints", "raised at step"), sick)
+    show(("healthy run", "alarms", "hints", "raised"), healthy)
     print(f"Recall: {found} of {len(SICK)} diseases. Precision: of {ill + well} runs with an alarm {ill} are ill.")
     print(f"Of the {alarms_all} alarms in these, {alarms_other} are of other rules than the one that was meant, mostly for consequences.")
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     if sys.argv[1:2] == ["--seeds"]:
         other_seeds(int(sys.argv[2]))
     else:

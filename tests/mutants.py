@@ -37,7 +37,9 @@ EVALUATION, NOTATION = "src/openadam/language/arrays.py", "src/openadam/language
 TABLE, SCALARS, TENSORS, FRAMEWORK = "native/table.cpp", "src/openadam/language/cpp.py", "native/tensors.cpp", "native/framework.hpp"
 HOST, ROWS, ROW_TABLE, LOADING, SHARDS = (f"src/openadam/torch/{name}.py" for name in ("host", "rows", "table", "loading", "shards"))
 SPARSE = ("test_row_sparse.py", "test_torch_sparse.py")
-HISTORY, RECORDER, TRACK, LAYOUT, SESSION = (f"src/openadam/record/{name}.py" for name in ("history", "recorder", "track", "layout", "session"))
+HISTORY, RECORDER, TRACK, LAYOUT, SESSION, ALARMS = (
+    f"src/openadam/record/{name}.py" for name in ("history", "recorder", "track", "layout", "session", "alarms")
+)
 RECORD = ("test_record.py",)
 FRAME, RATES, ANSWERS = "src/openadam/studies/frame.py", "src/openadam/studies/rates.py", "src/openadam/practice/model.py"
 STUDIES, PRACTICE, INSIDE = ("test_studies.py",), ("test_practice.py",), ("test_inside.py",)
@@ -167,6 +169,12 @@ MUTANTS = (
     Mutant("a recording in a file that is gone", RECORDER, "            self._look_for_file()\n", "", RECORD),
     Mutant("a recording dumps at every alarm", TRACK, "(rest or doublings & (doublings - 1))", "False", RECORD),
     Mutant("a recording of an exception keeps no ring", TRACK, "step, text, always=always)", "step, text)", RECORD),
+    Mutant("an alarm at each step that is bad", ALARMS, "waiting = bad & ~rows.open", "waiting = bad", ("test_alarms.py",)),
+    Mutant("an alarm that is never over", ALARMS, "rows.open[k] &= ~(known[k] & (values[k] >= calm if each.below else values[k] <= calm))", "pass", ("test_alarms.py",)),
+    Mutant("an alarm after one bad step", ALARMS, "rows.count_of[k] >= told(each.steps, x)", "rows.count_of[k] >= 1", ("test_alarms.py",)),
+    Mutant("alarms of tensors that take turns mixed up", ALARMS, "            state.rows.put(which, rows)\n", "", ("test_alarms.py",)),
+    Mutant("an alarm that keeps no ring", TRACK, 'self._keep_ring(step, f"alarm: {what}")', "pass", ("test_alarms.py", "test_record.py")),
+    Mutant("the report names any tensor", "src/openadam/readings.py", "at = int(np.argmax(far))", "at = int(np.argmax(beyond))", ("test_alarms.py",)),
     Mutant("a recording is read as it was", SESSION, "known = max(0, len(rows) - 1) if", "known = len(rows) if", RECORD),
 )  # fmt: skip
 

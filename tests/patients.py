@@ -1,6 +1,7 @@
-"""Runs with a disease, made to order, and healthy ones: what the doctor is tested and measured on (also by benchmarks/doctor.py).
+"""Runs with a disease, made to order, and healthy ones: what alarms and the doctor are tested and measured on (also by benchmarks/doctor.py).
 
-Each patient is a function that records a run to a path; `SICK` says which rule should find what it has, `HEALTHY` have nothing.
+Each patient is a function that records a run to a path; `SICK` says which rule should find what it has, `LIVE` where an alarm is raised, `HEALTHY`
+have nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ from openadam.studies import digits
 
 Run = Callable[[Path], None]
 SICK: dict[str, tuple[str, Run]] = {}
+LIVE: dict[str, tuple[str, str | None, int]] = {}
+"""Of these a recording raises an alarm while they go on: the rule, the tensor and the step."""
 HEALTHY: dict[str, Run] = {}
 
 
-def sick(id: str, name: str) -> Callable[[Run], Run]:
+def sick(id: str, name: str, live: int | None = None, *, tensor: str | None = "w") -> Callable[[Run], Run]:
+    """A disease; ``live`` is the step at which it raises an alarm of this rule, in ``tensor``."""
+
     def register(run: Run) -> Run:
         SICK[name] = (id, run)
+        if live is not None:
+            LIVE[name] = (id, tensor, live)
         return run
 
     return register
@@ -82,22 +89,22 @@ def refused(path: Path) -> None:
         plain(path, 60, with_nan)
 
 
-@sick("D01", "a gradient that is not finite, skipped")
+@sick("D01", "a gradient that is not finite, skipped", 30)
 def skipped(path: Path) -> None:
     plain(path, 60, with_nan, nonfinite="skip")
 
 
-@sick("D02", "a poisoned state")
+@sick("D02", "a poisoned state", 31)
 def poisoned(path: Path) -> None:
     plain(path, 60, lambda p, t: {"w": noise(t, (20, 10)) * np.float32(math.nan if t == 30 else 1)}, nonfinite="propagate")
 
 
-@sick("D04", "squares that underflow")
+@sick("D04", "squares that underflow", 3)
 def underflow(path: Path) -> None:
     plain(path, 40, lambda p, t: pull(p, t, 1e-20), lr=1e-6)
 
 
-@sick("D07", "updates below half a unit in the last place")
+@sick("D07", "updates below half a unit in the last place", 5)
 def swallowed(path: Path) -> None:
     plain(path, 60, lambda p, t: {"w": noise(t, (20, 10))}, params={"w": np.full((20, 10), 1000.0, np.float32)}, lr=1e-5, weight_decay=0)
 
@@ -136,7 +143,7 @@ def too_small(path: Path) -> None:
     plain(path, 200, pull, lr=1e-6, params=matrix(1.0))
 
 
-@sick("D09", "gradients that grow by a tenth in each step")
+@sick("D09", "gradients that grow by a tenth in each step", 84)
 def growing(path: Path) -> None:
     plain(path, 100, lambda p, t: {"w": 1.1**t * (1 + noise(t, (20, 10), 0.1))}, lr=1e-4)
 
@@ -154,12 +161,12 @@ def cold(path: Path) -> None:
 # --- moments -----------------------------------------------------------------------------------------------------------
 
 
-@sick("D16", "one gradient, thirty times too large")
+@sick("D16", "one gradient, thirty times too large", 140)
 def spike(path: Path) -> None:
     plain(path, 180, lambda p, t: pull(p, t, 30.0 if t == 140 else 1.0))
 
 
-@sick("D17", "one bad batch")
+@sick("D17", "one bad batch", 140)
 def bad_batch(path: Path) -> None:
     def gradient(params: Mapping[str, Any], t: int) -> dict[str, Any]:
         grads = {"w": noise(t, (20, 10))}
@@ -191,7 +198,7 @@ def gone(path: Path) -> None:
     plain(path, 300, lambda p, t: {"w": noise(t, (20, 10)) * (size if t < 100 else np.float32(0.02))}, lr=1e-3, weight_decay=0)
 
 
-@sick("D20", "gradients below eps")
+@sick("D20", "gradients below eps", 5)
 def below_eps(path: Path) -> None:
     plain(path, 100, lambda p, t: pull(p, t, 1e-9))
 
@@ -201,13 +208,13 @@ def near_eps(path: Path) -> None:
     plain(path, 100, lambda p, t: pull(p, t, 2e-7))
 
 
-@sick("D26", "the article's stale momentum")
+@sick("D26", "the article's stale momentum", 21)
 def stale_momentum(path: Path) -> None:
     """One gradient of 100, then -1: the steps go on against the gradient for 22 steps, and more."""
     plain(path, 100, lambda p, t: {"w": np.array([100.0 if t == 1 else -1.0])}, openadam.Adam, params={"w": np.zeros(1)}, lr=1e-3)
 
 
-@sick("D14", "all tensors uphill after a jump")
+@sick("D14", "all tensors uphill after a jump", 170, tensor=None)
 def jump(path: Path) -> None:
     def gradient(params: Mapping[str, Any], t: int) -> dict[str, Any]:
         return {name: (100.0 if t == 150 else -1.0) + 0.1 * noise(t, p.shape) for name, p in params.items()}
@@ -215,7 +222,7 @@ def jump(path: Path) -> None:
     plain(path, 200, gradient, openadam.Adam, params={"w": noise(1, (20, 10)), "b": noise(2, (10,))}, lr=1e-4)
 
 
-@sick("D24", "a large gradient in every eighth step against all others")
+@sick("D24", "a large gradient in every eighth step against all others", 60)
 def outweighed(path: Path) -> None:
     plain(path, 150, lambda p, t: {"w": (-1.0 if t % 8 else 10.0) + noise(t, (20, 10), 0.5)}, lr=1e-3)
 

@@ -12,9 +12,9 @@ import pytest
 from patients import HEALTHY, SICK, learn_digits, noise, plain, pull, synthetic
 
 import openadam
-from openadam import cli, record
+from openadam import cli, readings, record
 from openadam.errors import RecordError
-from openadam.record import checks, readings
+from openadam.record import checks, diseases
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +34,7 @@ def test_what_a_run_has_is_found(name: str, tmp_path: Path) -> None:
     found = findings(tmp_path / "run.oadam", run)
     assert id in [each.id for each in found], alarms(found)
     finding = next(each for each in found if each.id == id)
-    rule = readings.RULES[id]
+    rule = diseases.RULES[id]
     assert (finding.meaning, finding.remedy, finding.source) == (rule.meaning, rule.remedy, rule.source)
     assert {"reading", "value", "null", "threshold"} <= finding.evidence.keys()
     assert all(math.isfinite(finding.evidence[each]) for each in ("value", "null", "threshold"))
@@ -43,19 +43,20 @@ def test_what_a_run_has_is_found(name: str, tmp_path: Path) -> None:
     assert 1 <= finding.first_step <= finding.last_step
     pairs = [(each.id, each.tensor, each.evidence.get("by"), each.evidence.get("group")) for each in found]
     assert len(pairs) == len(set(pairs)), "once for each tensor and rule"
-    ranks = [readings.SEVERITIES.index(each.severity) for each in found]
+    ranks = [diseases.SEVERITIES.index(each.severity) for each in found]
     assert ranks == sorted(ranks)
 
 
 def test_every_rule_is_proven() -> None:
-    assert set(readings.RULES) == {id for id, _ in SICK.values()}
-    assert set(checks.CHECKS) <= set(readings.RULES)
+    assert set(diseases.RULES) == {id for id, _ in SICK.values()}
+    assert set(checks.CHECKS) <= set(diseases.RULES)
 
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_in_a_healthy_run_nothing_is_found(name: str, tmp_path: Path) -> None:
     pytest.importorskip("sklearn.datasets")
     assert alarms(findings(tmp_path / "run.oadam", HEALTHY[name])) == []
+    assert [track.alarms for track in record.load(tmp_path / "run.oadam").tracks.values()] == [[]], "nor while it went on"
 
 
 @pytest.mark.parametrize("seed", [7, 8])
@@ -65,6 +66,7 @@ def test_other_seeds_are_healthy_too(seed: int, tmp_path: Path) -> None:
         path = tmp_path / f"{every}.oadam"
         learn_digits(path, openadam.Adam, epochs=8, seed=seed, every=every, lr=3e-3, beta2=0.99)
         assert alarms(record.load(path).diagnose()) == []
+        assert record.load(path).tracks["Adam"].alarms == []
 
 
 def test_two_players_are_healthy(tmp_path: Path) -> None:
@@ -96,6 +98,7 @@ def test_two_players_are_healthy(tmp_path: Path) -> None:
     session = record.load(recorder.path)
     assert list(session.tracks) == ["generator", "discriminator"]
     assert alarms(session.diagnose()) == []
+    assert [track.alarms for track in session.tracks.values()] == [[], []]
 
 
 def test_torch_groups_are_read_as_well(tmp_path: Path) -> None:
@@ -161,10 +164,10 @@ def test_findings_name_tensor_and_steps(tmp_path: Path) -> None:
 
 
 def test_null_values_and_thresholds_follow_from_the_betas(tmp_path: Path) -> None:
-    assert [round(readings.agreement_alone(beta), 3) for beta in (0.5, 0.9, 0.95)] == [0.167, 0.356, 0.399]
-    assert [round(readings.noise_rms(beta), 3) for beta in (0.5, 0.9, 0.95)] == [0.577, 0.229, 0.160]
-    assert round(readings.largest_step(0.9, 0.999), 2) == 7.27
-    assert round(readings.largest_ratio(0.999), 1) == 31.6
+    assert [round(float(readings.agreement_alone(beta)), 3) for beta in (0.5, 0.9, 0.95)] == [0.167, 0.356, 0.399]
+    assert [round(float(readings.noise_rms(beta)), 3) for beta in (0.5, 0.9, 0.95)] == [0.577, 0.229, 0.160]
+    assert round(float(readings.largest_step(0.9, 0.999)), 2) == 7.27
+    assert round(float(readings.largest_ratio(0.999)), 1) == 31.6
     assert round(readings.uncorrected_peak(0.9, 0.999), 2) == 6.57
     evidence = one(tmp_path / "run.oadam", "a large gradient in every eighth step against all others").evidence
     assert round(evidence["null"], 3) == 0.356
@@ -297,4 +300,4 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_document_and_the_rules_agree() -> None:
-    assert readings.table() in (ROOT / "docs/doctor.md").read_text()
+    assert diseases.table() in (ROOT / "docs/doctor.md").read_text()

@@ -102,7 +102,7 @@ def test_two_players_are_told_apart_and_marks_are_kept(tmp_path: Path) -> None:
             player.step(np.full(4, 1.0 + k))
             if t == 1:
                 player.mark("half-way")
-    players[0]._stepper.watch.track.recorder.flush()
+    players[0]._stepper.observer.track.recorder.flush()
     tracks = record.load(path).tracks
     assert list(tracks) == ["Adam", "Adam 2"]
     for track in tracks.values():
@@ -132,10 +132,10 @@ def test_copies_record_nothing_and_the_environment_may_ask(tmp_path: Path, monke
     monkeypatch.delenv("OPENADAM_RECORD")
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         other.step(np.ones(3))
-        assert other._stepper.watch is None
+        assert other._stepper.observer is None
         other.mark("nothing comes of it")
     optimizer.step(np.ones(3))
-    optimizer._stepper.watch.track.recorder.flush()
+    optimizer._stepper.observer.track.recorder.flush()
     assert record.load(tmp_path / "asked.oadam").tracks["Adam"].last_step == 1
 
 
@@ -224,7 +224,7 @@ def test_a_scaler_that_skips_is_recorded(tmp_path: Path) -> None:
     assert [(event.kind, event.step) for event in track.events] == [("skipped", 2)]
     assert track.last_step == 2
     copied = copy.deepcopy(optimizer)
-    assert copied._watch is None
+    assert copied._observer is None
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "SGD"])
@@ -299,7 +299,7 @@ def test_ours_can_be_recorded_from_any_step_on(tmp_path: Path) -> None:
     opt = openadam.Adam(np.ones(3))
     opt.record(tmp_path / "arrays.oadam")
     opt.step(np.ones(3))
-    opt._stepper.watch.track.recorder.flush()
+    opt._stepper.observer.track.recorder.flush()
     opt.record(None)
     opt.step(np.ones(3))
     assert record.load(tmp_path / "arrays.oadam").tracks["Adam"].last_step == 1

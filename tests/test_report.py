@@ -24,9 +24,9 @@ import openadam
 from openadam import cli, record
 from openadam.cli.watch import _apart
 from openadam.errors import RecordError
-from openadam.measures import OCTAVES
-from openadam.record.readings import agreement_alone, noise_rms
-from openadam.views import charts, histograms, histories, readings
+from openadam.measures import OCTAVES, columns
+from openadam.readings import READINGS, Numbers, Settings, agreement_alone, noise_rms
+from openadam.views import charts, histograms, histories
 from openadam.views.derived import crossing, noise
 from openadam.views.figures import Sight, noise_in_words
 from openadam.views.plots import plots
@@ -114,7 +114,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> record.Session:
 def test_null_values_are_those_of_noise(session: record.Session) -> None:
     assert noise_rms(0.9) == pytest.approx(0.229, abs=5e-4)
     assert agreement_alone(0.9) == pytest.approx(0.357, abs=1e-3)
-    assert [round(agreement_alone(beta), 3) for beta in (0.5, 0.95)] == [0.167, 0.399]
+    assert [round(float(agreement_alone(beta)), 3) for beta in (0.5, 0.95)] == [0.167, 0.399]
     track = session.tracks["AdamW"]
     first, _, found = histories.histories(track, ["w"])
     late = first > 100
@@ -139,19 +139,24 @@ def test_readings_are_what_the_measures_say(session: record.Session) -> None:
 
 
 def test_a_few_elements_are_no_alarm_by_chance() -> None:
-    level, readings_of = readings.level, readings.READINGS
-    assert [level(readings_of["disagreement"], 0.6, 0.356, seen) for seen in (3, 10_000)] == ["fine", "alarm"]
-    assert [level(readings_of["surprise"], 2.4, 1.0, seen) for seen in (3, 10_000)] == ["look", "alarm"]
-    assert level(readings_of["disagreement"], 0.6, None) == level(readings_of["surprise"], math.nan, 1.0) == "unknown"
-    assert level(readings_of["eps_share"], 0.005, 0.0) == "fine"
+    def level(name: str, value: float, sampled: int, beta1: float = 0.9) -> str:
+        x = Numbers({"sampled": sampled, "zero_grad": 0}.__getitem__, Settings(beta1, 0.999, 1e-8))
+        return READINGS[name].limits(x).level(value)
+
+    assert [level("disagreement", 0.5, seen) for seen in (3, 40, 10_000)] == ["unknown", "look", "alarm"]
+    assert [level("surprise", value, 100) for value in (3.0, 4.0, 11.0, math.nan)] == ["fine", "look", "alarm", "unknown"]
+    assert level("disagreement", 0.6, 100, beta1=math.nan) == "unknown"
+    assert [level("eps_share", value, 100) for value in (0.2, 0.3, 0.6)] == ["fine", "look", "alarm"]
 
 
 def test_bounds_hold_what_they_bound() -> None:
-    reading = readings.READINGS["update_weight"]
-    low, high = {"update_sum_squares": 1.0, "param_sum_squares": 4.0}, {"update_sum_squares": 9.0, "param_sum_squares": 16.0}
-    assert readings.value(reading, low.get, high.get) == 0.25
-    assert readings.value(reading, high.get, low.get) == 1.5
-    assert math.isnan(readings.value(reading, {"update_sum_squares": 1.0, "param_sum_squares": 0.0}.get))
+    reading, h = READINGS["update_weight"], Settings(0.9, 0.999, 1e-8)
+    numbers = [{"update_sum_squares": 1.0, "param_sum_squares": 4.0}, {"update_sum_squares": 9.0, "param_sum_squares": 16.0}]
+    low, high = (Numbers({name: np.float64(value) for name, value in each.items()}.__getitem__, h) for each in numbers)
+    assert reading.of(Numbers(low._pick, h, over=high)) == 0.25
+    assert reading.of(Numbers(high._pick, h, over=low)) == 1.5
+    nothing = {"update_sum_squares": np.float64(1), "param_sum_squares": np.float64(0)}
+    assert math.isnan(reading.of(Numbers(nothing.__getitem__, h)))
 
 
 def test_thinning_keeps_the_extremes() -> None:
@@ -256,7 +261,7 @@ def test_names_do_no_harm(tmp_path: Path) -> None:
 def test_a_large_recording_still_fits(tmp_path: Path) -> None:
     recorder = record.Recorder(tmp_path / "large.oadam")
     random = np.random.default_rng(0)
-    measures = [{"name": name, "reduction": "sum"} for name in readings.MEASURES]
+    measures = [{"name": name, "reduction": "sum"} for name in columns()]
     for k in range(11):
         tensors = [{"name": f"{'block.' * 30}{k}.{n}", "elements": 100, "group": 0} for n in range(400 if k == 0 else 20)]
         groups = [{"params": [each["name"] for each in tensors], "beta1": 0.9, "eps": 1e-8}]
@@ -380,7 +385,10 @@ def test_what_the_documentation_shows_works(tmp_path: Path, monkeypatch: pytest.
         exec(compile(source, "recording.md", "exec"), names)
         if "optimizer" not in names:
             continue
-        (names["optimizer"]._stepper.watch if "w" in names else names["optimizer"]._watch).track.recorder.close()
+        observer = names["optimizer"]._stepper.observer if "w" in names else names["optimizer"]._observer
+        if observer is None:
+            continue
+        observer.track.recorder.close()
     for name, step in (("run.oadam", 200), ("torch.oadam", 20)):
         (track,) = record.load(name).tracks.values()
         assert track.last_step == step

@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from .errors import (
     TooManySkipsError,
 )
 from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure, columns, places
+from .readings import Numbers, Subjects, Worst, worst_of
 
 __all__ = ["MAX_STEP", "Coordinate", "Measured", "StepReport", "Stepper", "alone", "as_loss", "check_dtype"]
 
@@ -35,6 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 ALL_MEASURES = list(range(len(MEASURES)))
+ALWAYS_SEEN = columns(())  # of every rule
 NORM = [MEASURES.index(GRAD_SUM_SQUARES)]  # the first: the native table takes the norm from there
 MAX_STEP = 2**53 - 1  # a float64 counts exactly up to here
 FLOAT32_LARGEST = 3.4028235677973366e38  # a float64 from here on rounds to infinity
@@ -48,24 +51,27 @@ class Measured(Mapping[str, dict[str, float]]):
     """What a step saw: a dict of numbers for each tensor, made when it is asked for, from one table.
 
     ``names`` are the tensors, ``columns`` the measures and ``table`` what was seen, tensors x measures; NaN where a rule lacks what a measure
-    looks at, which the dicts leave out. ``histograms`` holds those of measures by octaves: by name, tensors x octaves, NaN likewise.
+    looks at, which the dicts leave out. ``histograms`` holds those of measures by octaves: by name, tensors x octaves, NaN likewise. ``step`` is the
+    step, ``about`` what the tensors are and how their groups are set.
     """
 
     def __init__(
-        self, names: Sequence[str] = (), columns: Sequence[str] = (), table: Array | None = None, histograms: Mapping[str, Array] | None = None
-    ) -> None:
+        self, names: Sequence[str] = (), columns: Sequence[str] = (), table: Array | None = None, histograms: Mapping[str, Array] | None = None,
+        step: int = 0, about: Subjects | None = None,
+    ) -> None:  # fmt: skip
         self.names, self.columns = tuple(names), tuple(columns)
+        self.step, self.about = step, about or Subjects([()] * len(self.names), [0] * len(self.names), [("", "", {})])
         self.table = np.zeros((len(self.names), len(self.columns))) if table is None else table
         self.histograms = dict(histograms or {})
         self._places = {name: place for place, name in enumerate(self.names)}
 
     @classmethod
-    def of(cls, names: Sequence[str], exact: Array, observed: Array, inside: Sequence[Measure]) -> Measured:
+    def of(cls, names: Sequence[str], exact: Array, observed: Array, inside: Sequence[Measure], step: int, about: Subjects) -> Measured:
         """From what was seen of each tensor, and inside its step, as rows."""
         begin = places(inside)
         one = [k for k, measure in zip(begin, inside, strict=False) if measure.width == 1]
         histograms = {each.name: observed[:, k : k + each.width] for k, each in zip(begin, inside, strict=False) if each.width > 1}
-        return cls(names, columns(inside), np.hstack([exact, observed[:, one]]), histograms)
+        return cls(names, columns(inside), np.hstack([exact, observed[:, one]]), histograms, step, about)
 
     def __getitem__(self, name: str) -> dict[str, float]:
         row = self.table[self._places[name]].tolist()
@@ -79,6 +85,26 @@ class Measured(Mapping[str, dict[str, float]]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+    def numbers(self, known: Mapping[str, Any] | None = None, **past: Any) -> Numbers:
+        """The measures as readings take them.
+
+        Args:
+            known: What ``about.known()`` gave, if it was asked before.
+            past: What else of `Numbers` is known, from steps before.
+        """
+        columns = dict(zip(self.columns, np.ascontiguousarray(self.table.T), strict=True))
+
+        def nonfinite(name: str) -> Any:  # NaN of a measure inside is one that the rule has nothing for
+            return ~np.isfinite(columns[name]) if name in ALWAYS_SEEN else np.isinf(columns[name])
+
+        known = self.about.known() if known is None else known
+        return Numbers(columns.__getitem__, first=self.step, last=self.step, nonfinite=nonfinite, **{**known, **past})
+
+    @cached_property
+    def worst(self) -> dict[str, Worst]:
+        """Of each disease of which this step alone has a sign the worst tensor; see `StepReport.alarms`."""
+        return worst_of(self.names, self.numbers(lr=self.about.rates)) if self.names else {}
 
     def total(self, measure: str) -> float:
         """The sum of a measure over the tensors."""
@@ -108,6 +134,21 @@ class StepReport(NamedTuple):
     """Why the step was skipped."""
     loss: float | None = None
     """The loss, if it was told or a closure returned it."""
+
+    @property
+    def alarms(self) -> dict[str, Worst]:
+        """Of each disease of which this step alone has a sign, by the doctor's number, the worst tensor: its name, the reading, its value, what it
+        would be without the disease, and the threshold. Empty where nothing was measured. Computed when it is asked for.
+
+        One step is little: noise, too, disagrees with its past now and then. What lasts is for the alarms of a recording, and the doctor.
+
+        >>> import numpy as np, openadam
+        >>> opt = openadam.Adam({"w": np.ones(100), "b": np.ones(100)})
+        >>> report = opt.step({"w": np.full(100, 1e-10), "b": np.full(100, 1e-9)}, measure=True)
+        >>> report.alarms["D20"]
+        Worst(tensor='w', reading='share of sqrt(v) below eps', value=1.0, null=0.0, threshold=0.5)
+        """
+        return self.measures.worst if self.measures is not None else {}
 
     @property
     def param_norm(self) -> float | None:
@@ -177,7 +218,7 @@ class Stepper:
         self.table: Any = None
         self.latest_skips = [0, 0]  # steps taken before the latest skips, and how many these were in a row
         self.updates: list[Update] = []  # of each group that which decays, and that which does not
-        self.watch: Any = None  # who records what the steps see
+        self.observer: Any = None  # who records what the steps see
         self.followed: Any = None  # the coordinates that somebody follows
 
     # --- what a host tells -----------------------------------------------------------------------------------------
@@ -189,6 +230,14 @@ class Stepper:
 
     def name(self, i: int) -> str:
         """The name of row i's tensor, for messages."""
+        raise NotImplementedError
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        """The shape of row i's tensor."""
+        raise NotImplementedError
+
+    def place(self, i: int) -> int:
+        """Which of the updates moves row i."""
         raise NotImplementedError
 
     def is_active(self, i: int) -> bool:
@@ -294,8 +343,8 @@ class Stepper:
             raise TooManySkipsError(taken + 1, count, self.max_skips, reason) from why
         assign_all([self.table.counts, self.latest_skips], [np.array([taken, skipped + 1]), [taken, count + 1]])
         said = str(why) if why is not None else "a scaler found gradients that are not finite"
-        if self.watch is not None:
-            self.watch.skipped(taken + 1, said)
+        if self.observer is not None:
+            self.observer.skipped(taken + 1, said, why)
         if self.followed is not None:
             self.followed.missed(f"step {taken + 1} was skipped: {said}")
         return StepReport(taken, norm, clip, True, measures, said, loss)
@@ -363,20 +412,20 @@ class Stepper:
 
     def take_and_tell(self, threads: int, *, measure: bool | Iterable[Measure] = False, **how: Any) -> StepReport:
         """`take`, where somebody records it or follows coordinates: some steps are measured for who records, and what is refused is told, too."""
-        watch, followed = self.watch, self.followed
-        looks = watch.wants(self.steps + 1) if watch is not None and measure is False else measure
+        observer, followed = self.observer, self.followed
+        looks = observer.wants(self.steps + 1) if observer is not None and measure is False else measure
         if followed is not None:
             followed.before(self)
         try:
             report = self.take(threads, measure=looks, **how)
         except OpenAdamError as error:
-            if watch is not None:
-                watch.failed(self.steps + 1, error)
+            if observer is not None:
+                observer.failed(self.steps + 1, error)
             raise
         if followed is not None:
             followed.after(self, report, how.get("scale", 1.0))
-        if watch is not None:
-            watch.saw(report, (update.values["lr"] for update in self.updates[::2]))
+        if observer is not None:
+            observer.saw(report, (update.values["lr"] for update in self.updates[::2]))
         return report if measure is not False else report._replace(measures=None)
 
     def norm(self, total: float, which: Iterable[int] | None = None) -> float:
@@ -411,7 +460,10 @@ class Stepper:
         nonfinite = np.zeros((self.count, 1))
         for i in np.flatnonzero(~np.isfinite(exact[:, 0])).tolist():  # else its gradient is
             nonfinite[i] = np.count_nonzero(~np.isfinite(self.gradient(i))) if i in active else 0
-        return Measured.of([self.name(i) for i in active], np.hstack([exact, nonfinite])[active], self.observed()[active], inside)
+        classes = [(update.traced.name, update.coupling, update.values) for update in self.updates]
+        about = Subjects([self.shape(i) for i in active], [self.place(i) for i in active], classes)
+        exact = np.hstack([exact, nonfinite])[active]
+        return Measured.of([self.name(i) for i in active], exact, self.observed()[active], inside, self.steps, about)
 
     def _non_finite(self) -> NonFiniteGradientError | None:
         """The error that names the first element that is not finite, if there is one."""

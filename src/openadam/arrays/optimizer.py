@@ -175,11 +175,11 @@ class Optimizer(Followable):
 
     def record(self, record: Any) -> None:
         """Record the steps from here on, as the keyword of this name does from the first; None: no more."""
-        self._stepper.watch = self._watched(record) if record is not None else None
+        self._stepper.observer = self._observer_of(record) if record is not None else None
 
-    def _watched(self, record: Any) -> Any:
+    def _observer_of(self, record: Any) -> Any:
         """Who records the steps."""
-        from ..record.watch import watch
+        from ..record.observer import observer
 
         stepper = self._stepper
         about = {
@@ -192,7 +192,7 @@ class Optimizer(Followable):
             {"name": row.name, "shape": list(row.shape), "dtype": str(row.view.dtype), "elements": row.view.size, "group": row.group}
             for row in self._rows
         )
-        return watch(self, record, about, rows)
+        return observer(self, record, about, rows)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -307,7 +307,7 @@ class Optimizer(Followable):
             if not stepper.table.active_count:
                 self._idle()
                 return StepReport(self.steps, 0.0, 1.0, False, Measured() if measure is not False else None, loss=as_loss(loss))
-            take = stepper.take if stepper.watch is None and stepper.followed is None else stepper.take_and_tell
+            take = stepper.take if stepper.observer is None and stepper.followed is None else stepper.take_and_tell
             return take(self._threads, measure=measure, loss=as_loss(loss) if loss is not None else None)
         except OpenAdamError as error:
             self._refused(error)
@@ -317,8 +317,8 @@ class Optimizer(Followable):
 
     def mark(self, text: str) -> None:
         """Note an event in the recording, if there is one: a change of what is learnt, say. The steps after it are observed, all of them."""
-        if self._stepper.watch is not None:
-            self._stepper.watch.mark(self.steps, text)
+        if self._stepper.observer is not None:
+            self._stepper.observer.mark(self.steps, text)
 
     def _flatten(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters; refuses another structure."""

@@ -50,8 +50,8 @@ class ArrayStepper(Stepper):
         """Take in the rows as they are now. Rows of one class (a group, decayed or not) share their hyperparameters."""
         while len(self.updates) < 2 * groups:
             self.updates.append(engines.Update(traced, coupling, self._engine.kernel(engines.compiled(traced)[0]) or 0))
-        for row in self._rows:
-            row.update = self.updates[2 * row.group + (not row.decayed)]
+        for i, row in enumerate(self._rows):
+            row.update = self.updates[self.place(i)]
         if self._engine.name != "native":
             self.table.rows = self._rows
             return
@@ -59,7 +59,7 @@ class ArrayStepper(Stepper):
             self.table.set_update(index, update.kernel, [0.0] * len(update.program.hyperparameters), 0.0, False)
         self.table.resize(len(self._rows))
         for i, row in enumerate(self._rows):
-            self.table.set_row(i, 2 * row.group + (not row.decayed), row.array)
+            self.table.set_row(i, self.place(i), row.array)
             addresses = [state.__array_interface__["data"][0] for state in row.states]
             numbers = row.numbers.__array_interface__["data"][0]
             engines.native().set_memory(self.table, i, row.view.size, engines.DTYPES[row.view.dtype], addresses, numbers, row.numbers.size - 1)
@@ -133,6 +133,12 @@ class ArrayStepper(Stepper):
 
     def name(self, i: int) -> str:
         return self._rows[i].name
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        return self._rows[i].shape
+
+    def place(self, i: int) -> int:
+        return 2 * self._rows[i].group + (not self._rows[i].decayed)
 
     def gradient(self, i: int) -> Array:
         row = self._rows[i]

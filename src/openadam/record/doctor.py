@@ -16,15 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RecordError
-from .checks import CHECKS, EARLY, ENOUGH, Reading, Told, View, is_corrected, largest_of, median_of, momentum_span
-from .readings import NOISE, RULES, SEVERITIES, noise_rms, uncorrected_peak
-from .settings import betas_of, groups_of, number
+from ..readings import EARLY, ENOUGH, ROUNDING, momentum_span, number, uncorrected_peak, uphill
+from .checks import CHECKS, Judgement, Told, View, largest_of, median_of
+from .diseases import RULES, SEVERITIES, in_words
+from .settings import groups_of, settings_of
 
 __all__ = ["Finding", "diagnose"]
 
 Array = npt.NDArray[Any]
-
-ROUNDING = 1e-5  # of the largest gradients: what is below is what rounding leaves of a gradient that is 0
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,7 @@ class Finding:
     @property
     def seen(self) -> str:
         """The evidence in words."""
-        shown = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in self.evidence.items() if value is not None}
-        reading, value, null, threshold = (shown.pop(name, "unknown") for name in ("reading", "value", "null", "threshold"))
-        usual = "noise alone would give" if self.id in NOISE else "healthy is"
-        return "; ".join([f"{reading} {value}, {usual} {null} (alarm at {threshold})", *(f"{name} {each}" for name, each in shown.items())])
+        return in_words(self.evidence, self.id, whole=True)
 
 
 class Recording(Protocol):
@@ -130,8 +126,8 @@ def _track(track: Told) -> Iterator[Finding]:
 # --- one tensor ----------------------------------------------------------------------------------------------------------
 
 
-def _judge(id: str, view: View, reading: Reading | None, largest: float) -> Finding | None:
-    if reading is None or not (math.isfinite(reading.null) and np.isfinite(reading.threshold).all()):
+def _judge(id: str, view: View, reading: Judgement | None, largest: float) -> Finding | None:
+    if reading is None or not math.isfinite(reading.null):
         return None
     found = _episodes(view, reading)
     if found is None:
@@ -141,17 +137,17 @@ def _judge(id: str, view: View, reading: Reading | None, largest: float) -> Find
     at = int((np.argmin if reading.below else np.argmax)(values))
     value, threshold = float(values[at] if reading.worst else np.median(values)), float(thresholds[at])
     severity = reading.severity or RULES[id].severity
-    if reading.noise and severity == "warning" and not np.max(view.grad_rms[found]) > ROUNDING * largest:
+    if not reading.rounding and severity == "warning" and not np.max(view.grad_rms[found]) > ROUNDING * largest:
         severity = "hint"
     evidence = {"value": value, "null": reading.null, "threshold": threshold, "observed": int(view.observations[found].sum())}
     return _finding(id, view, severity, int(view.first[found][0]), int(view.last[found][-1]), evidence | (reading.also or {}))
 
 
-def _episodes(view: View, reading: Reading) -> Array | None:
+def _episodes(view: View, reading: Judgement) -> Array | None:
     """Where a reading is bad in a row for long enough, or goes on to be; None if it never is."""
     sign = -1.0 if reading.below else 1.0
     values, threshold = sign * reading.values, sign * np.broadcast_to(reading.threshold, reading.values.shape)
-    calm = np.minimum(threshold, (sign * reading.null + threshold) / 2)
+    calm = sign * reading.calm
     found: list[int] = []
     row: list[int] = []
     is_open = False
@@ -202,27 +198,28 @@ def _settings(track: Told, seen: list[View]) -> Iterator[Finding]:
     has_v = any(np.isfinite(view.mean("v_sum")).any() for view in seen)
     for place, group in enumerate(groups_of(track.about)):
         own = [view for view in seen if view.group is group]
-        beta1, beta2 = betas_of(group)
+        h = settings_of(track.about, group)
+        beta1, beta2 = h.beta1, h.beta2
         where = {"group": place}
         first, last = min((int(v.first[0]) for v in own), default=None), max((int(v.last[-1]) for v in own), default=None)
         if beta2 > 0 and beta1 >= math.sqrt(beta2):
             bound = math.sqrt(beta2)
             yield _finding("D36", track, None, first, last, {"value": beta1, "null": 0.9, "threshold": bound, "beta2": beta2, **where})
-        if not is_corrected(track) and (peak := uncorrected_peak(beta1, beta2)) > 1.5:
+        if not h.corrected and (peak := uncorrected_peak(beta1, beta2)) > 1.5:
             yield _finding("D13", track, None, first, last, {"value": peak, "null": 1.0, "threshold": 1.5, **where})
         decay = number(group.get("weight_decay"))
         if has_v and track.about.get("coupling") == "coupled" and decay > 0 and own:
-            value = max(median_of(v.mean("decay_over_grad") / v.sampled) for v in own)
+            value = max(median_of(v.mean("decay_over_grad") / v.means.sampled) for v in own)
             yield _finding("D34", track, None, first, last, {"value": value, "null": 0.0, "threshold": 0.0, "weight_decay": decay, **where})
         yield from _warm_up(track, own, where)
 
 
 def _warm_up(track: Told, views: list[View], where: dict[str, Any]) -> Iterator[Finding]:
-    begun = [view for view in views if view.first[0] == 1 and view.lr[0] >= 0.9 * largest_of(view.lr) and view.beta2 < 1 and is_corrected(track)]
+    begun = [view for view in views if view.first[0] == 1 and view.lr[0] >= 0.9 * largest_of(view.lr) and view.h.beta2 < 1 and view.h.corrected]
     ratios = [(float(view.update_to_weight[0]), view) for view in begun if np.isfinite(view.update_to_weight[0])]
     ratio, view = max(ratios, key=lambda each: each[0], default=(0.0, None))
     if view is not None and ratio > 0.01:
-        suggested = math.ceil(2 / (1 - view.beta2) - 1e-6)
+        suggested = math.ceil(2 / (1 - view.h.beta2) - 1e-6)
         evidence = {"value": ratio, "null": 1e-3, "threshold": 0.01, "in": view.name, "warm-up": suggested, **where}
         yield _finding("D38", track, None, 1, int(view.last[0]), evidence)
 
@@ -230,13 +227,12 @@ def _warm_up(track: Told, views: list[View], where: dict[str, Any]) -> Iterator[
 def _whole(track: Told, seen: list[View]) -> Iterator[Finding]:
     """What all tensors do together."""
     if seen and all(len(view.last) == len(seen[0].last) for view in seen):
-        zero = np.zeros(len(seen[0].last))
-        descent = sum((view.elements / view.sampled * view.high("descent") for view in seen), zero)
-        lengths = sum((view.elements / view.sampled * view.lengths for view in seen), zero)
-        beta1 = seen[0].beta1
-        elements = sum(view.elements for view in seen)
-        if elements >= ENOUGH and math.isfinite(beta1):
-            found = _episodes(seen[0], reading := Reading(descent / lengths, noise_rms(beta1), 0.0, 5, below=True, span=momentum_span(beta1)))
+        parts = [uphill(view.peaks) for view in seen]
+        descent, lengths = sum(each[0] for each in parts), sum(each[1] for each in parts)
+        h = seen[0].h
+        if sum(view.means.elements for view in seen) >= ENOUGH and math.isfinite(h.beta1):
+            reading = Judgement(descent / lengths, float(h.noise), 0.0, 5, below=True, span=int(momentum_span(h.beta1)))
+            found = _episodes(seen[0], reading)
             if found is not None:
                 evidence = {"value": float(np.median(reading.values[found])), "null": reading.null, "threshold": 0.0}
                 yield _finding("D14", track, None, int(seen[0].first[found][0]), int(seen[0].last[found][-1]), evidence)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["betas_of", "group_of", "groups_of", "number"]
+from ..readings import Settings
 
-
-def number(value: Any) -> float:
-    """A setting; NaN where there is none, or one that changes."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+__all__ = ["group_of", "groups_of", "settings_of"]
 
 
 def groups_of(about: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -31,9 +27,10 @@ def group_of(groups: list[Mapping[str, Any]], tensor: Mapping[str, Any]) -> tupl
     return place, groups[place] if 0 <= place < len(groups) else {}
 
 
-def betas_of(group: Mapping[str, Any]) -> tuple[float, float]:
-    """Of torch's groups and of ours; NaN for what there is not."""
-    betas = group.get("betas")
-    if isinstance(betas, (list, tuple)) and len(betas) == 2:
-        return number(betas[0]), number(betas[1])
-    return number(group.get("beta1")), number(group.get("beta2"))
+def settings_of(about: Mapping[str, Any], group: Mapping[str, Any]) -> Settings:
+    """The settings of a group as readings take them.
+
+    >>> settings_of({"rule": "adam", "coupling": "decoupled"}, {"beta1": 0.9, "beta2": "lambda t: 1 - 1 / t"}).beta2
+    nan
+    """
+    return Settings.of(str(about.get("rule", "")), str(about.get("coupling", "")), group)

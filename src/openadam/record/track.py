@@ -21,7 +21,7 @@ __all__ = ["Batch", "Track"]
 Array = npt.NDArray[Any]
 Scalars = tuple[int, float, dict[str, float]]  # step, time, values
 
-AROUND = 20  # steps observed after an event or an alarm
+AROUND = 20  # steps observed after an event, an alarm or a failure
 MAX_PENDING = 4096  # steps whose scalars wait to be put into buckets
 MAX_SCALARS = 256  # names; further ones are passed over
 MAX_EVENTS = 1000  # of a kind: the first half of them, and as many of the latest
@@ -257,12 +257,18 @@ class Track:
         self._keep_ring(step, f"alarm: {what}")
 
     def failed(self, step: int, error: BaseException) -> None:
-        """A step was refused with an error: the ring is written out, as at an alarm."""
+        """A step was refused with an error: the ring is written out and the next steps are observed, as at an alarm."""
+        self._attention = step
         self._fail(step, error, always=False)
 
     def close(self) -> None:
         """Nothing more follows. What was told is written in the next flush; this waits for nothing, so that a finalizer may call it."""
         self._closed = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more."""
+        return self._closed
 
     def _fail(self, step: int, error: BaseException, *, always: bool) -> None:
         text = f"{type(error).__name__}: {error}"

@@ -90,7 +90,7 @@ class Host(Followable, _Base):
     member: ClassVar[Member]
     _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to the step
     _counted = (0, 0, 0)  # steps taken, skipped, and skipped in a row before this object had a stepper: in a copy
-    _watch: Any  # who records the steps
+    _observer: Any  # who records the steps
     last_step: StepReport | None = None
     """What the last step saw: number, gradient norm, clip factor, whether it was skipped, and the measures if they were asked for."""
 
@@ -147,18 +147,18 @@ class Host(Followable, _Base):
 
     def record(self, record: Any) -> None:
         """Record the steps from here on, as the keyword of this name does from the first; None: no more."""
-        self._watch = self._watched(record) if record is not None else None
+        self._observer = self._observer_of(record) if record is not None else None
         if self._stepper is not None:
-            self._stepper.watch = self._watch
+            self._stepper.observer = self._observer
 
     @property
     def steps_taken(self) -> int:
         """Steps that were taken, by this object's own count."""
         return self._stepper.steps if self._stepper is not None else self._counted[0]
 
-    def _watched(self, record: Any) -> Any:
+    def _observer_of(self, record: Any) -> Any:
         """Who records the steps."""
-        from ..record.watch import watch
+        from ..record.observer import observer
 
         groups, tensors = as_recorded(self.param_groups)
         about = {
@@ -167,12 +167,12 @@ class Host(Followable, _Base):
             **{name: value for name, value in self._options.items() if name != "no_decay"},
             "groups": groups,
         }  # fmt: skip
-        return watch(self, record, about, tensors)
+        return observer(self, record, about, tensors)
 
     def mark(self, text: str) -> None:
         """Note an event in the recording, if there is one: a change of what is learnt, say. The steps after it are observed, all of them."""
-        if self._watch is not None:
-            self._watch.mark(self.steps_taken, text)
+        if self._observer is not None:
+            self._observer.mark(self.steps_taken, text)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -188,7 +188,7 @@ class Host(Followable, _Base):
         self._guard = threading.Lock()
         self._in_use = False
         self._stepper: TensorStepper | None = None
-        self._watch = None
+        self._observer = None
         self._following = None
         self._told: list[Any] = []  # the groups' settings as they were when the stepper was told; empty: tell it
         self._still = False  # whether all learning rates are 0
@@ -293,7 +293,7 @@ class Host(Followable, _Base):
     @alone
     def _take(self, measure: bool | Iterable[Measure], loss: Any) -> None:
         stepper = self._stepper
-        if loss is None and self._watch is not None:
+        if loss is None and self._observer is not None:
             loss = self.__dict__.pop("_told_loss", None)  # by whoever observes
         told = as_loss(loss) if loss is not None else None
         try:
@@ -301,7 +301,7 @@ class Host(Followable, _Base):
                 raise ParameterError(f"the optimizer's param_groups are {self.param_groups!r}, and must be a list of at least one group")
             if stepper is None:
                 stepper = self._stepper = self._make_stepper()
-                stepper.watch, stepper.followed = self._watch, self._following
+                stepper.observer, stepper.followed = self._observer, self._following
             self._tell(stepper)
             own = self.__dict__
             found_inf, grad_scale = own.get("found_inf"), own.get("grad_scale")
@@ -334,7 +334,7 @@ class Host(Followable, _Base):
             if self._still:
                 stepper.is_new = stepper.begins()
                 only_makes_states = (lambda: stepper.is_new) if stepper.is_new or stepper.shards else None
-            take = stepper.take if stepper.watch is None and stepper.followed is None else stepper.take_and_tell
+            take = stepper.take if stepper.observer is None and stepper.followed is None else stepper.take_and_tell
             self.last_step = take(
                 self._threads(), scale=scale, measure=measure, loss=told, before_commit=stepper.register, only_makes_states=only_makes_states
             )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import engine as engines
 from ..errors import HyperparameterError
 from ..measures import INSIDE, MEASURES, Measure
+from ..readings import Subjects
 from ..step import Measured, StepReport, as_loss
 from .host import Host
 from .members import MEMBERS, Member
@@ -75,7 +76,7 @@ class Observation:
     def __init__(self, optimizer: Any, record: Any) -> None:
         self._optimizer = weakref.ref(optimizer)
         optimizer.record(record)
-        self._watch = optimizer._watch
+        self._observer = optimizer._observer
 
     @property
     def loss(self) -> Any:
@@ -95,11 +96,11 @@ class Observation:
 
     def mark(self, text: str) -> None:
         """Note an event."""
-        self._watch.mark(self.steps, text)
+        self._observer.mark(self.steps, text)
 
     def failed(self, error: BaseException) -> None:
         """The training failed: the last steps are kept in full."""
-        self._watch.failed(self.steps + 1, error)
+        self._observer.failed(self.steps + 1, error)
 
     def close(self) -> None:
         """Record no more; what was recorded is on disk then."""
@@ -109,8 +110,8 @@ class Observation:
         self._end()
 
     def _end(self) -> None:
-        self._watch.track.recorder.flush()
-        self._watch.track.close()
+        self._observer.track.recorder.flush()
+        self._observer.track.close()
 
 
 class FromOutside(Observation):
@@ -119,7 +120,7 @@ class FromOutside(Observation):
     loss: Any = None
 
     def __init__(self, optimizer: torch.optim.Optimizer, member: Member, decoupled: bool, record: Any) -> None:
-        from ..record.watch import watch
+        from ..record.observer import observer
 
         self._member, self._decoupled = member, decoupled
         self._steps = 0
@@ -129,7 +130,7 @@ class FromOutside(Observation):
         about["coupling"] = "decoupled" if decoupled else "coupled"
         about["rule"] = member.traced(optimizer.param_groups[0]).name
         about["groups"], tensors = as_recorded(optimizer.param_groups)
-        self._watch = watch(optimizer, record, about, tensors)
+        self._observer = observer(optimizer, record, about, tensors)
         self._hooks: list[Any] = [optimizer.register_step_pre_hook(self._look), optimizer.register_step_post_hook(self._tell)]
 
     @property
@@ -146,7 +147,7 @@ class FromOutside(Observation):
     def _look(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._before = []
         try:
-            wanted = self._watch.wants(self._steps + 1)
+            wanted = self._observer.wants(self._steps + 1)
             if wanted:
                 self._inside = INSIDE if wanted is True else INSIDE + wanted
                 for group, name, p in chosen_parameters(None, optimizer.param_groups):
@@ -182,13 +183,21 @@ class FromOutside(Observation):
             with np.errstate(all="ignore"):
                 rows = [self._row(p, taken, memory) for _, p, taken, memory in stepped]
             exact, observed = (np.array(list(each)) for each in zip(*rows, strict=True)) if rows else (np.zeros((0, 0)), np.zeros((0, 0)))
-            seen = Measured.of([name for name, *_ in stepped], exact, observed, self._inside) if rows else None
+            names = [name for name, *_ in stepped]
+            seen = Measured.of(names, exact, observed, self._inside, self._steps, self._about(stepped)) if rows else None
             norm = math.sqrt(seen.total("grad_sum_squares")) if seen is not None else None
             report = StepReport(self._steps, norm if norm is not None else math.nan, 1.0, False, seen, None, loss)
-            self._watch.saw(report, [float(group["lr"]) for group in optimizer.param_groups])
+            self._observer.saw(report, [float(group["lr"]) for group in optimizer.param_groups])
         except Exception as error:
             self._give_up(error)
         self._before = []
+
+    def _about(self, stepped: Sequence[Any]) -> Subjects:
+        """What the tensors of a step are."""
+        groups = [taken["group"] for _, _, taken, _ in stepped]
+        coupling = "decoupled" if self._decoupled else "coupled"
+        classes = [(self._member.traced(group).name, coupling, {**group, **self._member.settings(0, group)}) for group in groups]
+        return Subjects([tuple(p.shape) for _, p, *_ in stepped], range(len(stepped)), classes)
 
     def _row(self, p: Any, taken: Mapping[str, Any], memory: list[float]) -> tuple[list[float], Any]:
         arrays, group = taken["arrays"], taken["group"]
@@ -201,5 +210,5 @@ class FromOutside(Observation):
         return [*exact, nonfinite], update.inside(self._inside, taken["t"], 1.0, math.inf, memory, arrays)
 
     def _give_up(self, error: Exception) -> None:
-        self._watch.give_up(error)
+        self._observer.give_up(error)
         self.close()

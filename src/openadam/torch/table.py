@@ -281,6 +281,12 @@ class TensorStepper(Stepper):
     def name(self, i: int) -> str:
         return self.rows[i].name(self.groups)
 
+    def shape(self, i: int) -> tuple[int, ...]:
+        return tuple(self.parameter(i).shape)
+
+    def place(self, i: int) -> int:
+        return self.rows[i].class_index
+
     def dtype(self, i: int) -> np.dtype[Any]:
         return np.dtype(dtype_name(arithmetic_of(self.parameter(i).dtype)))
 

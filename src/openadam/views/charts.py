@@ -10,8 +10,7 @@ import numpy as np
 
 from .figures import Lines, Plane
 from .histories import Series, thin
-from .readings import shown
-from .text import printable, shortened
+from .text import printable, shortened, shown
 
 __all__ = ["LONGEST_NAME", "chart", "name_of", "plane", "table", "ticks"]
 

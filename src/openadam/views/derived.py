@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..readings import READINGS, Numbers, Settings, noise_rms, number
 from ..record import TrackData
-from ..record.readings import noise_rms
-from ..record.settings import betas_of, group_of, groups_of, number
+from ..record.settings import group_of, groups_of, settings_of
 
 __all__ = ["DERIVED", "Derived", "Forecast", "Noise", "crossing", "derived", "noise", "rotation_equilibrium"]
 
@@ -29,8 +29,7 @@ class Derived(NamedTuple):
 
 
 DERIVED = {
-    "v_over_eps": Derived("√v̂/eps", "how far the root of the mean second moment stands above eps, of elements that have one; at 1, eps counts "
-                          "as much"),
+    "v_over_eps": Derived(READINGS["v_over_eps"].label, READINGS["v_over_eps"].meaning),
     "noise_scale": Derived("noise scale", "noise of a batch's gradient over the gradient without noise, both squared: the batch that has as much "
                            "noise as signal, in batches of this run; a gap where noise drowns the gradient"),
     "rotation": Derived("rotation", "by what angle a step turns the parameter, seen as one vector, in radians"),
@@ -110,16 +109,16 @@ def rotation_equilibrium(lr: float, weight_decay: float, beta1: float) -> float:
     >>> round(rotation_equilibrium(0.001, 0.1, 0.9), 6)
     0.003244
     """
-    return math.sqrt(2 * lr * weight_decay) * noise_rms(beta1)
+    return math.sqrt(2 * lr * weight_decay) * float(noise_rms(beta1))
 
 
 def derived(track: TrackData, tensors: Sequence[str]) -> tuple[dict[str, Any], Noise]:
     """All of `DERIVED` as buckets x tensors, NaN where it cannot be told; and noise and signal of all elements, as buckets x tensors too."""
     _, last, summary = track.block(tensors, MEASURES)
     mean = {name: summary[1, ..., place] for place, name in enumerate(MEASURES)}
-    groups = [group_of(groups_of(track.about), track.tensors[name])[1] for name in tensors]
-    beta1 = np.array([betas_of(group)[0] for group in groups], float)
-    eps = np.array([number(group.get("eps")) for group in groups], float)
+    groups = [settings_of(track.about, group_of(groups_of(track.about), track.tensors[name])[1]) for name in tensors]
+    h = Settings.together(groups, range(len(groups)))
+    beta1 = h.beta1
     elements = np.array([number(track.tensors[name].get("elements")) for name in tensors], float)
     if str(track.about.get("rule", "")).startswith("amsgrad"):  # whose v̂ is a maximum: it tells of no variance
         mean["m_hat_sum_squares"] = np.full_like(mean["m_hat_sum_squares"], np.nan)
@@ -128,11 +127,10 @@ def derived(track: TrackData, tensors: Sequence[str]) -> tuple[dict[str, Any], N
         found = noise(
             times * mean["v_hat_sum"], times * mean["m_hat_sum_squares"], np.where((beta1 >= 0) & (beta1 < 1), beta1, np.nan), last[:, None]
         )
-        alive = mean["sampled"] - mean["v_zero"]
         weights = np.where(mean["param_sum_squares"] > 0, mean["param_sum_squares"], np.nan)
         along = times * mean["param_dot_update"]
         values = {
-            "v_over_eps": np.sqrt(mean["v_hat_sum"] / np.where(alive > 0, alive, np.nan)) / np.where(eps > 0, eps, np.nan),
+            "v_over_eps": READINGS["v_over_eps"].of(Numbers(mean.__getitem__, h)),
             "noise_scale": found.scale,
             "rotation": np.sqrt(np.maximum(mean["update_sum_squares"] - along**2 / weights, 0) / weights),
             "m_rms": np.sqrt(mean["m_before_sum_squares"] / mean["sampled"]),

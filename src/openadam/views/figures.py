@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..readings import Reading, betas_of, decay_equilibrium, number
 from ..record import TrackData
-from ..record.settings import betas_of, group_of, groups_of, number
+from ..record.settings import group_of, groups_of
 from .derived import DERIVED, Forecast, Noise, crossing, derived, rotation_equilibrium
 from .histograms import spreads
-from .histories import Series, happened, histories, mean, null_of, scalar, thin
+from .histories import READINGS, Series, happened, histories, mean, null_of, scalar, thin
 from .pictures import WIDE_RANGE
-from .readings import READINGS, Reading, decay_equilibrium, shown
+from .text import shown
 
 __all__ = ["LABELS", "MOST_LINES", "Axis", "Lines", "Mark", "Path", "Plane", "Sight", "axis_of", "noise_in_words"]
 

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..record import TrackData
-from ..record.readings import largest_step
-from ..record.settings import betas_of, group_of, groups_of, number
-from .readings import shown
+from ..record.settings import group_of, groups_of, settings_of
+from .text import shown
 
 __all__ = ["Spread", "quantile", "share_below", "spreads", "words"]
 
@@ -62,11 +61,10 @@ def spreads(track: TrackData, tensor: str) -> list[Spread]:
 def _line(track: TrackData, tensor: str, name: str) -> tuple[float | None, str]:
     """What a quantity is held against, and what that is called."""
     place, group = group_of(groups_of(track.about), track.tensors.get(tensor, {}))
-    eps, rate = number(group.get("eps")), f"lr {place}" if place else "lr"
+    h, rate = settings_of(track.about, group), f"lr {place}" if place else "lr"
     lr = float(track.scalar(rate)["mean"][-1]) if rate in track.scalars and len(track.scalar(rate)) else math.nan
-    rule = str(track.about.get("rule", "")).split("_")
-    bound = largest_step(*betas_of(group)) if rule[0] in ("adam", "amsgrad") and "off" not in rule else math.nan
-    value, label = {"v_root": (eps, "eps"), "direction_abs": (bound, "bound"), "rate": (lr / eps if eps > 0 else math.nan, "lr/eps")}[name]
+    bound = float(h.bound) if h.bounded else math.nan
+    value, label = {"v_root": (h.eps, "eps"), "direction_abs": (bound, "bound"), "rate": (lr / h.eps if h.eps > 0 else math.nan, "lr/eps")}[name]
     return (value, label) if math.isfinite(value) and value > 0 else (None, "")
 
 

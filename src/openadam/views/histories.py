@@ -8,15 +8,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..measures import sampled_elements
+from ..measures import columns, sampled_elements
+from ..readings import READINGS as ALL
+from ..readings import Limits, Numbers, Reading, Settings, trouble
 from ..record import TrackData
-from ..record.settings import group_of, groups_of, number
-from .readings import MEASURES, READINGS, Reading, null, reach, trouble, value
+from ..record.settings import group_of, groups_of, settings_of
 
 __all__ = [
-    "Happening", "Overhead", "Series", "by_trouble", "happened", "histories", "latest", "mean", "noise_of", "null_of", "overhead",
-    "overhead_in_words", "scalar", "seen_of", "thin",
+    "READINGS", "Happening", "Overhead", "Series", "by_trouble", "happened", "histories", "latest", "limits_of", "mean", "null_of", "overhead",
+    "overhead_in_words", "scalar", "thin",
 ]  # fmt: skip
+
+READINGS = {
+    name: ALL[name]
+    for name in (
+        "surprise", "direction", "disagreement", "eps_share", "grad_over_eps", "update_weight", "grad_rms", "param_rms", "spikes", "swallowed",
+        "zero_grad",
+    )
+}  # fmt: skip
+"""Those that are shown, in this order."""
 
 CHUNK = 100  # tensors whose measures are looked at together
 LATEST = 8  # buckets that are now
@@ -83,26 +93,23 @@ def thin(series: Series, columns: int) -> Series:
     return Series(series.first[starts], series.last[ends], low, middle, high)
 
 
-def null_of(track: TrackData, reading: Reading, tensors: Sequence[str]) -> Any:
-    """What noise alone would give in each tensor; NaN where that is not known."""
-    found = [null(reading, track.about, group) for group in _groups(track, tensors)]
-    return np.array([np.nan if each is None else each for each in found], float)
-
-
 def histories(track: TrackData, tensors: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
     """First and last step of each bucket, and of each reading: least, mean, greatest x buckets x tensors."""
     return _readings(track, tensors, None)
 
 
-def seen_of(track: TrackData, tensors: Sequence[str]) -> Any:
-    """How many elements of each tensor are looked into; infinity where that is not known."""
-    sizes = [track.tensors[name].get("elements") for name in tensors]
-    return np.array([max(sampled_elements(size), 1) if isinstance(size, int) and size >= 0 else np.inf for size in sizes], float)
+def limits_of(track: TrackData, tensors: Sequence[str], steps: int = 1) -> dict[str, Limits]:
+    """Of each reading what to hold it against in each tensor, where it is the mean of so many steps; NaN where that is not known."""
+    told = [track.tensors[name].get("elements") for name in tensors]
+    seen = np.array([max(sampled_elements(size), 1) if isinstance(size, int) and size >= 0 else np.inf for size in told], float) * max(steps, 1)
+    known = {"sampled": seen, "zero_grad": np.zeros(len(seen)), "param_sum_squares": np.full(len(seen), np.inf)}
+    x = Numbers(lambda name: known.get(name, np.full(len(seen), np.nan)), **_about(track, tensors))
+    return {name: Limits(*(np.broadcast_to(each, len(seen)) for each in reading.limits(x))) for name, reading in READINGS.items()}
 
 
-def noise_of(track: TrackData, tensors: Sequence[str], seen: Any) -> dict[str, Any]:
-    """How far noise alone reaches in each tensor, of each reading."""
-    return {name: reach(reading, null_of(track, reading, tensors), seen) for name, reading in READINGS.items()}
+def null_of(track: TrackData, reading: Reading, tensors: Sequence[str]) -> Any:
+    """What a reading would be in each tensor if all were well, or of noise; NaN where that is not known."""
+    return limits_of(track, tensors)[reading.name].null
 
 
 def latest(track: TrackData, tensors: Sequence[str]) -> tuple[dict[str, Any], int]:
@@ -125,30 +132,32 @@ def by_trouble(track: TrackData) -> list[tuple[str, float]]:
         some = names[start : start + CHUNK]
         first, _, found = histories(track, some)
         settled = slice(len(first) // 10, None)
-        each = trouble({name: values[1, settled] for name, values in found.items()}, noise_of(track, some, seen_of(track, some)))
+        each = trouble({name: values[1, settled] for name, values in found.items()}, limits_of(track, some))
         scores += each.max(axis=0).tolist() if len(first) else [0.0] * len(some)
     return sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
 
 
-def _groups(track: TrackData, tensors: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The settings of the group of each tensor, as far as they are known."""
+def _about(track: TrackData, tensors: Sequence[str]) -> dict[str, Any]:
+    """What is known of tensors beside their measures."""
     groups = groups_of(track.about)
-    return [group_of(groups, track.tensors[name])[1] for name in tensors]
+    told = [track.tensors[name] for name in tensors]
+    own = [settings_of(track.about, group_of(groups, each)[1]) for each in told]
+    sizes, shapes = [each.get("elements") for each in told], [each.get("shape") for each in told]
+    return {
+        "h": Settings.together(own, range(len(own))) if own else Settings(*np.zeros((3, 0))),
+        "elements": np.array([size if isinstance(size, int) else np.nan for size in sizes], float),
+        "is_matrix": np.array([isinstance(shape, list) and len(shape) >= 2 for shape in shapes], bool),
+    }
 
 
 def _readings(track: TrackData, tensors: Sequence[str], last: int | None) -> tuple[Any, Any, dict[str, Any]]:
-    first, final, summary = track.block(tensors, MEASURES, last)
-    tables = [{name: each[..., place] for place, name in enumerate(MEASURES)} for each in summary]
-    sizes = [track.tensors[name].get("elements") for name in tensors]
-    elements = np.array([size if isinstance(size, int) else np.nan for size in sizes], float)
-    eps = np.array([number(group.get("eps")) for group in _groups(track, tensors)], float)
-    found = {}
-    for name, reading in READINGS.items():
-        bounds = [
-            value(reading, tables[top].__getitem__, tables[below].__getitem__, elements=elements, eps=eps) for top, below in ((0, 2), (1, 1), (2, 0))
-        ]
-        found[name] = np.stack(bounds)
-    return first, final, found
+    names = columns()
+    first, final, summary = track.block(tensors, names, last)
+    tables = [dict(zip(names, np.moveaxis(each, -1, 0), strict=True)) for each in summary]
+    about = _about(track, tensors)
+    low, mean, high = (Numbers(each.__getitem__, **about) for each in tables)
+    bounds = [Numbers(tables[0].__getitem__, over=high, **about), mean, Numbers(tables[2].__getitem__, over=low, **about)]
+    return first, final, {name: np.stack([reading.of(x) for x in bounds]) for name, reading in READINGS.items()}
 
 
 class Overhead(NamedTuple):

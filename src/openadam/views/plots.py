@@ -18,9 +18,8 @@ from .histograms import Spread
 from .histograms import words as in_words
 from .histories import Series, by_trouble
 from .pictures import COLOURS, check_picture_format
-from .readings import shown
 from .report import MOST_TRACKS, chosen_tracks
-from .text import printable, shortened
+from .text import printable, shortened, shown
 
 __all__ = ["plots"]
 

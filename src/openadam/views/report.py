@@ -17,15 +17,15 @@ import numpy as np
 
 from .._version import __version__
 from ..errors import RecordError
+from ..readings import Reading
 from ..record import Finding, Session, TrackData
 from ..record.settings import groups_of
 from .charts import LONGEST_NAME, chart, name_of, plane
 from .figures import LABELS, Lines, Plane, Sight, noise_in_words
 from .histograms import Spread
 from .histograms import words as in_words
-from .histories import Happening, Series, by_trouble, mean, null_of, overhead_in_words, seen_of
-from .readings import READINGS, Reading, level, limits, shown
-from .text import shortened
+from .histories import READINGS, Happening, Series, by_trouble, limits_of, mean, overhead_in_words
+from .text import shortened, shown
 
 __all__ = ["LARGEST", "chosen_tracks", "report"]
 
@@ -283,24 +283,25 @@ def _cards(seen: Sight) -> list[str]:
     """A card for each reading that has limits: where it is highest, its null value, and a verdict."""
     track, tensors, first, last, found = seen.track, seen.tensors, seen.first, seen.last, seen.found
     quarter = max(0, len(first) - max(1, len(first) // 4))
+    limits = limits_of(track, tensors, len(first) - quarter)
     cards = []
     for name in CARDS:
-        reading, nulls = READINGS[name], null_of(track, READINGS[name], tensors)
+        reading, own = READINGS[name], limits[name]
         recent = found[name][1, quarter:]
-        means, elements = mean(recent), seen_of(track, tensors) * len(recent)
+        means = mean(recent)
         if not np.isfinite(means).any():
             continue
-        above = means - np.nan_to_num(nulls) if name == "disagreement" else means
-        worst = int(np.nanargmax(above))
-        none = None if math.isnan(nulls[worst]) else float(nulls[worst])
-        state = level(reading, float(means[worst]), none, float(elements[worst]))
-        look, alarm = limits(reading, none, float(elements[worst]))
+        judged = means - np.where(np.isnan(own.alarm), np.nan, own.null)
+        worst = int(np.nanargmax(judged if np.isfinite(judged).any() else means))
+        here = own.at(worst)
+        none, look, alarm = (None if math.isnan(each) else each for each in here)
+        state = here.level(float(means[worst]))
         highest = found[name][2, :, worst]
         peak = int(np.nanargmax(highest))
         parts = [
             f'<p>{html.escape(reading.label)}</p><p class="number">{shown(float(means[worst]), reading.share)}</p>',
             f"<p>in {name_of(tensors[worst]) if means[worst] > 0 else 'every tensor'}; {_beside(reading, none)}",
-            "" if math.isinf(look) else f"; a look from {shown(look, reading.share)}, an alarm from {shown(alarm, reading.share)}",
+            "" if alarm is None else f"; a look from {shown(look, reading.share)}, an alarm from {shown(alarm, reading.share)}",
             f"</p><p>greatest there {shown(float(highest[peak]), reading.share)}, ",
             f"step {first[peak]}" if first[peak] == last[peak] else f"steps {first[peak]} to {last[peak]}",
             f"; median of the tensors {shown(float(np.nanmedian(means)), reading.share)}</p>",

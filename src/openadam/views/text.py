@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["printable", "shortened"]
+import math
+from typing import Any
+
+__all__ = ["printable", "shortened", "shown"]
 
 
 def printable(text: object) -> str:
@@ -21,3 +24,14 @@ def shortened(text: str, width: int) -> str:
     'layers…eight'
     """
     return text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
+
+
+def shown(number: Any, share: bool = False) -> str:
+    """A number in few characters.
+
+    >>> shown(0.000123), shown(1234567), shown(0.25, share=True), shown(float("nan"))
+    ('0.000123', '1.23e+06', '25%', '–')
+    """
+    if number is None or math.isnan(number):
+        return "–"
+    return f"{100 * number:.3g}%" if share else f"{number:.3g}"

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..extras import module
+from ..readings import Limits, betas_of, trouble
 from ..record import Finding, Session, TrackData
-from ..record.settings import betas_of, groups_of
-from .histories import happened, histories, latest, noise_of, null_of, overhead, scalar, seen_of
-from .readings import READINGS, level, shown, trouble
-from .text import printable, shortened
+from ..record.settings import groups_of
+from .histories import READINGS, happened, histories, latest, limits_of, null_of, overhead, scalar
+from .text import printable, shortened, shown
 
 __all__ = ["line", "screen", "sparkline"]
 
@@ -35,13 +35,12 @@ class Column(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The tensors of an optimizer, the one in most trouble first: their names, trouble, readings, null values and elements seen."""
+    """The tensors of an optimizer, the one in most trouble first: their names, trouble, readings and their limits."""
 
     names: list[str]
     scores: list[float]
     readings: dict[str, Any]
-    nulls: dict[str, Any]
-    seen: Any
+    limits: dict[str, Limits]
 
 
 COLUMNS = (
@@ -150,7 +149,9 @@ def _table(track: TrackData, ranking: Ranking, rows: int, width: int) -> Any:
     cells = [[_cell(ranking, column, k) for column in columns] for k in range(len(names))]
     wide, drawn = width >= 66, width >= DRAWN
     if drawn:
-        gauges = [_gauge(float(ranking.readings["direction"][k]), float(np.nan_to_num(ranking.nulls["direction"][k]))) for k in range(len(names))]
+        gauges = [
+            _gauge(float(ranking.readings["direction"][k]), float(np.nan_to_num(ranking.limits["direction"].null[k]))) for k in range(len(names))
+        ]
         cells = [[f"{gauge} {first}", *others] for gauge, (first, *others) in zip(gauges, cells, strict=True)]
     widths = [max([len(column.head), *(len(row[at]) for row in cells)]) + 1 for at, column in enumerate(columns)]
     taken = sum(widths) + (9 if wide else 0) + (SPARK + 1 if drawn else 0)
@@ -174,7 +175,7 @@ def _table(track: TrackData, ranking: Ranking, rows: int, width: int) -> Any:
 
 def _cell(ranking: Ranking, column: Column, k: int) -> str:
     """A reading as text, with a sign that does without colour where it is beyond its limits."""
-    reading, number, none = READINGS[column.reading], float(ranking.readings[column.reading][k]), float(ranking.nulls[column.reading][k])
+    reading, number, none = READINGS[column.reading], float(ranking.readings[column.reading][k]), float(ranking.limits[column.reading].null[k])
     text = shown(number, reading.share)
     if column.reading == "disagreement":
         text = shown(number) if np.isnan(none) or np.isnan(number) else f"{number - none:+.2f}"
@@ -182,9 +183,7 @@ def _cell(ranking: Ranking, column: Column, k: int) -> str:
 
 
 def _state(ranking: Ranking, column: Column, k: int) -> str:
-    none = float(ranking.nulls[column.reading][k])
-    number = float(ranking.readings[column.reading][k])
-    return level(READINGS[column.reading], number, None if np.isnan(none) else none, float(ranking.seen[k]))
+    return ranking.limits[column.reading].at(k).level(float(ranking.readings[column.reading][k]))
 
 
 def _ranked(track: TrackData) -> Ranking:
@@ -192,12 +191,11 @@ def _ranked(track: TrackData) -> Ranking:
     names = list(track.tensors)
     readings, buckets = latest(track, names)
     known = [k for k in range(len(names)) if any(np.isfinite(values[k]) for values in readings.values())]
-    seen = seen_of(track, names) * max(buckets, 1)
-    scores = trouble(readings, noise_of(track, names, seen))
+    scores = trouble(readings, limits_of(track, names, buckets))
     order = sorted(known, key=lambda k: -scores[k])
     ranked = [names[k] for k in order]
-    nulls = {name: null_of(track, reading, ranked) for name, reading in READINGS.items()}
-    return Ranking(ranked, [float(scores[k]) for k in order], {name: values[order] for name, values in readings.items()}, nulls, seen[order])
+    known_of = {name: values[order] for name, values in readings.items()}
+    return Ranking(ranked, [float(scores[k]) for k in order], known_of, limits_of(track, ranked, buckets))
 
 
 def _numbers(track: TrackData) -> list[tuple[str, str]]:

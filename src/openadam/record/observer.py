@@ -11,22 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..measures import HISTOGRAMS, INSIDE, MEASURES, OCTAVES, Measure, columns
+from .alarms import Judge, Raised
 from .recorder import track
 from .track import Track
 
 if TYPE_CHECKING:
-    from ..step import StepReport
+    from ..step import Measured, StepReport
 
-__all__ = ["Watch", "watch"]
+__all__ = ["Observer", "observer"]
 
 COLUMNS = columns()
 REDUCTIONS = {each.name: each.reduction for each in (*MEASURES, *INSIDE)}
 EDGES = np.array(OCTAVES)
+logger = logging.getLogger("openadam.record")
+
 ALWAYS = np.arange(len(COLUMNS)) <= len(MEASURES)  # what of these is seen of every rule
 
 
-def watch(optimizer: Any, record: Any, about: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]) -> Watch:
-    """The watch of an optimizer.
+def observer(optimizer: Any, record: Any, about: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]) -> Observer:
+    """The observer of an optimizer.
 
     Args:
         optimizer: Whose end is the recording's, too.
@@ -35,12 +38,12 @@ def watch(optimizer: Any, record: Any, about: Mapping[str, Any], tensors: Iterab
         tensors: Each with ``name``, ``shape``, ``dtype``, ``elements`` and ``group``.
     """
     given, name = record if isinstance(record, tuple) and len(record) == 2 else (record, None)
-    made = Watch(given, about, tensors, name)
+    made = Observer(given, about, tensors, name)
     weakref.finalize(optimizer, made.track.close).atexit = False  # at exit recordings end by themselves, whole
     return made
 
 
-class Watch:
+class Observer:
     """Tells a track of a recording what the steps of one optimizer see."""
 
     def __init__(self, record: Any, about: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]], name: str | None) -> None:
@@ -49,6 +52,7 @@ class Watch:
         self.track: Track = track(record, {**about, "tensors": list(self._tensors.values()), "measures": measures}, name)
         self._began: float | None = None  # when the step at hand was asked about
         self._telling: float | None = None  # seconds that it took to tell of the step before
+        self._judge = Judge()
 
     def wants(self, step: int) -> bool | tuple[Measure, ...]:
         """Whether a step is to be observed, and what beside all measures."""
@@ -58,7 +62,9 @@ class Watch:
         return HISTOGRAMS if self.track.wants_histograms() else True
 
     def saw(self, report: StepReport, rates: Iterable[float]) -> None:
-        """A step that was taken or skipped; what it measured is recorded if it measured. Never raises: the step has been taken."""
+        """A step that was taken or skipped; what it measured is recorded if it measured, and judged. Never raises: the step has been taken."""
+        if self.track.closed:
+            return
         ended, began, self._began = time.perf_counter(), self._began, None
         try:
             self._record(report, rates, None if began is None else ended - began)
@@ -69,7 +75,7 @@ class Watch:
     def give_up(self, error: Exception) -> None:
         """Record no more, since a training is worth more than its recording."""
         self.track.close()
-        logging.getLogger("openadam.record").warning("the recording of %s was given up: %s: %s", self.track.name, type(error).__name__, error)
+        logger.warning("the recording of %s was given up: %s: %s", self.track.name, type(error).__name__, error)
 
     def _record(self, report: StepReport, rates: Iterable[float], seconds: float | None) -> None:
         scalars: dict[str, Any] = {
@@ -79,9 +85,14 @@ class Watch:
         }  # fmt: skip
         scalars |= {f"lr {k}" if k else "lr": rate for k, rate in enumerate(rates)}
         self.track.step(report.step, scalars)
-        seen = report.measures
-        if not seen:
-            return
+        if report.measures:
+            self._keep(report.measures)
+        if not report.skipped:
+            self._raise(report.step, self._judge.told(report.loss))
+        if report.measures:
+            self._raise(report.step, self._judge.observed(report.measures))
+
+    def _keep(self, seen: Measured) -> None:
         strangers = [name for name in seen.names if name not in self._tensors]
         if strangers:
             self._tensors |= {name: {"name": name} for name in strangers}
@@ -92,15 +103,26 @@ class Watch:
         values[rows] = seen.table[:, : len(COLUMNS)]
         measured[rows] = ~np.isnan(values[rows]) | ALWAYS
         number = self.track.observed
-        self.track.observe(report.step, values, measured=measured)
+        self.track.observe(seen.step, values, measured=measured)
         for name, counts in seen.histograms.items():
             for tensor, own in zip(seen.names, counts, strict=True):
                 if own[0] == own[0]:  # the rule has what is counted
-                    self.track.histogram(report.step, tensor, name, own.astype(np.int64), EDGES, number)
+                    self.track.histogram(seen.step, tensor, name, own.astype(np.int64), EDGES, number)
 
-    def skipped(self, step: int, why: str) -> None:
-        """A step that was not taken."""
-        self.track.skipped(step, why)
+    def _raise(self, step: int, alarms: Iterable[Raised]) -> None:
+        """Alarms: they are noted, with the last steps in full, and logged."""
+        for each in alarms:
+            for tensor, evidence in each.tensors:
+                self.track.alarm(step, tensor, each.what, evidence)
+            logger.warning("%s, step %d: %s", self.track.name, step, each.in_words)
+
+    def skipped(self, step: int, said: str, why: Exception | None) -> None:
+        """A step that was not taken; without a reason it was a scaler's word."""
+        self.track.skipped(step, said)
+        try:
+            self._raise(step, self._judge.skipped(why))
+        except Exception as error:
+            self.give_up(error)
 
     def failed(self, step: int, error: BaseException) -> None:
         """A step that was refused: the last ones are kept in full."""
