@@ -513,12 +513,14 @@ print(peak() - before)
 
 
 CYCLES = """
-import gc, os, sys
+import ctypes, gc, os, sys
 import numpy as np
 import openadam
 
 
 def resident():
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):  # what was freed may stay between blocks that were not
+        ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
