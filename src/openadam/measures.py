@@ -208,14 +208,16 @@ OCTAVES: tuple[float, ...] = tuple(2.0**k for k in range(-48, 17))
 """The edges of such a histogram; its first bin holds all that is smaller, too (and 0), and its last all that is larger."""
 
 
-def columns(inside: Sequence[Measure] = INSIDE) -> list[str]:
+@lru_cache(maxsize=256)
+def columns(inside: tuple[Measure, ...] = INSIDE) -> tuple[str, ...]:
     """What a report holds of each tensor, in its order, beside histograms."""
-    return [*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.name for measure in inside if measure.width == 1)]
+    return (*(measure.name for measure in MEASURES), "grad_nonfinite", *(measure.name for measure in inside if measure.width == 1))
 
 
-def places(inside: Sequence[Measure]) -> list[int]:
+@lru_cache(maxsize=256)
+def places(inside: tuple[Measure, ...]) -> tuple[int, ...]:
     """Where the numbers of each measure begin, and where those of the last one end."""
-    return list(itertools.accumulate((measure.width for measure in inside), initial=0))
+    return tuple(itertools.accumulate((measure.width for measure in inside), initial=0))
 
 
 def printed_norm() -> str:

@@ -66,12 +66,11 @@ class Measured(Mapping[str, dict[str, float]]):
         self._places = {name: place for place, name in enumerate(self.names)}
 
     @classmethod
-    def of(cls, names: Sequence[str], exact: Array, observed: Array, inside: Sequence[Measure], step: int, about: Subjects) -> Measured:
+    def of(cls, names: Sequence[str], exact: Array, observed: Array, inside: tuple[Measure, ...], step: int, about: Subjects) -> Measured:
         """From what was seen of each tensor, and inside its step, as rows."""
-        begin = places(inside)
-        one = [k for k, measure in zip(begin, inside, strict=False) if measure.width == 1]
-        histograms = {each.name: observed[:, k : k + each.width] for k, each in zip(begin, inside, strict=False) if each.width > 1}
-        return cls(names, columns(inside), np.hstack([exact, observed[:, one]]), histograms, step, about)
+        one, parts = _parts(inside)
+        histograms = {name: observed[:, part] for name, part in parts.items()}
+        return cls(names, columns(inside), np.hstack([exact, observed[:, one] if parts else observed]), histograms, step, about)
 
     def __getitem__(self, name: str) -> dict[str, float]:
         row = self.table[self._places[name]].tolist()
@@ -457,13 +456,14 @@ class Stepper:
         tallies = self.tallies() if squares is None else np.hstack([squares[:, :1], self.tallies()])
         exact = tallies * [scale**measure.degree for measure in MEASURES]
         active = [i for i in range(self.count) if self.is_active(i)]
+        which = slice(None) if len(active) == self.count else active
         nonfinite = np.zeros((self.count, 1))
         for i in np.flatnonzero(~np.isfinite(exact[:, 0])).tolist():  # else its gradient is
             nonfinite[i] = np.count_nonzero(~np.isfinite(self.gradient(i))) if i in active else 0
         classes = [(update.traced.name, update.coupling, update.values) for update in self.updates]
         about = Subjects([self.shape(i) for i in active], [self.place(i) for i in active], classes)
-        exact = np.hstack([exact, nonfinite])[active]
-        return Measured.of([self.name(i) for i in active], exact, self.observed()[active], inside, self.steps, about)
+        exact = np.hstack([exact, nonfinite])[which]
+        return Measured.of([self.name(i) for i in active], exact, self.observed()[which], inside, self.steps, about)
 
     def _non_finite(self) -> NonFiniteGradientError | None:
         """The error that names the first element that is not finite, if there is one."""
@@ -510,6 +510,14 @@ class Stepper:
             f"{named} would not be finite, {after[element]:g} at flat index {place} in {self.dtype(i)}{size}, at step {self.steps + 1}; "
             "nothing was changed (of a large gradient, clipping bounds it; of a rule of one's own, look at what it divides by and takes roots of)"
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _parts(inside: tuple[Measure, ...]) -> tuple[list[int], dict[str, slice]]:
+    """Where the measures of one number stand among what was seen, and where each histogram does."""
+    begin = dict(zip(inside, places(inside), strict=False))
+    one = [place for measure, place in begin.items() if measure.width == 1]
+    return one, {measure.name: slice(place, place + measure.width) for measure, place in begin.items() if measure.width > 1}
 
 
 @functools.lru_cache(maxsize=64)

@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
     rates.add_argument("--lr", metavar="X", type=hyperparameter("lr"), help="one learning rate for all; not a fair comparison")
     rates.add_argument("--sweep", action="store_true", help="choose each optimizer's learning rate anew first")
     picture = f"the picture of the curves: .png, .pdf or .svg ({DEFAULT_PICTURE}; with --json, none)"
-    parser.add_argument("--picture", "--output", dest="picture", metavar="FILE", help=picture)
+    parser.add_argument("-o", "--picture", "--output", dest="picture", metavar="FILE", help=picture)
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 

@@ -14,7 +14,7 @@ FORMATS = ("csv", "jsonl", "parquet", "tensorboard", "wandb", "mlflow", "trackio
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recording(parser)
     parser.add_argument("--as", dest="form", required=True, metavar="FORMAT", type=one_of("format", FORMATS), help=" | ".join(FORMATS))
-    parser.add_argument("--output", required=True, metavar="PATH", help="file or folder; for mlflow also a tracking URI, for trackio a project")
+    parser.add_argument("-o", "--output", required=True, metavar="PATH", help="file or folder; for mlflow also a tracking URI, for trackio a project")
 
 
 def run(given: argparse.Namespace) -> int:

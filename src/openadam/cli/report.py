@@ -16,7 +16,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recording(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE.html", help="where to (default: beside the recording, with .html at its end)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="where to (default: beside the recording, with .html at its end)")
     parser.add_argument("--png", type=Path, metavar="DIR", help="draw the figures as PNG files into this directory, too (needs the extra demo)")
     parser.add_argument("--svg", type=Path, metavar="DIR", help="the same as SVG files")
     parser.add_argument("--batch-size", type=whole(1, 10**9), metavar="N", help="samples in a batch, to tell the noise scale in samples too")

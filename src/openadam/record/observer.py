@@ -97,11 +97,14 @@ class Observer:
         if strangers:
             self._tensors |= {name: {"name": name} for name in strangers}
             self.track.tensors(list(self._tensors.values()))
-        places = {name: place for place, name in enumerate(self._tensors)}
-        rows = [places[name] for name in seen.names]
-        values, measured = np.full((len(places), len(COLUMNS)), np.nan), np.zeros((len(places), len(COLUMNS)), bool)
-        values[rows] = seen.table[:, : len(COLUMNS)]
-        measured[rows] = ~np.isnan(values[rows]) | ALWAYS
+        values = seen.table[:, : len(COLUMNS)]
+        measured = ~np.isnan(values) | ALWAYS
+        if seen.names != tuple(self._tensors):
+            places = {name: place for place, name in enumerate(self._tensors)}
+            rows = [places[name] for name in seen.names]
+            some, values = values, np.full((len(places), len(COLUMNS)), np.nan)
+            some_measured, measured = measured, np.zeros((len(places), len(COLUMNS)), bool)
+            values[rows], measured[rows] = some, some_measured
         number = self.track.observed
         self.track.observe(seen.step, values, measured=measured)
         for name, counts in seen.histograms.items():
