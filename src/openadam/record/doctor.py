@@ -25,6 +25,8 @@ __all__ = ["Finding", "diagnose"]
 
 Array = npt.NDArray[Any]
 
+FOLLOW = ("D20", "D26", "D24", "D32", "D18", "D19", "D21", "D25", "D27")  # of a tensor without a gradient to speak of: old moments go on alone
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -104,7 +106,9 @@ def _track(track: Told) -> Iterator[Finding]:
     seen = [view for view in views if len(view.last)]
     with np.errstate(all="ignore"):
         largest = max((largest_of(view.grad_rms) for view in seen), default=0.0)
+        died = {finding.tensor: finding for finding in _died(seen)}
     yield from _events(track)
+    yield from died.values()
     for view in views:
         if len(view.last):
             ids = set()
@@ -113,7 +117,7 @@ def _track(track: Told) -> Iterator[Finding]:
                     continue
                 with np.errstate(all="ignore"):
                     finding = _judge(id, view, check(view), largest)
-                if finding is not None:
+                if finding is not None and not _follows(finding, died.get(view.name)):
                     ids.add(id)
                     yield finding
         elif track.observed >= EARLY:
@@ -168,6 +172,30 @@ def _finding(id: str, view: View | Told, severity: str | None, first: int | None
     tensor, track = (view.name, view.track.name) if isinstance(view, View) else (None, view.name)
     evidence = {"reading": rule.reading, **evidence}
     return Finding(id, severity or rule.severity, track, tensor, first, last, evidence, rule.meaning, rule.remedy, rule.source)
+
+
+# --- one tensor beside the others ----------------------------------------------------------------------------------------
+
+
+def _died(seen: list[View]) -> Iterator[Finding]:
+    """Tensors whose gradients fell by far more than the largest ones did, not with them, as when all is learnt."""
+    steps = np.unique(np.concatenate([view.last for view in seen])) if seen else np.zeros(0)
+    largest = np.zeros(len(steps))
+    for view in seen:
+        at = np.searchsorted(steps, view.last)
+        largest[at] = np.fmax(largest[at], view.grad_rms)
+    for view in (each for each in seen if each.means.elements >= ENOUGH):
+        beside = view.grad_rms / largest[np.searchsorted(steps, view.last)]
+        finding = _judge("D43", view, Judgement(beside / np.fmax.accumulate(beside), 1.0, 1e-3, EARLY, below=True, ratio=True, rounding=True), 0.0)
+        if finding is not None:
+            yield finding
+
+
+def _follows(finding: Finding, death: Finding | None) -> bool:
+    """Whether it is but what the death of this tensor's gradient makes of its moments."""
+    if death is None or death.first_step is None or finding.last_step is None:
+        return False
+    return finding.id in FOLLOW and finding.last_step >= death.first_step
 
 
 # --- the optimizer as a whole --------------------------------------------------------------------------------------------
