@@ -15,7 +15,7 @@ help:
 	@echo "make lint               ruff, mypy, clang-format"
 	@echo "make format             rewrite the sources in the project's format"
 	@echo "make notebooks          the practices as notebooks, in docs/practice"
-	@echo "make documents          run the commands that docs/applications.md and docs/doctor.md quote, and put in what they print"
+	@echo "make documents          run the commands that documents with such output quote, and put in what they print"
 	@echo "make mutants            seeded faults that the test suite must catch"
 	@echo "make sanitize           the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make wheel              a wheel in dist/"
@@ -69,7 +69,7 @@ notebooks: .venv/.dev
 	$(BIN)/python -m openadam.practice.notebooks docs/practice
 
 documents: .venv/.dev
-	$(BIN)/python docs/refresh.py docs/applications.md docs/doctor.md
+	$(BIN)/python docs/refresh.py docs/applications.md docs/doctor.md docs/tutorial-dead-transformer.md
 
 mutants: .venv/.dev
 	$(BIN)/python tests/mutants.py

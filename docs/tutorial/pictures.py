@@ -1,4 +1,4 @@
-"""The pictures of docs/tutorial-dead-transformer.md, drawn from its two recordings: ``python pictures.py dead.oadam cured.oadam``."""
+"""The pictures and some numbers of docs/tutorial-dead-transformer.md, from its recordings: ``python pictures.py dead.oadam cured.oadam``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw_losses(dead: record.Session, cured: record.Session) -> None:
         loss = track.scalar("loss")
         axes.plot(loss["last"], loss["mean"], color=colour, lw=1)
         axes.annotate(label, (loss["last"][-1], loss["mean"][-10:].mean()), (6, 0), textcoords="offset points", color=colour, va="center")
-    axes.axhline(entropy(), color="0.5", lw=1, ls=":")
+    axes.plot((0, loss["last"][-1]), (entropy(), entropy()), color="0.5", lw=1, ls=":")
     axes.annotate("frequencies alone", (loss["last"][-1], entropy()), (6, -14), textcoords="offset points", color="0.4", va="center")
     axes.axvline(first, color=COLOURS[0], lw=1, ls="--")
     axes.annotate(f"step {first}: the first gradient has died", (first, 4.7), (6, 0), textcoords="offset points", color=COLOURS[0], va="center")
@@ -59,8 +59,19 @@ def draw_gradients(dead: record.Session, cured: record.Session) -> None:
     save(figure, "gradients.png")
 
 
+def show_gradients(dead: record.Session, cured: record.Session) -> None:
+    print(f"{'rms of the gradient of':<28}{'step 1':>10}{'step 10':>10}{'step 30':>10}")
+    for session, title in ((dead, "as it was"), (cured, "with warm-up")):
+        (track,) = session.tracks.values()
+        for layer in (0, 4, 7):
+            name = f"layers.{layer}.linear2.weight"
+            squares = track.measure(name, "grad_sum_squares")["mean"] / track.tensors[name]["elements"]
+            print(f"{f'layer {layer}, {title}':<28}" + "".join(f"{squares[step - 1] ** 0.5:>10.1e}" for step in (1, 10, 30)))
+
+
 def main() -> None:
     dead, cured = (record.load(path) for path in sys.argv[1:])
+    show_gradients(dead, cured)
     draw_losses(dead, cured)
     draw_gradients(dead, cured)
 
