@@ -94,16 +94,18 @@ def other_networks(seeds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for what, study, settings in STUDIES:
             for name in settings:
-                told: list[tuple[set[str], set[str]]] = []
+                told: list[tuple[set[str], set[str], str]] = []
                 for seed in range(FIRST_SEED, FIRST_SEED + seeds):
                     path = Path(folder, f"{len(rows)} {seed}.oadam")
                     told.append(seen(path, functools.partial(learn, study=study, setting=study.setting(name), seed=seed)))
-                alarms, hints = (sorted(set().union(*each)) for each in zip(*told, strict=True))
-                count = sum(bool(own) for own, _ in told)
+                alarms, hints = (sorted(set().union(*(own[kind] for own in told))) for kind in (0, 1))
+                count = sum(bool(own[0] or own[2]) for own in told)
                 runs[what == JUMPS] += seeds
                 alarming[what == JUMPS] += count
-                rows.append((what, name, f"{count} of {seeds}", " ".join(alarms) or "none", " ".join(hints)))
-    show(("network", "setting", "alarming runs", "alarms", "hints"), rows)
+                rows.append(
+                    (what, name, f"{count} of {seeds}", " ".join(alarms) or "none", " ".join(hints), " / ".join(own[2] for own in told if own[2]))
+                )
+    show(("network", "setting", "alarming runs", "alarms", "hints", "raised at step"), rows)
     print(f"Healthy runs with an alarm: {alarming[False]} of {runs[False]}. Runs with an alarm whose target jumps: {alarming[True]} of {runs[True]}.")
 
 

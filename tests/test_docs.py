@@ -1,6 +1,7 @@
 """What README and CONTRIBUTING show is run: their Python, and their console sessions to the letter."""
 
 import contextlib
+import importlib.util
 import io
 import re
 import shlex
@@ -122,3 +123,56 @@ def test_the_rule_of_ones_own_that_contributing_shows_learns(tmp_path):
     namespace: dict = {}
     exec(compile(source, str(path), "exec"), namespace)
     assert np.abs(namespace["w"]).max() < 0.6  # from 2; the sign of an average overshoots and comes back
+
+
+# --- the tutorial: its runs take minutes; here two of them begin, and what it quotes is what is said today --------------------
+
+TUTORIAL = ROOT / "docs/tutorial-dead-transformer.md"
+QUOTED = {block.partition("\n")[0][2:]: block.partition("\n")[2] for block in blocks("docs/tutorial-dead-transformer.md", "text")}
+
+
+def test_the_runs_of_the_tutorial_begin_as_it_says(tmp_path):
+    pytest.importorskip("torch")
+    from openadam import record
+
+    spec = importlib.util.spec_from_file_location("transformer", TUTORIAL.parent / "tutorial/transformer.py")
+    assert spec is not None
+    assert spec.loader is not None
+    transformer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(transformer)
+    losses, findings = {}, {}
+    for warm_up in (0, 100):
+        path = tmp_path / f"{warm_up}.oadam"
+        losses[warm_up] = transformer.train(transformer.Setting(warm_up=warm_up), seed=0, steps=30, path=path)
+        findings[warm_up] = [finding for finding in record.load(path).diagnose() if finding.severity != "hint"]
+    quoted = QUOTED["openadam doctor young.oadam"]
+    assert {finding.id for finding in findings[0]} == {"D43"}
+    assert all(
+        f"{finding.tensor}, steps" in quoted and finding.first_step in range(4, 11) for finding in findings[0][:2]
+    )  # 6 and 7 where it was printed
+    assert findings[100] == []
+    assert sum(losses[0][:25]) < sum(losses[100][:25])
+    shown = [
+        float(line.split()[-1]) for line in QUOTED["python tutorial/transformer.py --record young.oadam --steps 30"].split("\n") if " to " in line
+    ]
+    assert shown == pytest.approx([sum(losses[0][:25]) / 25, sum(losses[0][25:]) / 5], abs=0.05)
+
+
+def test_the_tutorial_quotes_what_the_doctor_says_today():
+    from openadam.record.diseases import RULES
+
+    said = " ".join("\n".join(QUOTED.values()).split())
+    for id in ("D43", "D20", "D27", "D38"):
+        rule = RULES[id]
+        assert f" {id}: {rule.title} " in said
+        assert f"means: {rule.meaning} try: {rule.remedy} see: {rule.source}" in said
+    assert "0 errors, 0 warnings" in QUOTED["openadam doctor cured.oadam"]
+
+
+def test_the_commands_and_pictures_of_the_tutorial_are_there():
+    for command in QUOTED:
+        program, first, *_ = shlex.split(command)
+        assert (program, first) == ("openadam", "doctor") or (program == "python" and (TUTORIAL.parent / first).is_file())
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", TUTORIAL.read_text())
+    assert len(pictures) == 2
+    assert all(0 < (TUTORIAL.parent / picture).stat().st_size < 100_000 for picture in pictures)
