@@ -6,6 +6,8 @@ import copy
 import itertools
 import math
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,40 @@ def test_histograms_are_recorded_evenly_spread(engine: str, tmp_path: Path) -> N
         assert each.edges.tolist() == list(OCTAVES)
     (last,) = (each for each in track.histograms if (each.tensor, each.name, each.step) == ("w", "rate", steps[-1]))
     assert last.counts[37:40].sum() == 512  # of gradients near 1, within an octave or two of the learning rate
+
+
+def test_a_measure_that_cannot_be_asked_for_is_no_failed_step(tmp_path: Path) -> None:
+    path = tmp_path / "run.oadam"
+    recorder = record.Recorder(path)
+    optimizer = openadam.Adam({"w": np.ones(3)}, record=recorder)
+    for measure in ("yes", [1], [count("zero_grad", lambda x: x.g == 0)]):
+        with pytest.raises(HyperparameterError, match="measure"):
+            optimizer.step({"w": np.ones(3)}, measure=measure)
+    assert optimizer.step({"w": np.ones(3)}, measure=(each for each in [count("all", lambda x: x.g == 1)])).measures["w"]["all"] == 3
+    with pytest.raises(NonFiniteGradientError):
+        optimizer.step({"w": np.full(3, np.nan)})
+    recorder.close()
+    (track,) = record.load(path).tracks.values()
+    assert [(each.kind, each.step) for each in track.events] == [("failed", 2)]
+
+
+def test_what_the_environment_asks_for_is_named_in_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENADAM_RECORD", str(tmp_path / "missing" / "run.oadam"))
+    with pytest.raises(RecordError, match=r"OPENADAM_RECORD=.*missing.*in the environment"):
+        openadam.Adam({"w": np.ones(3)})
+    with pytest.raises(RecordError) as error:
+        openadam.Adam({"w": np.ones(3)}, record=tmp_path / "missing" / "run.oadam")
+    assert "OPENADAM_RECORD" not in str(error.value)
+
+
+def test_recordings_are_reached_by_the_packages_name() -> None:
+    code = "import sys, openadam; assert 'sqlite3' not in sys.modules; openadam.record.load; assert 'sqlite3' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_empty_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="name that an optimizer is to have in its recording is empty"):
+        openadam.Adam({"w": np.ones(3)}, record=(tmp_path / "run.oadam", ""))
 
 
 def test_the_recording_holds_what_the_steps_saw(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """openadam: the Adam optimizer family for Python, written once, fast and exact, and never a black box."""
 
+import importlib as _importlib
+import typing as _typing
+
 from . import _interpreter as _interpreter  # first: it refuses what would hang
 from . import errors, measures, rules, schedules
 from ._version import __version__ as __version__
@@ -55,7 +58,15 @@ __all__ = [
 ]
 
 
+if _typing.TYPE_CHECKING:
+    from . import record as record
+
+
 def __getattr__(name: str) -> object:
+    if name == "record":  # who records nothing needs no database
+        return _importlib.import_module(".record", __name__)
+    if name == "torch":
+        raise AttributeError("openadam.torch is there once it is imported: import openadam.torch, or from openadam.torch import AdamW")
     for known in MEMBERS.values():
         if known.__name__.lower() == name.lower():
             raise AttributeError(f"openadam has no {name!r}: over arrays it is openadam.{known.__name__}; torch's spelling is that of openadam.torch")

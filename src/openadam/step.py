@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,12 +26,13 @@ from .errors import (
     NonFiniteGradientError,
     NonFiniteStateError,
     OpenAdamError,
+    RecordError,
     TooManySkipsError,
 )
 from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure, columns, places
 from .readings import Numbers, Subjects, Worst, worst_of
 
-__all__ = ["MAX_STEP", "Coordinate", "Measured", "StepReport", "Stepper", "alone", "as_loss", "check_dtype"]
+__all__ = ["MAX_STEP", "Coordinate", "Measured", "StepReport", "Stepper", "alone", "as_loss", "begin_recording", "check_dtype"]
 
 Array = npt.NDArray[Any]
 P = ParamSpec("P")
@@ -185,6 +187,19 @@ def as_loss(value: Any) -> float | None:
         return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def begin_recording(optimizer: Any, record: Any) -> None:
+    """Record an optimizer's steps where it was told to, or else where ``OPENADAM_RECORD`` says."""
+    told = record if record is not None else os.environ.get("OPENADAM_RECORD") or None
+    if told is None:
+        return
+    try:
+        optimizer.record(told)
+    except RecordError as error:
+        if record is not None:
+            raise
+        raise type(error)(f"OPENADAM_RECORD={told!r} (in the environment): {error}") from error
 
 
 def alone(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
@@ -412,6 +427,9 @@ class Stepper:
     def take_and_tell(self, threads: int, *, measure: bool | Iterable[Measure] = False, **how: Any) -> StepReport:
         """`take`, where somebody records it or follows coordinates: some steps are measured for who records, and what is refused is told, too."""
         observer, followed = self.observer, self.followed
+        if measure is not False:  # what cannot be asked for is no step that failed
+            measure = measure if isinstance(measure, (bool, Measure)) or not isinstance(measure, Iterable) else tuple(measure)
+            self._asked(measure)
         looks = observer.wants(self.steps + 1) if observer is not None and measure is False else measure
         if followed is not None:
             followed.before(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import threading
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -18,7 +17,7 @@ from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, neares
 from ..language.rule import Rule
 from ..measures import Measure
 from ..no_decay import predicate, read_no_decay, refuse_strangers
-from ..step import FLOAT32_LARGEST, Measured, StepReport, alone, as_loss
+from ..step import FLOAT32_LARGEST, Measured, StepReport, alone, as_loss, begin_recording
 from ..worked.following import Followable
 from . import states
 from .groups import Groups, at
@@ -168,9 +167,7 @@ class Optimizer(Followable):
         self._following = None
         self._grouped, groups = read_structure(params)
         self._add(groups)
-        record = record if record is not None else os.environ.get("OPENADAM_RECORD") or None
-        if record is not None:
-            self.record(record)
+        begin_recording(self, record)
         self._attributes = frozenset((*self.__dict__, "_attributes")) - before  # ours; what else an object has belongs to its subclass
 
     def record(self, record: Any) -> None:

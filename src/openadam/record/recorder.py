@@ -136,6 +136,8 @@ class Recorder:
             name: Else ``about["optimizer"]``. If there is such a track, a number is added.
         """
         wished = to_text(name if name is not None else about.get("optimizer", "optimizer"))
+        if not wished:
+            raise RecordError("the name that an optimizer is to have in its recording is empty; give it one, or leave it out")
         with _guard:
             if self._closed:
                 raise RecordError(f"the recording {self.path!r} is closed: make a new Recorder, which adds a session to the file")

@@ -21,7 +21,7 @@ from .. import engine as engines
 from ..errors import HyperparameterError, HyperparameterWarning, ParameterError
 from ..hyperparameters import checked, refuse_no_reset
 from ..measures import Measure
-from ..step import StepReport, alone, as_loss, check_dtype
+from ..step import StepReport, alone, as_loss, begin_recording, check_dtype
 from ..worked.following import Followable
 from . import loading
 from .members import Member
@@ -141,9 +141,7 @@ class Host(Followable, _Base):
         self._check(self.param_groups)
         check_names(options["no_decay"], self.param_groups)
         self._constructed = True
-        record = record if record is not None else os.environ.get("OPENADAM_RECORD") or None
-        if record is not None:
-            self.record(record)
+        begin_recording(self, record)
 
     def record(self, record: Any) -> None:
         """Record the steps from here on, as the keyword of this name does from the first; None: no more."""
