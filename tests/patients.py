@@ -143,6 +143,40 @@ def too_small(path: Path) -> None:
     plain(path, 200, pull, lr=1e-6, params=matrix(1.0))
 
 
+@sick("D11", "a first step larger than the weights")
+def blown_up(path: Path) -> None:
+    plain(path, 60, pull, params=matrix(0.1), lr=lambda t: 0.3 / t**3)
+
+
+def with_losses(path: Path, loss: Callable[[int], float]) -> None:
+    """A healthy run that is told these losses."""
+    params = matrix()
+    with recorded(path, params) as optimizer:
+        for t in range(1, 101):
+            optimizer.step({"w": pull(params, t)["w"]}, loss=loss(t))
+
+
+@sick("D45", "one loss far above all others", 80, tensor=None)
+def jumping(path: Path) -> None:
+    with_losses(path, lambda t: 100.0 if t == 80 else 2 * 0.98**t)
+
+
+@sick("D44", "a loss that is not finite", 80, tensor=None)
+def undefined(path: Path) -> None:
+    with_losses(path, lambda t: math.nan if t == 80 else 2 * 0.98**t)
+
+
+@sick("D46", "a program that stops with an error of its own")
+def stopped(path: Path) -> None:
+    params = matrix()
+    with contextlib.suppress(RuntimeError), record.Recorder(path, every=1) as recorder:
+        optimizer = openadam.AdamW(params, record=recorder)
+        for t in range(1, 101):
+            if t == 60:
+                raise RuntimeError("an error of the program's own")
+            optimizer.step(pull(params, t))
+
+
 @sick("D09", "gradients that grow by a tenth in each step", 84)
 def growing(path: Path) -> None:
     plain(path, 100, lambda p, t: {"w": 1.1**t * (1 + noise(t, (20, 10), 0.1))}, lr=1e-4)

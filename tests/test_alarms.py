@@ -249,7 +249,7 @@ def test_the_settings_of_each_group_count(tmp_path: Path) -> None:
 
 def test_every_urgent_reading_is_proven() -> None:
     rules = {each.rule for each in READINGS.values() if each.urgent}
-    assert rules | {"D14"} == {id for id, *_ in LIVE.values()} | {"D08"}
+    assert rules | {"D14", "D44", "D45"} == {id for id, *_ in LIVE.values()} | {"D08"}
 
 
 # --- losses --------------------------------------------------------------------------------------------------------------
@@ -265,11 +265,11 @@ def test_a_loss_that_jumps_or_is_not_finite_raises_an_alarm() -> None:
     assert losses(falling) == []
     jumping = falling.copy()
     jumping[150:160] = 5.0
-    assert losses(jumping) == [(150, "the loss jumps")]
+    assert losses(jumping) == [(150, "D45: the loss jumps")]
     jumping[180] = 6.0
-    assert losses(jumping)[0] == (150, "the loss jumps")
+    assert losses(jumping)[0] == (150, "D45: the loss jumps")
     jumping[150:160] = math.nan
-    assert losses(jumping) == [(150, "the loss is not finite"), (180, "the loss jumps")]
+    assert losses(jumping) == [(150, "D44: the loss is not finite"), (180, "D45: the loss jumps")]
     jumping[155] = 0.2
     assert [k for k, _ in losses(jumping)] == [150, 156, 180]
 

@@ -72,7 +72,8 @@ class Judge:
         self._skipping = False
         evidence = self._losses.judge(loss) if loss is not None else None
         if evidence is not None:
-            yield Raised("the loss jumps" if math.isfinite(evidence["value"]) else "the loss is not finite", [(None, evidence)])
+            evidence["rule"] = "D45" if math.isfinite(evidence["value"]) else "D44"
+            yield Raised(_named(evidence["rule"]), [(None, evidence)])
 
     def skipped(self, why: Exception | None) -> Iterator[Raised]:
         """A step that was skipped. A scaler skips now and then, and has no reason; others raise an alarm, once until a step is taken."""

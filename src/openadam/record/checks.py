@@ -21,6 +21,8 @@ __all__ = ["CHECKS", "Judgement", "Told", "View", "largest_of", "median_of"]
 
 Array = npt.NDArray[Any]
 
+APART = 0.05  # of the mean damping: elements are either held back altogether, or not at all
+
 
 class Told(Protocol):
     """What is needed of a track: `session.TrackData`, which knows nothing of this file's questions."""
@@ -37,6 +39,8 @@ class Told(Protocol):
     def scalars(self) -> Sequence[str]: ...
     @property
     def events(self) -> Sequence[Any]: ...
+    @property
+    def alarms(self) -> Sequence[Any]: ...
     @property
     def steps(self) -> int: ...
     @property
@@ -153,10 +157,14 @@ def _lost_count(x: View) -> Judgement | None:
 def _eps(x: View) -> Judgement:
     damping = x.mean("damping_sum") / (x.means.sampled - x.means.v_zero)
     reading = read("eps_share", x)
-    # A part may be a bias whose gradient is 0 but for rounding, as that of attention's keys, beside others in one tensor.
     most = int(x.observations[reading.values > reading.threshold].sum()) >= 5
     also = {"damping": -largest_of(-damping, -1.0), "eps": x.h.eps}
-    return reading._replace(also=also) if most else reading._replace(threshold=0.1, severity="hint", also=also)
+    if most:
+        return reading._replace(also=also)
+    # A part may be a bias whose gradient is 0 but for rounding, as that of attention's keys, beside others in one tensor: eps holds that back
+    # altogether and the rest not at all, so that the damping is what the share says.
+    apart = abs(damping - (1 - reading.values)) < APART
+    return reading._replace(values=np.where(apart, np.nan, reading.values), threshold=0.1, severity="hint", also=also)
 
 
 def _rms_spike(x: View) -> Judgement:
@@ -165,10 +173,10 @@ def _rms_spike(x: View) -> Judgement:
 
 
 def _coordinate_spikes(x: View) -> Judgement:
-    for name, times in (("huge_spikes", 5000), ("spikes", 25)):
+    for name in ("huge_spikes", "spikes"):
         reading = read(name, x)
         usual = float(np.nan_to_num(median_of(reading.values)))  # of what is rare it is much
-        reading = reading._replace(threshold=np.maximum(reading.threshold, 5 * usual), also={"times v": times, "usual": usual})
+        reading = reading._replace(threshold=np.maximum(reading.threshold, 5 * usual), also={"reading": READINGS[name].words, "usual": usual})
         if (reading.values > reading.threshold).any():
             break
     return reading

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .. import errors
 from ..errors import RecordError
 from ..readings import EARLY, ENOUGH, ROUNDING, momentum_span, number, uncorrected_peak, uphill
 from .checks import CHECKS, Judgement, Told, View, largest_of, median_of
@@ -25,6 +26,7 @@ __all__ = ["Finding", "diagnose"]
 
 Array = npt.NDArray[Any]
 
+BLOWN_UP = 0.7  # update/weight of a first step; healthy ones of small networks have 0.55
 FOLLOW = ("D20", "D26", "D24", "D32", "D18", "D19", "D21", "D25", "D27")  # of a tensor without a gradient to speak of: old moments go on alone
 
 
@@ -107,13 +109,19 @@ def _track(track: Told) -> Iterator[Finding]:
     with np.errstate(all="ignore"):
         largest = max((largest_of(view.grad_rms) for view in seen), default=0.0)
         died = {finding.tensor: finding for finding in _died(seen)}
+        begun = list(_beginning(track, seen))
+    too_large = any(finding.id == "D11" for finding in begun)
     yield from _events(track)
+    yield from _loss(track)
+    yield from begun
     yield from died.values()
     for view in views:
         if len(view.last):
             ids = set()
             for id, check in CHECKS.items():
                 if (id == "D21" and "D20" in ids) or (id == "D19" and "D18" in ids):  # it foretells the other, or is the same
+                    continue
+                if id == "D32" and too_large:  # which the weights that it has blown up decay of
                     continue
                 with np.errstate(all="ignore"):
                     finding = _judge(id, view, check(view), largest)
@@ -212,13 +220,31 @@ def _events(track: Told) -> Iterator[Finding]:
         elif event.kind == "skipped" or event.text.startswith(("NonFiniteGradientError", "TooManySkipsError")):
             who = "scaler" if event.kind == "skipped" and "scaler" in event.text else event.kind
             bad.setdefault(("D01", who, tensor), []).append(event.step)
+        elif event.kind == "failed" and event.text.partition(":")[0] not in errors.__all__:
+            severity = "hint" if event.text.startswith("KeyboardInterrupt") else "error"
+            evidence = {"value": 1.0, "null": 0.0, "threshold": 0.0, "exception": event.text}
+            yield _finding("D46", track, severity, event.step, event.step, evidence)
     for (id, kind, tensor), steps in bad.items():
         # A loss scale is found by trying: a scaler that skips now and then does its work.
         severity = "error" if kind == "failed" else "warning" if kind == "skipped" or len(steps) > 0.05 * max(track.steps, 100) else "hint"
         rule = RULES[id]
-        evidence = {"reading": "steps refused" if kind == "failed" else "steps skipped", "value": float(len(steps)), "null": 0.0, "threshold": 0.0,
-                    "by": kind}  # fmt: skip
+        evidence = {"reading": "steps refused" if kind == "failed" else "steps skipped", "value": float(len(steps)), "null": 0.0, "threshold": 0.0}
+        if kind == "scaler":
+            evidence["by"] = "a scaler"
         yield Finding(id, severity, track.name, tensor, min(steps), max(steps), evidence, rule.meaning, rule.remedy, rule.source)
+
+
+def _loss(track: Told) -> Iterator[Finding]:
+    """What the recording was told of the loss, by the alarms that it raised at every step, measured or not."""
+    for id in ("D44", "D45"):
+        raised = [alarm for alarm in track.alarms if alarm.evidence.get("rule") == id]
+        if not raised:
+            continue
+        worst = max(raised, key=lambda each: number(each.evidence.get("value")))
+        evidence = {"value": float(len(raised)), "null": 0.0, "threshold": 0.0}
+        if id == "D45":
+            evidence = {name: worst.evidence[name] for name in evidence} | {"times": len(raised)}
+        yield _finding(id, track, None, raised[0].step, raised[-1].step, evidence)
 
 
 def _settings(track: Told, seen: list[View]) -> Iterator[Finding]:
@@ -239,14 +265,22 @@ def _settings(track: Told, seen: list[View]) -> Iterator[Finding]:
         if has_v and track.about.get("coupling") == "coupled" and decay > 0 and own:
             value = max(median_of(v.mean("decay_over_grad") / v.means.sampled) for v in own)
             yield _finding("D34", track, None, first, last, {"value": value, "null": 0.0, "threshold": 0.0, "weight_decay": decay, **where})
-        yield from _warm_up(track, own, where)
+
+
+def _beginning(track: Told, seen: list[View]) -> Iterator[Finding]:
+    """What the first step tells of the learning rate of each group, and of its warm-up."""
+    for place, group in enumerate(groups_of(track.about)):
+        yield from _warm_up(track, [view for view in seen if view.group is group], {"group": place})
 
 
 def _warm_up(track: Told, views: list[View], where: dict[str, Any]) -> Iterator[Finding]:
     begun = [view for view in views if view.first[0] == 1 and view.lr[0] >= 0.9 * largest_of(view.lr) and view.h.beta2 < 1 and view.h.corrected]
     ratios = [(float(view.update_to_weight[0]), view) for view in begun if np.isfinite(view.update_to_weight[0])]
     ratio, view = max(ratios, key=lambda each: each[0], default=(0.0, None))
-    if view is not None and ratio > 0.01:
+    if view is not None and ratio > BLOWN_UP:  # nothing of what the weights were is left
+        reading = {"reading": "update/weight in the first step", "value": ratio, "null": 1e-3, "threshold": BLOWN_UP}
+        yield _finding("D11", track, None, 1, int(view.last[0]), {**reading, "in": view.name, **where})
+    elif view is not None and ratio > 0.01:
         suggested = math.ceil(2 / (1 - view.h.beta2) - 1e-6)
         evidence = {"value": ratio, "null": 1e-3, "threshold": 0.01, "in": view.name, "warm-up": suggested, **where}
         yield _finding("D38", track, None, 1, int(view.last[0]), evidence)
