@@ -31,7 +31,7 @@ from openadam.views.derived import crossing, noise
 from openadam.views.figures import Sight, noise_in_words
 from openadam.views.plots import plots
 from openadam.views.report import LARGEST, report
-from openadam.views.watch import Findings, line, screen, sparkline
+from openadam.views.watch import Findings, News, line, screen, sparkline
 
 HOSTILE = [
     "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", '" onload="alert(1)', "' autofocus onfocus='alert(1)", "<!--", "]]>",
@@ -533,8 +533,9 @@ def test_watch_on_a_terminal_and_elsewhere(session: record.Session, monkeypatch:
     for once in (["--once"], []):
         assert cli.main(["watch", session.path, *once]) == 0
         told = capsys.readouterr().out
+        mark, told = told.splitlines()
+        assert mark.startswith("AdamW: step 31  mark: target")
         assert told.startswith("AdamW: step 300")
-        assert told.count("\n") == 1
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "70")
     monkeypatch.setenv("TERM", "xterm")
@@ -545,6 +546,28 @@ def test_watch_on_a_terminal_and_elsewhere(session: record.Session, monkeypatch:
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", terminal.getvalue())
     assert cli.main(["watch", session.path, "--track", "x"]) == 2
     assert cli.main(["watch", session.path, "--interval", "0"]) == 2
+
+
+def test_an_alarm_of_many_tensors_is_told_once(tmp_path: Path, capsys: Any) -> None:
+    """With the tensors, by what was seen of the worst; each once, where it is followed; and diseases by their tensors on the page."""
+    path = tmp_path / "run.oadam"
+    with record.Recorder(path, every=1) as recorder:
+        params = {f"w{k}": np.ones((20, 10)) for k in range(9)}
+        optimizer = openadam.Adam(params, record=recorder)
+        random = np.random.default_rng(0)
+        for t in range(1, 161):
+            optimizer.step({name: random.normal(0, 40 if t == 140 else 1, p.shape) for name, p in params.items()})
+    session = record.load(path)
+    news = News(None)
+    (told,) = [each for each in news(session) if "D16" in each]
+    assert re.fullmatch(r"Adam: step 140  alarm: D16: .*, in w\d and 8 more: root mean square of g/sqrt\(v\) [\d.]+, healthy is 1 \(alarm at .*\)", told)
+    assert news(session) == []
+    page = report(session)
+    assert page.count("spikes of single coordinates</b>") == 1
+    assert "<summary>6 more</summary>" in page
+    assert '"threshold"' not in page.split('id="findings"')[0]
+    assert cli.main(["watch", "--once", str(path)]) == 0
+    assert capsys.readouterr().out.count("D16") == 1
 
 
 def test_watch_is_interrupted_cleanly(session: record.Session, monkeypatch: Any, capsys: Any) -> None:
@@ -625,10 +648,10 @@ def test_lines_are_so_many_steps_apart(monkeypatch: Any, capsys: Any, session: r
             self.ended = ended
 
     looks = [Look(10), Look(50), Look(109), Look(110), Look(300), Look(301, 1.0)]
-    assert [each.tracks["w"].steps for each in _apart(looks, 100)] == [10, 110, 300, 301]
+    assert [each.tracks["w"].steps for each, due in _apart(looks, 100) if due] == [10, 110, 300, 301]
     assert len(list(_apart(looks, None))) == len(looks)
     assert cli.main(["watch", session.path, "--every", "100"]) == 0
-    assert capsys.readouterr().out.count("\n") == 1
+    assert capsys.readouterr().out.count("\n") == 2
     assert cli.main(["watch", session.path, "--every", "0"]) == 2
 
 

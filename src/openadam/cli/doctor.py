@@ -46,10 +46,7 @@ def run(given: argparse.Namespace) -> int:
         observed = max((track.observed for track in tracks), default=0)
         print(f"{printable(given.file)}: {steps} steps, {observed} of them observed: {told}")
         several = len(session.tracks) > 1
-        groups: dict[tuple[str, ...], list[Finding]] = {}
-        for each in findings:
-            groups.setdefault((each.severity, each.id, each.track), []).append(each)
-        for same in groups.values():
+        for same in record.by_disease(findings):
             _show(same, several)
     return int(any(each.severity != "hint" for each in findings))
 

@@ -23,14 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     from .. import record
     from ..extras import module
-    from ..views.watch import Findings, line, screen
+    from ..views.watch import Findings, News, line, screen
 
     session = record.load(given.file, given.session)
     if given.track is not None and given.track not in session.tracks and (given.once or session.ended is not None):
         raise UsageError(f"there is no optimizer {given.track!r} in it; {near(given.track, session.tracks) if session.tracks else 'there is none'}")
     if sys.stdout is None or not sys.stdout.isatty():
-        for each in [session] if given.once else _apart(session.follow(given.interval), given.every):
-            print(printable(line(each, given.track)), flush=True)
+        news = News(given.track)
+        for each, due in [(session, True)] if given.once else _apart(session.follow(given.interval), given.every):
+            for text in news(each):
+                print(text, flush=True)
+            if due:
+                print(printable(line(each, given.track)), flush=True)
         return 0
     console = module("rich.console", "demo").Console(highlight=False)
 
@@ -49,14 +53,14 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def _apart(looks: Iterable[Any], steps: int | None) -> Iterator[Any]:
-    """Those of the looks that are so many steps after the one before; the first and that of the end always."""
+def _apart(looks: Iterable[Any], steps: int | None) -> Iterator[tuple[Any, bool]]:
+    """The looks, and whether they are so many steps after the last that were; the first and that of the end always are."""
     seen = None
     for each in looks:
         taken = sum(track.steps for track in each.tracks.values())
-        if steps is None or seen is None or taken - seen >= steps or each.ended is not None:
-            seen = taken
-            yield each
+        due = steps is None or seen is None or taken - seen >= steps or each.ended is not None
+        seen = taken if due else seen
+        yield each, due
 
 
 def _seconds(text: str) -> float:

@@ -5,10 +5,24 @@
 
 from __future__ import annotations
 
-from .doctor import Finding, diagnose
+from .doctor import Finding, by_disease, diagnose
 from .exporters import FORMATS, export
 from .recorder import Recorder, track
 from .session import TABLE, Session, TrackData, load, sessions
 from .track import Track
 
-__all__ = ["FORMATS", "TABLE", "Finding", "Recorder", "Session", "Track", "TrackData", "diagnose", "export", "load", "sessions", "track"]
+__all__ = [
+    "FORMATS",
+    "TABLE",
+    "Finding",
+    "Recorder",
+    "Session",
+    "Track",
+    "TrackData",
+    "by_disease",
+    "diagnose",
+    "export",
+    "load",
+    "sessions",
+    "track",
+]

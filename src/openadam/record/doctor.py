@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from .checks import CHECKS, Judgement, Told, View, largest_of, median_of
 from .diseases import RULES, SEVERITIES, in_words
 from .settings import groups_of, settings_of
 
-__all__ = ["Finding", "diagnose"]
+__all__ = ["Finding", "by_disease", "diagnose"]
 
 Array = npt.NDArray[Any]
 
@@ -101,6 +101,14 @@ def diagnose(session: Recording, track: str | None = None) -> list[Finding]:
     found = [finding for name, each in session.tracks.items() if track in (None, name) for finding in _track(each)]
     order = list(RULES)
     return sorted(found, key=lambda each: (SEVERITIES.index(each.severity), order.index(each.id)))
+
+
+def by_disease(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """Findings of the same disease and optimizer together, in their order."""
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for each in findings:
+        groups.setdefault((each.severity, each.id, each.track), []).append(each)
+    return list(groups.values())
 
 
 def _track(track: Told) -> Iterator[Finding]:

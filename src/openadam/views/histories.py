@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from ..measures import columns, sampled_elements
 from ..readings import READINGS as ALL
 from ..readings import Limits, Numbers, Reading, Settings, trouble
 from ..record import TrackData
+from ..record.diseases import in_words
 from ..record.settings import group_of, groups_of, settings_of
 
 __all__ = [
@@ -51,7 +51,7 @@ def scalar(track: TrackData, name: str) -> Series | None:
 
 
 class Happening(NamedTuple):
-    """A mark, a step that was skipped or refused, or an alarm."""
+    """A mark, a step that was skipped or refused, or an alarm of one or more tensors, with the evidence of the first, which has it worst."""
 
     step: int
     time: float
@@ -59,6 +59,7 @@ class Happening(NamedTuple):
     tensor: str | None
     text: str
     evidence: Mapping[str, Any] | None = None
+    others: int = 0  # tensors that raised the same alarm at this step
 
     @property
     def word(self) -> str:
@@ -66,16 +67,26 @@ class Happening(NamedTuple):
         return {"event": "mark", "failed": "refused"}.get(self.kind, self.kind)
 
     @property
+    def where(self) -> str:
+        """The tensors, if it is about some."""
+        return "" if self.tensor is None else f"{self.tensor} and {self.others} more" if self.others else self.tensor
+
+    @property
     def in_full(self) -> str:
-        """The text with its evidence."""
-        return f"{self.text} {json.dumps(self.evidence)}" if self.evidence else self.text
+        """The text, of an alarm with the tensors and what was seen."""
+        parts = [self.text, f"in {self.where}" if self.kind == "alarm" and self.tensor is not None else ""]
+        return ", ".join(filter(None, parts)) + (f": {in_words(self.evidence, self.evidence.get('rule'))}" if self.evidence else "")
 
 
 def happened(track: TrackData) -> list[Happening]:
     """What happened, newest first."""
     events = [Happening(each.step, each.time, each.kind, each.tensor, each.text) for each in track.events]
-    alarms = [Happening(each.step, each.time, "alarm", each.tensor, each.what, each.evidence) for each in track.alarms]
-    return sorted([*events, *alarms], key=lambda each: (each.time, each.step), reverse=True)
+    alarms: dict[tuple[int, str], Happening] = {}
+    for each in track.alarms:
+        known = alarms.get((each.step, each.what))
+        now = Happening(each.step, each.time, "alarm", each.tensor, each.what, each.evidence)
+        alarms[each.step, each.what] = now if known is None else known._replace(others=known.others + 1)
+    return sorted([*events, *alarms.values()], key=lambda each: (each.time, each.step), reverse=True)
 
 
 def thin(series: Series, columns: int) -> Series:

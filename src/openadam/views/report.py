@@ -18,7 +18,7 @@ import numpy as np
 from .._version import __version__
 from ..errors import RecordError
 from ..readings import Reading
-from ..record import Finding, Session, TrackData
+from ..record import Finding, Session, TrackData, by_disease
 from ..record.settings import groups_of
 from .charts import LONGEST_NAME, chart, name_of, plane
 from .figures import LABELS, Lines, Plane, Sight, noise_in_words
@@ -32,7 +32,7 @@ __all__ = ["LARGEST", "chosen_tracks", "report"]
 LARGEST = 950_000  # bytes of a page
 BUDGETS = (3000, 1800, 900, 400, 150, 48)  # tensors x columns that a page holds; a smaller one is taken where names and texts leave no room
 COLUMNS = (8, 200)  # of a tensor's history, at least and at most
-MOST_TRACKS, MOST_TENSORS, MOST_SPREADS, MOST_FINDINGS = 8, 150, 12, 40
+MOST_TRACKS, MOST_TENSORS, MOST_SPREADS, MOST_FINDINGS, SHOWN_FINDINGS = 8, 150, 12, 100, 3
 MOST_EVENTS, MOST_MARKS, LONGEST_TEXT = 200, 30, 300
 
 CARDS = ("surprise", "direction", "disagreement", "eps_share", "update_weight", "spikes", "swallowed")
@@ -225,23 +225,21 @@ def _head(session: Session, every: Sequence[TrackData], chosen: Sequence[TrackDa
 
 def _findings(session: Session) -> str:
     """What the doctor finds, the most urgent first."""
-    found = session.diagnose()
-    rows = "".join(map(_finding, found[:MOST_FINDINGS]))
-    more = f"<p>And {len(found) - MOST_FINDINGS} more: <code>openadam doctor</code> tells all.</p>" if len(found) > MOST_FINDINGS else ""
-    what = f"<ol>{rows}</ol>{more}" if found else "<p>Nothing was found.</p>"
+    found = by_disease(session.diagnose())
+    what = f"<ol>{''.join(map(_disease, found))}</ol>" if found else "<p>Nothing was found.</p>"
     return f'<section aria-labelledby="findings"><h2 id="findings">Findings</h2>{what}</section>'
 
 
-def _finding(each: Finding) -> str:
-    where = ", ".join([name_of(each.track), *filter(None, [name_of(each.where)])])
-    parts = [
-        f"<b>{name_of(each.severity)} {name_of(each.id)}: {name_of(each.title)}</b> ({where})",
-        name_of(each.seen, 600),
-        name_of(each.meaning, 600),
-        f"<i>Remedy:</i> {name_of(each.remedy, 600)}",
-        f"<small>{name_of(each.source, 200)}</small>",
-    ]
-    return f"<li>{'<br>'.join(parts)}</li>"
+def _disease(same: Sequence[Finding]) -> str:
+    """One disease with all tensors that have it."""
+    first = same[0]
+    seen = [": ".join(filter(None, [name_of(each.where), name_of(each.seen, 600)])) for each in same]
+    rest = "".join(f"<li>{each}</li>" for each in seen[SHOWN_FINDINGS:MOST_FINDINGS])
+    beyond = f"<li>and {len(same) - MOST_FINDINGS} more: <code>openadam doctor --json</code> tells all</li>" if len(same) > MOST_FINDINGS else ""
+    more = f"<details><summary>{len(same) - SHOWN_FINDINGS} more</summary><ul>{rest}{beyond}</ul></details>" if rest else "<br>"
+    told = [name_of(first.meaning, 600), f"<i>Remedy:</i> {name_of(first.remedy, 600)}", f"<small>{name_of(first.source, 200)}</small>"]
+    title = f"<b>{name_of(first.severity)} {name_of(first.id)}: {name_of(first.title)}</b> ({name_of(first.track)})"
+    return f"<li>{'<br>'.join([title, *seen[:SHOWN_FINDINGS]])}{more}{'<br>'.join(told)}</li>"
 
 
 def _groups(track: TrackData) -> list[dict[str, Any]]:
@@ -353,7 +351,7 @@ def _event_list(events: Sequence[Happening], most: int) -> str:
         return '<h3>Events</h3><p class="note">Nothing was marked, no step was skipped or refused, and there was no alarm.</p>'
     rows = ""
     for event in events[:most]:
-        cells = "".join(f"<td>{name_of(each, LONGEST_TEXT)}</td>" for each in (event.word, event.tensor or "", event.in_full))
+        cells = "".join(f"<td>{name_of(each, LONGEST_TEXT)}</td>" for each in (event.word, event.where, event.in_full))
         rows += f'<tr><th scope="row">{event.step}</th>{cells}</tr>'
     more = f'<p class="note">The latest {most} of {len(events)}.</p>' if len(events) > most else ""
     head = "".join(f'<th scope="col">{each}</th>' for each in ("step", "what", "tensor", "text"))

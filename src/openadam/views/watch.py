@@ -16,7 +16,7 @@ from ..record.settings import groups_of
 from .histories import READINGS, happened, histories, latest, limits_of, null_of, overhead, scalar
 from .text import printable, shortened, shown
 
-__all__ = ["line", "screen", "sparkline"]
+__all__ = ["Findings", "News", "line", "screen", "sparkline"]
 
 BARS = "▁▂▃▄▅▆▇█"
 SIGNS = {"alarm": "!", "look": "?", "fine": "", "unknown": ""}
@@ -98,6 +98,25 @@ def screen(session: Session, track: str | None, width: int, height: int, finding
     for each in chosen:
         parts += _panel(session, each, width, room, [finding for finding in findings if finding.track == each.name])
     return group(*parts) if parts else _text("Nothing is recorded yet.")
+
+
+class News:
+    """What happens in a recording that grows, as lines: each once, in its order."""
+
+    def __init__(self, track: str | None) -> None:
+        self._track = track
+        self._told: set[tuple[Any, ...]] = set()
+
+    def __call__(self, session: Session) -> list[str]:
+        """What has not been told yet."""
+        lines = []
+        for each in _chosen(session, self._track):
+            for event in reversed(happened(each)):
+                key = (each.name, event.kind, event.step, event.text)
+                if key not in self._told:
+                    self._told.add(key)
+                    lines.append(f"{printable(each.name)}: step {event.step}  {event.word}: {printable(event.in_full)}")
+        return lines
 
 
 def line(session: Session, track: str | None) -> str:
@@ -283,9 +302,9 @@ def _news(track: TrackData, findings: Sequence[Finding], most: int, width: int) 
         lines = [_text(f"{sign} {printable(head)}", style), _text(f"    {printable(each.seen)}"), _text(f"    → {printable(each.remedy)}")]
         told.append((each.first_step or 0, lines))
     for event in happened(track)[:most]:
-        text = f"{'  ' if event.kind == 'event' else '! '}step {event.step}  {event.word}: {printable(event.text)}"
-        told.append((event.step, [_text(text, "" if event.kind == "event" else "yellow")]))
-    told.sort(key=lambda pair: -pair[0])
+        text = f"{'  ' if event.kind == 'event' else '! '}step {event.step}  {event.word}: {printable(event.in_full)}"
+        told.append((event.step, [_text(text, "" if event.kind == "event" else "bold red" if event.kind == "alarm" else "yellow")]))
+    told.sort(key=lambda pair: (pair[1][0].plain.startswith("?"), -pair[0]))  # hints come last
     lines = [line for _, group in told for line in group]
     if len(lines) > most:  # then all of them in short, before one of them in full
         lines = [group[0] for _, group in told]
