@@ -560,7 +560,9 @@ def test_an_alarm_of_many_tensors_is_told_once(tmp_path: Path, capsys: Any) -> N
     session = record.load(path)
     news = News(None)
     (told,) = [each for each in news(session) if "D16" in each]
-    assert re.fullmatch(r"Adam: step 140  alarm: D16: .*, in w\d and 8 more: root mean square of g/sqrt\(v\) [\d.]+, healthy is 1 \(alarm at .*\)", told)
+    assert re.fullmatch(
+        r"Adam: step 140  alarm: D16: .*, in w\d and 8 more: root mean square of g/sqrt\(v\) [\d.]+, healthy is 1 \(alarm at .*\)", told
+    )
     assert news(session) == []
     page = report(session)
     assert page.count("spikes of single coordinates</b>") == 1
