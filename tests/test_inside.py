@@ -138,7 +138,7 @@ def by_hand(g: Any, p: Any, m: Any, v: Any, t: int, lr: float, beta1: float, bet
         "surprise_sum": np.sum(g**2 / np.maximum(v_hat, eps**2)), "spikes": np.sum(g**2 > 25 * v_hat_before),
         "huge_spikes": np.sum(g**2 > 5000 * v_hat_before), "stale_v": np.sum(g**2 < 0.01 * v_hat), "v_sum": np.sum(v), "v_before_sum": np.sum(v0),
         "eps_dominated": np.sum((v != 0) & (v_hat < eps**2)), "v_zero": np.sum(v == 0), "v_underflow": np.sum((g != 0) & (v == 0)),
-        "v_frozen": np.sum((v == v0) & (g**2 != v)), "disagree": np.sum(m * g < 0), "disagree_sum_abs": np.sum(np.abs(u[m * g < 0])),
+        "v_frozen": np.sum((v == v0) & (np.abs(g**2 - v) > v / 100)), "disagree": np.sum(m * g < 0), "disagree_sum_abs": np.sum(np.abs(u[m * g < 0])),
         "m_before_dot_grad": np.sum(g * m0), "m_before_sum_squares": np.sum(m0**2), "m_hat_sum_squares": np.sum(m_hat**2), "v_hat_sum": np.sum(v_hat),
     }  # fmt: skip
 

@@ -185,7 +185,7 @@ INSIDE: tuple[Measure, ...] = (
     count("eps_dominated", lambda x: where(x.v == 0, x.h.eps**2, x.v_hat) < x.h.eps**2),
     count("v_zero", lambda x: x.v == 0),
     count("v_underflow", lambda x: where(x.g == 0, 1, x.v) == 0),
-    count("v_frozen", lambda x: where(x.g**2 == x.v, 1, x.v - x.before.v) == 0),
+    count("v_frozen", lambda x: where(abs(x.g**2 - x.v) <= 0.01 * x.v, 1, x.v - x.before.v) == 0),  # where v has arrived, it may rest
     count("disagree", lambda x: x.m * x.g < 0),
     Measure("disagree_sum_abs", "sum", lambda x: where(x.m * x.g < 0, abs(x.direction), 0)),
     Measure("m_before_dot_grad", "sum", lambda x: x.g * x.before.m),
