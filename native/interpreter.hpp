@@ -34,11 +34,11 @@ class Interpreter {
     }
     for (std::int64_t k = 0; k < code_.output_count; ++k) {
       const openadam::Output& output = code_.outputs[k];
+      if (output.join == openadam::Output::kCounts) continue;
+      const bool is_max = output.join == openadam::Output::kLargest;
+      const double folded = fold_lanes<T>(lanes[k], is_max);
       double& tally = tallies[output.column];
-      if (output.join == openadam::Output::kLargest)
-        tally = largest<double>(tally, fold(lanes[k], [](T a, T b) { return largest(a, b); }));
-      else if (output.join == openadam::Output::kSum)
-        tally = sum<double>(tally, fold(lanes[k], [](T a, T b) { return sum(a, b); }));
+      tally = is_max ? largest(tally, folded) : sum(tally, folded);
     }
   }
 
@@ -78,12 +78,13 @@ class Interpreter {
     }
   }
 
-  // In whole vectors, which need no loop for what is left: what lies behind the last element is worked on too, and joined by nobody.
+  // In whole vectors, which need no loop for what is left: what lies behind the last element is worked on too, and joined by nobody. A target
+  // is one of the operands, or apart from all.
   template <class F>
   void each(F f) const {
     const std::uint64_t n = static_cast<std::uint64_t>(whole_) / kLanes * kLanes;  // as the compiler can see
-    INDEPENDENT                                                                    // a target is one of the operands, or apart from all
-        for (std::uint64_t i = 0; i < n; ++i) f(static_cast<std::int64_t>(i));
+    INDEPENDENT
+    for (std::uint64_t i = 0; i < n; ++i) f(static_cast<std::int64_t>(i));
   }
 
   template <class F>

@@ -36,16 +36,8 @@ template <>
 constexpr float smallest_normal<float> = 1.17549435e-38F;
 
 // The whole power of 2 below; of what is subnormal, less than any other.
-inline std::int64_t exponent(float x) {
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof(bits));
-  return static_cast<std::int64_t>(bits >> 23 & 0xFF) - 127;
-}
-inline std::int64_t exponent(double x) {
-  std::uint64_t bits;
-  __builtin_memcpy(&bits, &x, sizeof(bits));
-  return static_cast<std::int64_t>(bits >> 52 & 0x7FF) - 1023;
-}
+inline std::int64_t exponent(float x) { return static_cast<std::int64_t>(__builtin_bit_cast(std::uint32_t, x) >> 23 & 0xFF) - 127; }
+inline std::int64_t exponent(double x) { return static_cast<std::int64_t>(__builtin_bit_cast(std::uint64_t, x) >> 52 & 0x7FF) - 1023; }
 
 template <class T>
 inline T sum(T a, T b) {

@@ -22,6 +22,7 @@ from typing import Any
 
 from .errors import HyperparameterError, RuleError
 from .language import cpp
+from .language.code import JOINS
 from .language.expression import Expression, Namespace, as_expression, maximum, sqrt, substitute, symbol, where
 from .language.program import SMALLEST_NORMAL, Program, lower
 from .language.rule import Traced, check_elements, depends_on_tensors
@@ -115,7 +116,7 @@ class Measure:
     degree: int = 0
 
     def __post_init__(self) -> None:
-        if self.reduction not in ("sum", "max", "octaves"):
+        if self.reduction not in JOINS:
             raise ValueError(f"the measure {self.name!r} is reduced by {self.reduction!r}, which is none of 'sum', 'max' and 'octaves'")
 
     @cached_property
