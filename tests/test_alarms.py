@@ -20,9 +20,9 @@ from patients import LIVE, SICK, noise
 import openadam
 from openadam import record
 from openadam.measures import columns
-from openadam.readings import READINGS, Subjects
+from openadam.readings import READINGS
 from openadam.record.alarms import Judge
-from openadam.step import Measured
+from openadam.reports import Measured, Subjects
 
 
 def raised(path: Path) -> list[tuple[str, str | None, int]]:

@@ -12,7 +12,7 @@ import pytest
 from patients import HEALTHY, SICK, learn_digits, noise, plain, pull, synthetic
 
 import openadam
-from openadam import cli, readings, record
+from openadam import cli, record, theory
 from openadam.errors import RecordError
 from openadam.record import checks, diseases
 
@@ -164,11 +164,11 @@ def test_findings_name_tensor_and_steps(tmp_path: Path) -> None:
 
 
 def test_null_values_and_thresholds_follow_from_the_betas(tmp_path: Path) -> None:
-    assert [round(float(readings.agreement_alone(beta)), 3) for beta in (0.5, 0.9, 0.95)] == [0.167, 0.356, 0.399]
-    assert [round(float(readings.noise_rms(beta)), 3) for beta in (0.5, 0.9, 0.95)] == [0.577, 0.229, 0.160]
-    assert round(float(readings.largest_step(0.9, 0.999)), 2) == 7.27
-    assert round(float(readings.largest_ratio(0.999)), 1) == 31.6
-    assert round(readings.uncorrected_peak(0.9, 0.999), 2) == 6.57
+    assert [round(float(theory.agreement_alone(beta)), 3) for beta in (0.5, 0.9, 0.95)] == [0.167, 0.356, 0.399]
+    assert [round(float(theory.noise_rms(beta)), 3) for beta in (0.5, 0.9, 0.95)] == [0.577, 0.229, 0.160]
+    assert round(float(theory.largest_step(0.9, 0.999)), 2) == 7.27
+    assert round(float(theory.largest_ratio(0.999)), 1) == 31.6
+    assert round(theory.uncorrected_peak(0.9, 0.999), 2) == 6.57
     evidence = one(tmp_path / "run.oadam", "a large gradient in every eighth step against all others").evidence
     assert round(evidence["null"], 3) == 0.356
     assert evidence["threshold"] > evidence["null"] + 0.1

@@ -64,7 +64,7 @@ optimizer.add_param_group({"params": [p]})
 assert_type(optimizer.last_step, openadam.StepReport | None)
 if optimizer.last_step is not None:
     assert_type(optimizer.last_step.grad_norm, float)
-    assert_type(optimizer.last_step.measures, openadam.step.Measured | None)
+    assert_type(optimizer.last_step.measures, openadam.reports.Measured | None)
 assert_type(optimizer.skipped, int)
 assert_type(optimizer.clip_norm, float | None)
 assert_type(optimizer.clip_value, float | None)

@@ -17,7 +17,8 @@ from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, neares
 from ..language.rule import Rule
 from ..measures import Measure
 from ..no_decay import predicate, read_no_decay, refuse_strangers
-from ..step import FLOAT32_LARGEST, Measured, StepReport, alone, as_loss, begin_recording
+from ..reports import Measured, StepReport
+from ..step import FLOAT32_LARGEST, alone, as_loss, begin_recording
 from ..worked.following import Followable
 from . import states
 from .groups import Groups, at

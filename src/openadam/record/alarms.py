@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..readings import ENOUGH, READINGS, ROUNDING, Numbers, Reading, halfway, momentum_span, told, uphill
-from ..step import Measured
+from ..readings import ENOUGH, READINGS, ROUNDING, UNUSUAL, Numbers, Reading, halfway, told, uphill
+from ..reports import Measured
+from ..theory import momentum_span
 from .diseases import RULES, in_words
 
 __all__ = ["Judge", "Raised"]
@@ -99,7 +100,7 @@ class Judge:
                 if each.smooth > 1:
                     value[:] = state.average(state.smooth, k, which, value, 2 / (each.smooth + 1), known[k])
                 if each.rule == "D17":  # of what is rare it is much
-                    limit = np.fmax(limit, 5 * state.usual[k, which])
+                    limit = np.fmax(limit, UNUSUAL * state.usual[k, which])
                     state.average(state.usual, k, which, value, MEMORY, known[k])
                 alarm[k] = limit
             beyond = values > alarm

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..readings import EARLY, READINGS, Numbers, halfway, told
+from ..readings import EARLY, READINGS, UNUSUAL, Numbers, halfway, told
 from .settings import group_of, groups_of, settings_of
 
 __all__ = ["CHECKS", "Judgement", "Told", "View", "largest_of", "median_of"]
@@ -168,15 +168,14 @@ def _eps(x: View) -> Judgement:
 
 
 def _rms_spike(x: View) -> Judgement:
-    cap = float(x.h.cap * np.sqrt(1 - x.h.beta2 ** x.last[-1]))  # of the steps taken so far
-    return read("surprise", x)._replace(also={"cap": cap})
+    return read("surprise", x)._replace(also={"cap": float(x.h.cap_by(x.last[-1]))})
 
 
 def _coordinate_spikes(x: View) -> Judgement:
     for name in ("huge_spikes", "spikes"):
         reading = read(name, x)
         usual = float(np.nan_to_num(median_of(reading.values)))  # of what is rare it is much
-        reading = reading._replace(threshold=np.maximum(reading.threshold, 5 * usual), also={"reading": READINGS[name].words, "usual": usual})
+        reading = reading._replace(threshold=np.maximum(reading.threshold, UNUSUAL * usual), also={"reading": READINGS[name].words, "usual": usual})
         if (reading.values > reading.threshold).any():
             break
     return reading
@@ -189,7 +188,7 @@ def _disagreement(x: View) -> Judgement:
 
 
 def _one_large_step(x: View) -> Judgement:
-    return read("direction_largest", x)._replace(also={"bound": float(x.h.bound * np.sqrt(1 - x.h.beta2 ** x.last[-1]))})
+    return read("direction_largest", x)._replace(also={"bound": float(x.h.bound_by(x.last[-1]))})
 
 
 def _rate(x: View) -> Judgement:

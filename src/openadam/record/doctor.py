@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from .. import errors
 from ..errors import RecordError
-from ..readings import EARLY, ENOUGH, ROUNDING, momentum_span, number, uncorrected_peak, uphill
+from ..readings import EARLY, ENOUGH, ROUNDING, uphill
+from ..theory import momentum_span, number, uncorrected_peak
 from .checks import CHECKS, Judgement, Told, View, largest_of, median_of
 from .diseases import RULES, SEVERITIES, in_words
 from .settings import groups_of, settings_of

@@ -16,7 +16,7 @@ from .recorder import track
 from .track import Track
 
 if TYPE_CHECKING:
-    from ..step import Measured, StepReport
+    from ..reports import Measured, StepReport
 
 __all__ = ["Observer", "observer"]
 

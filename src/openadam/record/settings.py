@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..readings import Settings
+from ..theory import Settings
 
 __all__ = ["group_of", "groups_of", "settings_of"]
 

@@ -21,7 +21,8 @@ from .. import engine as engines
 from ..errors import HyperparameterError, HyperparameterWarning, ParameterError
 from ..hyperparameters import checked, refuse_no_reset
 from ..measures import Measure
-from ..step import StepReport, alone, as_loss, begin_recording, check_dtype
+from ..reports import StepReport
+from ..step import alone, as_loss, begin_recording, check_dtype
 from ..worked.following import Followable
 from . import loading
 from .members import Member

@@ -16,8 +16,8 @@ from torch import Tensor
 from .. import engine as engines
 from ..errors import HyperparameterError
 from ..measures import INSIDE, MEASURES, Measure
-from ..readings import Subjects
-from ..step import Measured, StepReport, as_loss
+from ..reports import Measured, StepReport, Subjects
+from ..step import as_loss
 from .host import Host
 from .members import MEMBERS, Member
 from .memory import as_array, has_numbers
@@ -182,11 +182,13 @@ class FromOutside(Observation):
             stepped = [each for each in self._before if each[1].grad is not None and not each[1].grad.is_sparse]
             with np.errstate(all="ignore"):
                 rows = [self._row(p, taken, memory) for _, p, taken, memory in stepped]
-            exact, observed = (np.array(list(each)) for each in zip(*rows, strict=True)) if rows else (np.zeros((0, 0)), np.zeros((0, 0)))
-            names = [name for name, *_ in stepped]
-            seen = Measured.of(names, exact, observed, self._inside, self._steps, self._about(stepped)) if rows else None
-            norm = math.sqrt(seen.total("grad_sum_squares")) if seen is not None else None
-            report = StepReport(self._steps, norm if norm is not None else math.nan, 1.0, False, seen, None, loss)
+            seen, norm = None, math.nan
+            if rows:
+                exact, observed = (np.array(list(each)) for each in zip(*rows, strict=True))
+                names = [name for name, *_ in stepped]
+                seen = Measured.of(names, exact, observed, self._inside, self._steps, self._about(stepped))
+                norm = math.sqrt(seen.total("grad_sum_squares"))
+            report = StepReport(self._steps, norm, 1.0, False, seen, None, loss)
             self._observer.saw(report, [float(group["lr"]) for group in optimizer.param_groups])
         except Exception as error:
             self._give_up(error)
@@ -194,20 +196,22 @@ class FromOutside(Observation):
 
     def _about(self, stepped: Sequence[Any]) -> Subjects:
         """What the tensors of a step are."""
-        groups = [taken["group"] for _, _, taken, _ in stepped]
-        coupling = "decoupled" if self._decoupled else "coupled"
-        classes = [(self._member.traced(group).name, coupling, {**group, **self._member.settings(0, group)}) for group in groups]
+        updates = [self._update(taken["group"]) for _, _, taken, _ in stepped]
+        classes = [(each.traced.name, each.coupling, each.values) for each in updates]
         return Subjects([tuple(p.shape) for _, p, *_ in stepped], range(len(stepped)), classes)
+
+    def _update(self, group: Mapping[str, Any]) -> engines.Update:
+        """What moves the tensors of a group."""
+        coupling = "decoupled" if self._decoupled or group.get("decoupled_weight_decay") else "coupled"
+        return engines.Update(self._member.traced(group), coupling, values=self._member.settings(0, group))
 
     def _row(self, p: Any, taken: Mapping[str, Any], memory: list[float]) -> tuple[list[float], Any]:
         arrays, group = taken["arrays"], taken["group"]
         arrays = {"g": as_array(p.grad).reshape(-1).astype(arrays["p"].dtype), **arrays}
-        coupling = "decoupled" if self._decoupled or group.get("decoupled_weight_decay") else "coupled"
-        update = engines.Update(self._member.traced(group), coupling, values=self._member.settings(0, group))
         after = {"g": arrays["g"], "p": arrays["p"], "p_after": as_array(p).reshape(-1).astype(arrays["p"].dtype)}
         exact = engines.tally(range(len(MEASURES)), after)
         nonfinite = float(np.count_nonzero(~np.isfinite(arrays["g"])))
-        return [*exact, nonfinite], update.inside(self._inside, taken["t"], 1.0, math.inf, memory, arrays)
+        return [*exact, nonfinite], self._update(group).inside(self._inside, taken["t"], 1.0, math.inf, memory, arrays)
 
     def _give_up(self, error: Exception) -> None:
         self._observer.give_up(error)

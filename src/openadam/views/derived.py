@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..readings import READINGS, Numbers, Settings, noise_rms, number
+from ..readings import READINGS, Numbers
 from ..record import TrackData
-from ..record.settings import group_of, groups_of, settings_of
+from .histories import about_of
 
-__all__ = ["DERIVED", "Derived", "Forecast", "Noise", "crossing", "derived", "noise", "rotation_equilibrium"]
+__all__ = ["DERIVED", "Derived", "Forecast", "Noise", "crossing", "derived", "noise"]
 
 
 HORIZON = 10  # times what was seen: so far a forecast goes
@@ -103,34 +103,23 @@ def crossing(steps: Any, values: Any, level: float = 1.0) -> Forecast | None:
     return Forecast(int(steps[-1]), float(values[-1]), int(steps[-1]) + math.ceil(further - 1e-6)) if near else None
 
 
-def rotation_equilibrium(lr: float, weight_decay: float, beta1: float) -> float:
-    """By how much a step turns a parameter where `decay_equilibrium` holds, in radians (Kosson et al., 2023).
-
-    >>> round(rotation_equilibrium(0.001, 0.1, 0.9), 6)
-    0.003244
-    """
-    return math.sqrt(2 * lr * weight_decay) * float(noise_rms(beta1))
-
-
 def derived(track: TrackData, tensors: Sequence[str]) -> tuple[dict[str, Any], Noise]:
     """All of `DERIVED` as buckets x tensors, NaN where it cannot be told; and noise and signal of all elements, as buckets x tensors too."""
     _, last, summary = track.block(tensors, MEASURES)
     mean = {name: summary[1, ..., place] for place, name in enumerate(MEASURES)}
-    groups = [settings_of(track.about, group_of(groups_of(track.about), track.tensors[name])[1]) for name in tensors]
-    h = Settings.together(groups, range(len(groups)))
-    beta1 = h.beta1
-    elements = np.array([number(track.tensors[name].get("elements")) for name in tensors], float)
+    about = about_of(track, tensors)
+    beta1 = about["h"].beta1
     if str(track.about.get("rule", "")).startswith("amsgrad"):  # whose v̂ is a maximum: it tells of no variance
         mean["m_hat_sum_squares"] = np.full_like(mean["m_hat_sum_squares"], np.nan)
     with np.errstate(all="ignore"):
-        times = elements / mean["sampled"]
+        times = about["elements"] / mean["sampled"]
         found = noise(
             times * mean["v_hat_sum"], times * mean["m_hat_sum_squares"], np.where((beta1 >= 0) & (beta1 < 1), beta1, np.nan), last[:, None]
         )
         weights = np.where(mean["param_sum_squares"] > 0, mean["param_sum_squares"], np.nan)
         along = times * mean["param_dot_update"]
         values = {
-            "v_over_eps": READINGS["v_over_eps"].of(Numbers(mean.__getitem__, h)),
+            "v_over_eps": READINGS["v_over_eps"].of(Numbers(mean.__getitem__, **about)),
             "noise_scale": found.scale,
             "rotation": np.sqrt(np.maximum(mean["update_sum_squares"] - along**2 / weights, 0) / weights),
             "m_rms": np.sqrt(mean["m_before_sum_squares"] / mean["sampled"]),

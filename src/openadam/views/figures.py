@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..readings import Reading, betas_of, decay_equilibrium, number
+from ..readings import Reading
 from ..record import TrackData
 from ..record.settings import group_of, groups_of
-from .derived import DERIVED, Forecast, Noise, crossing, derived, rotation_equilibrium
+from ..theory import betas_of, decay_equilibrium, noise_rms, number, rotation_equilibrium
+from .derived import DERIVED, Forecast, Noise, crossing, derived
 from .histograms import spreads
 from .histories import READINGS, Series, happened, histories, mean, null_of, scalar, thin
 from .pictures import WIDE_RANGE
@@ -22,6 +23,7 @@ __all__ = ["LABELS", "MOST_LINES", "Axis", "Lines", "Mark", "Path", "Plane", "Si
 
 MOST_LINES = 6
 COLUMNS = 200  # of the history of a number of whole steps
+NOISE_OF_ALL = "noise scale of all tensors"  # among the numbers of whole steps
 AHEAD = 0.5  # of the run's length: so far a forecast is drawn
 
 LABELS: dict[str, Reading | Any] = {**READINGS, **DERIVED}
@@ -147,7 +149,7 @@ class Sight:
         scalars = {name: each for name in track.scalars[:40] if (each := scalar(track, name)) is not None}
         everything = self.noise.scale
         if np.isfinite(everything).any():
-            scalars["noise scale of all tensors"] = Series(self.first, self.last, everything, everything, everything)
+            scalars[NOISE_OF_ALL] = Series(self.first, self.last, everything, everything, everything)
         ends = [bound for each in scalars.values() for bound in (each.first.min(), each.last.max())]
         ends += [self.first.min(), self.last.max()] if len(self.first) else []
         self.steps = (float(min(ends)), float(max(ends))) if ends else (0.0, 1.0)
@@ -258,12 +260,11 @@ class Sight:
         return plain._replace(forecasts=drawn, steps=(self.steps[0], max(end, self.steps[1])))
 
     def _noise(self, title: str) -> Lines | None:
-        whole = self.scalars.get("noise scale of all tensors")
+        whole = self.scalars.get(NOISE_OF_ALL)
         if whole is None:
             return None
-        name = "noise scale of all tensors"
         return Lines(
-            title, DERIVED["noise_scale"].meaning, [*self._lines("noise_scale"), ("all tensors", whole, ["scalar", name])], self.steps,
+            title, DERIVED["noise_scale"].meaning, [*self._lines("noise_scale"), ("all tensors", whole, ["scalar", NOISE_OF_ALL])], self.steps,
             [(1.0, "as much noise as signal")], self.marks,
         )  # fmt: skip
 
@@ -280,7 +281,7 @@ class Sight:
             return None
         groups = groups_of(self.track.about)
         beta1 = {betas_of(group_of(groups, self.track.tensors[name])[1])[0] for name in self.tensors[:MOST_LINES]}
-        noises = sorted(math.sqrt((1 - each) / (1 + each)) for each in beta1 if 0 <= each < 1)[:3]
+        noises = sorted(float(noise_rms(each)) for each in beta1 if 0 <= each < 1)[:3]
         about = (
             "each tensor's way over the steps, to the dot at its last: on the upper line signs stay, on the lower one gradients are noise that the "
             "first moment averages away; above both it is a memory of gradients that were larger"

@@ -9,14 +9,15 @@ import numpy as np
 
 from ..measures import columns, sampled_elements
 from ..readings import READINGS as ALL
-from ..readings import Limits, Numbers, Reading, Settings, trouble
+from ..readings import Limits, Numbers, Reading, trouble
 from ..record import TrackData
 from ..record.diseases import in_words
 from ..record.settings import group_of, groups_of, settings_of
+from ..theory import Settings
 
 __all__ = [
-    "READINGS", "Happening", "Overhead", "Series", "by_trouble", "happened", "histories", "latest", "limits_of", "mean", "null_of", "overhead",
-    "overhead_in_words", "scalar", "thin",
+    "READINGS", "Happening", "Overhead", "Series", "about_of", "by_trouble", "happened", "histories", "latest", "limits_of", "mean", "null_of",
+    "overhead", "overhead_in_words", "scalar", "thin",
 ]  # fmt: skip
 
 READINGS = {
@@ -114,7 +115,7 @@ def limits_of(track: TrackData, tensors: Sequence[str], steps: int = 1) -> dict[
     told = [track.tensors[name].get("elements") for name in tensors]
     seen = np.array([max(sampled_elements(size), 1) if isinstance(size, int) and size >= 0 else np.inf for size in told], float) * max(steps, 1)
     known = {"sampled": seen, "zero_grad": np.zeros(len(seen)), "param_sum_squares": np.full(len(seen), np.inf)}
-    x = Numbers(lambda name: known.get(name, np.full(len(seen), np.nan)), **_about(track, tensors))
+    x = Numbers(lambda name: known.get(name, np.full(len(seen), np.nan)), **about_of(track, tensors))
     return {name: Limits(*(np.broadcast_to(each, len(seen)) for each in reading.limits(x))) for name, reading in READINGS.items()}
 
 
@@ -148,8 +149,8 @@ def by_trouble(track: TrackData) -> list[tuple[str, float]]:
     return sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
 
 
-def _about(track: TrackData, tensors: Sequence[str]) -> dict[str, Any]:
-    """What is known of tensors beside their measures."""
+def about_of(track: TrackData, tensors: Sequence[str]) -> dict[str, Any]:
+    """What `Numbers` are told of tensors beside their measures."""
     groups = groups_of(track.about)
     told = [track.tensors[name] for name in tensors]
     own = [settings_of(track.about, group_of(groups, each)[1]) for each in told]
@@ -165,7 +166,7 @@ def _readings(track: TrackData, tensors: Sequence[str], last: int | None) -> tup
     names = columns()
     first, final, summary = track.block(tensors, names, last)
     tables = [dict(zip(names, np.moveaxis(each, -1, 0), strict=True)) for each in summary]
-    about = _about(track, tensors)
+    about = about_of(track, tensors)
     low, mean, high = (Numbers(each.__getitem__, **about) for each in tables)
     bounds = [Numbers(tables[0].__getitem__, over=high, **about), mean, Numbers(tables[2].__getitem__, over=low, **about)]
     return first, final, {name: np.stack([reading.of(x) for x in bounds]) for name, reading in READINGS.items()}

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..record import Session
 from ..studies import demo_module
-from .figures import LABELS, Axis, Lines, Mark, Plane, Sight
+from .figures import LABELS, Axis, Lines, Mark, Plane, Sight, axis_of
 from .histograms import Spread
 from .histograms import words as in_words
 from .histories import Series, by_trouble
@@ -155,17 +155,16 @@ def _plane(figure: Any, plane: Plane) -> None:
 def _heat(name: str, figure: Any, seen: Sight) -> None:
     axes = _begin(figure, f"{LABELS[name].label} of each tensor, the one in most trouble first", 9, 1.6 + 0.19 * len(seen.tensors))
     values = np.array([seen.series[k, name].mid for k in seen.places])
-    known = values[np.isfinite(values)]
-    log = known.min() > 0 and known.max() > 30 * known.min()
+    scale = "log" if axis_of(values).log else "linear"
     grid: Series = seen.grid
     edges = np.append(grid.first, grid.last[-1] + 1).astype(float)
     if not (np.diff(edges) > 0).all():  # steps that were counted anew
         edges = np.arange(len(edges), dtype=float)
-    drawn = axes.pcolormesh(edges, np.arange(len(values) + 1), values, cmap="cividis", norm="log" if log else "linear", rasterized=True)
+    drawn = axes.pcolormesh(edges, np.arange(len(values) + 1), values, cmap="cividis", norm=scale, rasterized=True)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(values)) + 0.5, [_name(each) for each in seen.tensors], fontsize=7)
     axes.set_xlabel("step")
-    _plain_ticks(figure.colorbar(drawn, ax=axes, label="logarithmic" if log else "linear").ax.yaxis)
+    _plain_ticks(figure.colorbar(drawn, ax=axes, label="logarithmic" if scale == "log" else scale).ax.yaxis)
 
 
 def _histograms(tensor: str, figure: Any, spreads: list[Spread]) -> None:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..extras import module
-from ..readings import Limits, betas_of, trouble
+from ..readings import Limits, trouble
 from ..record import Finding, Session, TrackData
 from ..record.settings import groups_of
+from ..theory import betas_of
 from .histories import READINGS, happened, histories, latest, limits_of, null_of, overhead, scalar
 from .text import printable, shortened, shown
 

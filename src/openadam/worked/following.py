@@ -11,7 +11,8 @@ import numpy as np
 
 from ..engine import Update
 from ..errors import ExplanationError
-from ..step import Coordinate, Stepper, StepReport, alone
+from ..reports import StepReport
+from ..step import Coordinate, Stepper, alone
 from .data import Explanation
 from .working import Surroundings, work_out
 
