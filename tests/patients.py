@@ -283,7 +283,7 @@ def never(path: Path) -> None:
     plain(path, 60, lambda p, t: {"w": pull({"w": p["w"]}, t)["w"], "dead": np.zeros((20, 10), np.float32)}, params=params)
 
 
-@sick("D43", "a layer that lets nothing through any more")
+@sick("D43", "a layer that lets nothing through any more", 60, tensor="below")
 def died(path: Path) -> None:
     params = {"below": noise(0, (20, 10)), "above": noise(1, (20, 10))}
     plain(path, 120, lambda p, t: {"below": noise(t, (20, 10), 1e-5 if t > 40 else 1e-1), "above": noise(t + 500, (20, 10))}, params=params)

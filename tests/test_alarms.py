@@ -171,7 +171,7 @@ def test_tensors_of_one_disease_share_a_line(tmp_path: Path, caplog: pytest.LogC
             optimizer.step({name: noise(t, (20, 10), scale) for name, scale in scales.items()})
     assert {each[:2] for each in raised(tmp_path / "run.oadam")} == {("D20", "small"), ("D20", "smaller")}
     (line,) = caplog.records
-    assert "D20: eps dominates the denominator, in small" in line.getMessage()
+    assert "D20: eps dominates the denominator, in 'small'" in line.getMessage()
     assert " and 1 more: share of sqrt(v) below eps 1, healthy is 0 (alarm at 0.5)" in line.getMessage()
 
 
@@ -257,7 +257,7 @@ def test_every_urgent_reading_is_proven() -> None:
 
 def losses(values: Any) -> list[tuple[int, str]]:
     judge = Judge()
-    return [(k, each.what) for k, value in enumerate(values) for each in judge.told(float(value))]
+    return [(k, each.what) for k, value in enumerate(values) for each in judge.taken(float(value))]
 
 
 def test_a_loss_that_jumps_or_is_not_finite_raises_an_alarm() -> None:

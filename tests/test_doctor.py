@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from patients import HEALTHY, SICK, learn_digits, noise, plain, pull, synthetic
+from patients import HEALTHY, SICK, learn_digits, noise, plain, pull, recorded, synthetic
 
 import openadam
 from openadam import cli, record, theory
-from openadam.errors import RecordError
+from openadam.errors import OpenAdamError, RecordError
 from openadam.record import checks, diseases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +38,8 @@ def test_what_a_run_has_is_found(name: str, tmp_path: Path) -> None:
     assert id in [each.id for each in found], alarms(found)
     finding = next(each for each in found if each.id == id)
     rule = diseases.RULES[id]
-    assert (finding.meaning, finding.remedy, finding.source) == (rule.meaning, rule.remedy, rule.source)
+    assert (finding.meaning, finding.source) == (rule.meaning, rule.source)
+    assert finding.remedy in (rule.remedy, *rule.instead.values())
     assert {"reading", "value", "null", "threshold"} <= finding.evidence.keys()
     assert all(math.isfinite(finding.evidence[each]) for each in ("value", "null", "threshold"))
     assert finding.first_step is not None
@@ -273,11 +277,89 @@ def test_the_command_speaks_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
     SICK["gradients below eps"][1](path)
     assert cli.main(["doctor", str(path), "--json", "--track", "AdamW"]) == 1
     told = json.loads(capsys.readouterr().out)
-    assert list(told) == ["file", "steps", "findings"]
-    assert told["steps"] == 100
+    assert list(told) == ["file", "state", "steps", "findings"]
+    assert (told["state"], told["steps"]) == ("ended", 100)
     first = told["findings"][0]
     assert list(first) == ["id", "severity", "track", "tensor", "first_step", "last_step", "evidence", "meaning", "remedy", "source"]
     assert (first["id"], first["severity"], first["track"], first["tensor"]) == ("D20", "warning", "AdamW", "w")
+
+
+def test_the_first_line_counts_diseases_not_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.oadam"
+    plain(path, 40, lambda p, t: {name: noise(t, (20, 10), 1e-10) for name in p}, params={name: noise(1, (20, 10)) for name in "abc"})
+    cli.main(["doctor", str(path)])
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith(": 40 steps, 40 of them observed: 0 errors, 1 warning, 0 hints")
+    assert [each.id for each in record.load(path).diagnose()] == ["D20"] * 3
+
+
+KILLED = """
+import os, sys
+import numpy as np, openadam
+recorder = openadam.record.Recorder(sys.argv[1])
+optimizer = openadam.Adam({"w": np.ones(50)}, record=recorder)
+for t in range(30):
+    optimizer.step({"w": np.random.default_rng(t).normal(size=50)})
+recorder.flush()
+print(openadam.record.load(sys.argv[1]).state, flush=True)
+os._exit(9)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="whether a process lives is asked as POSIX does")
+def test_a_run_that_was_killed_is_told_from_one_that_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.oadam"
+    done = subprocess.run([sys.executable, "-c", KILLED, path], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (9, "running\n")
+    session = record.load(path)
+    assert (session.ended, session.state, session.is_over) == (None, "killed", True)
+    assert len(list(session.follow(0.01))) == 1, "nothing more will come"
+    cli.main(["doctor", str(path)])
+    assert "30 steps, 30 of them observed; it never ended, and its process is gone: " in capsys.readouterr().out
+    cli.main(["watch", str(path)])
+    assert "step 30  killed" in capsys.readouterr().out
+    cli.main(["report", str(path)])
+    assert "never ended: its process is gone" in (tmp_path / "run.html").read_text()
+    session.about["host"] = "elsewhere"
+    assert session.state == "open"
+
+
+# --- what helps ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_remedy_looks_at_the_settings(tmp_path: Path) -> None:
+    def helps(id: str, run: Any) -> list[str]:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.oadam"
+        return list({each.remedy for each in findings(path, run) if each.id == id})
+
+    def with_eps(eps: float) -> Any:
+        return lambda path: plain(path, 40, lambda p, t: {"w": noise(t, (20, 10), eps / 10)}, eps=eps, lr=1e-6)
+
+    rules = diseases.RULES
+    assert helps("D20", with_eps(1e-8)) == [rules["D20"].remedy]
+    assert helps("D20", with_eps(1e-3)) == [rules["D20"].instead["large eps"]]
+    assert helps("D07", SICK["updates below half a unit in the last place"][1]) == [rules["D07"].instead["full precision"]]
+    for steps, expected in ((600, rules["D38"].remedy), (300, rules["D38"].instead["short"])):
+        start = {"w": noise(0, (20, 10), 0.02)}
+        assert helps("D38", lambda path, steps=steps, start=start: plain(path, steps, pull, params=start, lr=1e-3, beta2=0.99)) == [expected]
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+def test_a_bad_batch_is_told_from_a_bad_layer(nonfinite: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.oadam"
+    with recorded(path, {name: noise(1, (20, 10)) for name in "abc"}, nonfinite=nonfinite) as optimizer:
+        for t in range(60):
+            grads = {name: noise(t, (20, 10)) for name in "abc"}
+            for name in {30: "abc", 40: "b", 50: "bc"}.get(t, ""):
+                grads[name][3, 2] = math.nan
+            with contextlib.suppress(OpenAdamError):
+                optimizer.step(grads, loss=math.nan if t == 30 else 1.0)
+    found = record.load(path).diagnose()
+    bad = {each.tensor: (each.evidence["value"], each.evidence.get("tensors"), each.remedy) for each in found if each.id == "D01"}
+    rule = diseases.RULES["D01"]
+    assert bad == {"a": (1.0, "3 of 3", rule.instead["all"]), "b": (2.0, "2 of 3", rule.remedy)}
+    (loss,) = (each for each in found if each.id == "D44")
+    assert (loss.first_step, loss.last_step) == (31, 31), "the step was not taken, and its loss is judged all the same"
 
 
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

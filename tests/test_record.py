@@ -6,6 +6,7 @@ import contextlib
 import copy
 import csv
 import gc
+import io
 import json
 import logging
 import multiprocessing
@@ -986,6 +987,18 @@ def session(path: str) -> record.Session:
     return record.load(path)
 
 
+def test_text_can_be_written_to_what_is_open(session: record.Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for format in ("csv", "jsonl"):
+        record.export(session, format, tmp_path / "there")
+        record.export(session, format, text := io.StringIO())
+        with open(tmp_path / "there", newline="") as file:
+            assert (there := file.read()) == text.getvalue()
+        assert cli.main(["export", session.path, "--as", format, "-o", "-"]) == 0
+        assert capsys.readouterr().out == there
+    with pytest.raises(RecordError, match="parquet is no text"):
+        record.export(session, "parquet", io.StringIO())
+
+
 def test_csv(session: record.Session, tmp_path: Path) -> None:
     record.export(session, "csv", tmp_path / "run.csv")
     with open(tmp_path / "run.csv", newline="") as file:
@@ -1045,7 +1058,7 @@ def test_the_command(session: record.Session, tmp_path: Path, capsys: pytest.Cap
     for arguments, code, said in (
         (["--as", "xml", "--output", "x"], 2, "there is no format 'xml'"),
         (["--as", "csv", "--output", str(tmp_path / "x" / "y")], 1, "No such file"),
-        (["--as", "csv", "--output", "x", "--session", "3"], 1, "holds 1 sessions"),
+        (["--as", "csv", "--output", "x", "--session", "3"], 1, "holds 1 session;"),
         (["--as", "csv", "--output", "x", "--track", "z"], 1, "no track 'z'"),
     ):
         assert cli.main(["export", session.path, *arguments]) == code

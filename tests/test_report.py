@@ -25,10 +25,10 @@ from openadam import cli, record
 from openadam.cli.watch import _apart
 from openadam.errors import RecordError
 from openadam.measures import OCTAVES, columns
-from openadam.readings import READINGS, Numbers
+from openadam.readings import READINGS, Numbers, crossing
 from openadam.theory import Settings, agreement_alone, noise_rms
 from openadam.views import charts, histograms, histories
-from openadam.views.derived import crossing, noise
+from openadam.views.derived import noise
 from openadam.views.figures import Sight, noise_in_words
 from openadam.views.plots import plots
 from openadam.views.report import LARGEST, report
@@ -513,7 +513,9 @@ def test_the_live_view_fits_the_terminal(session: record.Session, width: int) ->
 def test_the_view_on_one_line(session: record.Session) -> None:
     told = line(session, None)
     assert re.match(
-        r"AdamW: step 300  loss 0\.0333  \|g\| \S+  clip 1  lr 0\.01  .*worst tiny: dir \S+, RMS_t \S+, dis-null [+-]\S+, upd/w \S+, eps !100%$", told
+        r"AdamW: step 300  ended  loss 0\.0333  \|g\| \S+  clip 1  lr 0\.01  "
+        r".*worst tiny: dir \S+, RMS_t \S+, dis-null [+-]\S+, upd/w \S+, eps !100%$",
+        told,
     )
 
 
@@ -615,7 +617,7 @@ for t in range(150):
         training.kill()
     lines = done.stdout.splitlines()
     assert len(lines) >= 2
-    assert lines[-1].startswith("Adam: step 150  loss 1")
+    assert lines[-1].startswith("Adam: step 150  ended  loss 1")
     assert "steps/s" in lines[-1]
 
 
@@ -644,11 +646,26 @@ def test_the_view_tells_findings_and_what_the_moments_remember(session: record.S
     assert len(few.getvalue().splitlines()) <= 20
 
 
+def test_watch_can_wait_for_the_run_to_begin(tmp_path: Path) -> None:
+    path = tmp_path / "run.oadam"
+    command = [sys.executable, "-m", "openadam", "watch", "--wait", "--interval", "0.1", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stderr is not None
+        assert watching.stderr.readline() == f"openadam: waiting for {path}\n"
+        with record.Recorder(path, flush=0.05) as recorder:
+            optimizer = openadam.Adam({"w": np.ones(50)}, record=recorder)
+            for t in range(1, 6):
+                optimizer.step({"w": np.random.default_rng(t).normal(size=50)}, loss=1.0)
+        told, complaint = watching.communicate(timeout=60)
+        assert (watching.returncode, complaint) == (0, "")
+    assert told.splitlines()[-1].startswith("Adam: step 5  ended")
+
+
 def test_lines_are_so_many_steps_apart(monkeypatch: Any, capsys: Any, session: record.Session) -> None:
     class Look:
         def __init__(self, steps: int, ended: float | None = None) -> None:
             self.tracks = {"w": type("Track", (), {"steps": steps})}
-            self.ended = ended
+            self.is_over = ended is not None
 
     looks = [Look(10), Look(50), Look(109), Look(110), Look(300), Look(301, 1.0)]
     assert [each.tracks["w"].steps for each, due in _apart(looks, 100) if due] == [10, 110, 300, 301]

@@ -83,14 +83,17 @@ class NonFiniteGradientError(GradientError):
         value: That element.
         count: Non-finite elements in this tensor.
         step: The step that was refused, from 1.
+        others: In how many other tensors there are such elements.
+        tensors: How many took part in the step; 0 where that was not told.
     """
 
     process: int | None = None
     """The rank of the process that found it, where the parameters are spread over several; the index is then that in its part."""
 
-    def __init__(self, parameter: str, index: int, value: float, count: int, step: int) -> None:
-        super().__init__(parameter, index, value, count, step)
+    def __init__(self, parameter: str, index: int, value: float, count: int, step: int, others: int = 0, tensors: int = 0) -> None:
+        super().__init__(parameter, index, value, count, step, others, tensors)
         self.parameter, self.index, self.value, self.count, self.step = parameter, index, value, count, step
+        self.others, self.tensors = others, tensors
 
     def __str__(self) -> str:
         return f"{self.what}; nothing was changed (nonfinite='skip' skips such steps, 'propagate' lets them through)"
@@ -99,9 +102,10 @@ class NonFiniteGradientError(GradientError):
     def what(self) -> str:
         """What was found, without what to do about it."""
         where = "" if self.process is None else f" of the part that process {self.process} holds"
+        others = f", and others in {self.others} more of {self.tensors}" if self.others else ""
         return (
             f"the gradient of parameter {self.parameter!r} is not finite at step {self.step}: {self.value} at flat index "
-            f"{self.index}{where}, {self.count} non-finite in this tensor"
+            f"{self.index}{where}, {self.count} non-finite in this tensor{others}"
         )
 
 

@@ -18,14 +18,15 @@ import numpy as np
 from .theory import Settings, momentum_span
 
 __all__ = [
-    "EARLY", "ENOUGH", "READINGS", "ROUNDING", "UNUSUAL", "YOUNG", "Limits", "Numbers", "Reading", "Worst", "halfway", "told", "trouble", "uphill",
-    "worst_of",
+    "EARLY", "ENOUGH", "READINGS", "ROUNDING", "UNUSUAL", "YOUNG", "Forecast", "Limits", "Numbers", "Reading", "Worst", "crossing", "halfway",
+    "told", "trouble", "uphill", "worst_of",
 ]  # fmt: skip
 
 ENOUGH = 32  # elements: of fewer, shares are chance
 EARLY = 20  # steps in which all is still in motion
 YOUNG = 100  # steps of which v knows too little to be surprised
 UNUSUAL = 5  # times what is usual in a run
+HORIZON = 10  # times what was seen: so far a forecast goes
 ROUNDING = 1e-5  # of the largest gradients: what is below is what rounding leaves of a gradient that is 0
 
 # --- what a reading is made of -----------------------------------------------------------------------------------------------
@@ -46,16 +47,17 @@ class Numbers:
         usual_rate: Whether it is not on its way to or from 0.
         rare: Whether most elements mostly have no gradient; else whether it is so here.
         new: Of how many elements this is the first gradient.
+        left: What is left of the share that the gradient once had of the largest tensor's.
     """
 
     def __init__(
         self, pick: Callable[[str], Any], h: Settings, *, over: Numbers | None = None, first: Any = math.inf, last: Any = math.inf,
         elements: Any = math.nan, is_matrix: Any = False, nonfinite: Callable[[str], Any] | None = None, lr: Any = math.nan,
-        usual_rate: Any = True, rare: Any = None, new: Any = 0.0,
+        usual_rate: Any = True, rare: Any = None, new: Any = 0.0, left: Any = math.nan,
     ) -> None:  # fmt: skip
         self._pick, self._nonfinite = pick, nonfinite
         self.h, self.over, self.first, self.last = h, over or self, first, last
-        self.elements, self.is_matrix, self.lr, self.usual_rate, self.new = elements, is_matrix, np.asarray(lr), usual_rate, new
+        self.elements, self.is_matrix, self.lr, self.usual_rate, self.new, self.left = elements, is_matrix, np.asarray(lr), usual_rate, new, left
         if rare is not None:
             self.rare = rare
 
@@ -279,6 +281,12 @@ READINGS: dict[str, Reading] = {
             lambda x: x.h.bounded & (x.h.bound > 2) & (x.last > EARLY), peak=True, steps=2,
         ),
         Reading(
+            "left", "gradient left", "gradient beside the largest tensor's, of what it was",
+            "what is left of the share that the gradient once had of the largest tensor's",
+            lambda x: x.left,
+            "D43", 1.0, 1e-3, lambda x: x.elements >= ENOUGH, below=True, ratio=True, steps=EARLY, urgent=True, rounding=True,
+        ),
+        Reading(
             "descent", "descent", "cosine of direction and gradient",
             "cosine of direction and gradient: below 0 the step goes uphill on the batch that it was computed for",
             lambda x: x.descent / x.lengths,
@@ -393,7 +401,7 @@ class Worst(NamedTuple):
 
 
 def worst_of(names: Sequence[str], x: Numbers) -> dict[str, Worst]:
-    """Of each disease of which a step alone has a sign the worst tensor: the one furthest from the null value, in steps to the threshold.
+    """Of each urgent disease of which a step alone has a sign the worst tensor: the one furthest from the null value, in steps to the threshold.
 
     Args:
         names: The tensors, at least one.
@@ -403,7 +411,7 @@ def worst_of(names: Sequence[str], x: Numbers) -> dict[str, Worst]:
     most: dict[str, float] = {}
     with np.errstate(all="ignore"):
         for reading in READINGS.values():
-            if reading.rule is None:
+            if reading.rule is None or not reading.urgent:
                 continue
             values, (null, _, alarm) = np.broadcast_to(reading.of(x), len(names)), reading.limits(x)
             null, alarm = np.broadcast_to(null, len(names)), np.broadcast_to(alarm, len(names))
@@ -430,3 +438,35 @@ def trouble(values: Mapping[str, Any], limits: Mapping[str, Limits]) -> Any:
             far = np.log(value / look) / np.log(alarm / look) if reading.ratio else (value - look) / (alarm - look)
             total = total + np.clip(np.nan_to_num(far, nan=0.0, posinf=3.0, neginf=0.0), 0, 3)
     return total
+
+
+# --- over time ---------------------------------------------------------------------------------------------------------------
+
+
+class Forecast(NamedTuple):
+    """Where a falling series would come down to a level at the pace of its second half."""
+
+    step: int  # the last one seen
+    value: float
+    crossing: int
+
+
+def crossing(steps: Any, values: Any, level: float = 1.0) -> Forecast | None:
+    """The forecast of a series that falls towards a level; None if it does not fall by more than it strays, is there already, or would take more
+    than ten times as long as was seen.
+
+    >>> crossing(np.arange(0, 1000, 10), 1024 * 0.5 ** (np.arange(0, 1000, 10) / 110))
+    Forecast(step=990, value=2.0, crossing=1100)
+    """
+    good = np.isfinite(values) & (values > 0)
+    steps, values = np.asarray(steps, float)[good], np.asarray(values, float)[good]
+    if len(steps) < 10 or not values[-1] > level:
+        return None
+    late = slice(len(steps) // 2, None)
+    slope, start = np.polyfit(steps[late], np.log(values[late]), 1)
+    strays = float(np.std(np.log(values[late]) - (start + slope * steps[late])))
+    if not -slope * (steps[-1] - steps[late][0]) > max(3 * strays, 1e-3):
+        return None
+    further = math.log(values[-1] / level) / -slope
+    near = further <= HORIZON * (steps[-1] - steps[0])
+    return Forecast(int(steps[-1]), float(values[-1]), int(steps[-1]) + math.ceil(further - 1e-6)) if near else None

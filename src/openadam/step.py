@@ -240,7 +240,7 @@ class Stepper:
         assign_all([self.table.counts, self.latest_skips], [np.array([taken, skipped + 1]), [taken, count + 1]])
         said = str(why) if why is not None else "a scaler found gradients that are not finite"
         if self.observer is not None:
-            self.observer.skipped(taken + 1, said, why)
+            self.observer.skipped(taken + 1, said, why, loss)
         if self.followed is not None:
             self.followed.missed(f"step {taken + 1} was skipped: {said}")
         return StepReport(taken, norm, clip, True, measures, said, loss)
@@ -319,7 +319,7 @@ class Stepper:
             report = self.take(threads, measure=looks, **how)
         except OpenAdamError as error:
             if observer is not None:
-                observer.failed(self.steps + 1, error)
+                observer.failed(self.steps + 1, error, how.get("loss"))
             raise
         if followed is not None:
             followed.after(self, report, how.get("scale", 1.0))
@@ -367,13 +367,15 @@ class Stepper:
 
     def _non_finite(self) -> NonFiniteGradientError | None:
         """The error that names the first element that is not finite, if there is one."""
-        for i in filter(self.is_active, range(self.count)):
-            flat = self.gradient(i).reshape(-1)
-            bad = np.flatnonzero(~np.isfinite(flat))
-            if bad.size:
-                index = int(bad[0])
-                return NonFiniteGradientError(self.name(i), self.element(i, index), flat[index].item(), int(bad.size), self.steps + 1)
-        return None
+        active = [i for i in range(self.count) if self.is_active(i)]
+        finite = np.isfinite(self.tallies()[:, 0])  # else an element is not, or its square
+        bad = [i for i in active if not finite[i] and not np.isfinite(self.gradient(i)).all()]
+        if not bad:
+            return None
+        flat = self.gradient(bad[0]).reshape(-1)
+        where = np.flatnonzero(~np.isfinite(flat))
+        name, index = self.name(bad[0]), self.element(bad[0], int(where[0]))
+        return NonFiniteGradientError(name, index, flat[where[0]].item(), where.size, self.steps + 1, len(bad) - 1, len(active))
 
     def _try_out(self, factor: float) -> NonFiniteStateError | None:
         """The error that names a gradient so large that a state would not be finite, if there is one."""

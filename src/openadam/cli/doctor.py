@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 WIDTH = 80
+STATES = {"ended": "", "running": "; it is running", "killed": "; it never ended, and its process is gone", "open": "; it has not ended"}
 SHOWN = 5  # tensors of one disease
 
 
@@ -39,16 +40,20 @@ def run(given: argparse.Namespace) -> int:
     tracks = [track for name, track in session.tracks.items() if given.track in (None, name)]
     steps = max((track.steps for track in tracks), default=0)
     if given.json:
-        print_json({"file": given.file, "steps": steps, "findings": [_plain(each) for each in findings]})
+        print_json({"file": given.file, "state": session.state, "steps": steps, "findings": [_plain(each) for each in findings]})
     else:
-        counts = [sum(each.severity == severity for each in findings) for severity in ("error", "warning", "hint")]
-        told = ", ".join(f"{count} {name}{'s' if count != 1 else ''}" for count, name in zip(counts, ("error", "warning", "hint"), strict=True))
+        diseases = record.by_disease(findings)
+        told = ", ".join(_counted(sum(same[0].severity == severity for same in diseases), severity) for severity in ("error", "warning", "hint"))
         observed = max((track.observed for track in tracks), default=0)
-        print(f"{printable(given.file)}: {steps} steps, {observed} of them observed: {told}")
+        print(f"{printable(given.file)}: {steps} steps, {observed} of them observed{STATES[session.state]}: {told}")
         several = len(session.tracks) > 1
-        for same in record.by_disease(findings):
+        for same in diseases:
             _show(same, several)
     return int(any(each.severity != "hint" for each in findings))
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'s' if count != 1 else ''}"
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Raised(NamedTuple):
         """One line about the worst."""
         tensor, evidence = self.tensors[0]
         more = f" and {len(self.tensors) - 1} more" if len(self.tensors) > 1 else ""
-        return f"{self.what}{f', in {tensor}' if tensor is not None else ''}{more}: {in_words(evidence, evidence.get('rule'))}"
+        return f"{self.what}{f', in {tensor!r}' if tensor is not None else ''}{more}: {in_words(evidence, evidence.get('rule'))}"
 
 
 class Judge:
@@ -68,9 +68,13 @@ class Judge:
         self._losses = _Losses()
         self._skipping = False
 
-    def told(self, loss: float | None) -> Iterator[Raised]:
+    def taken(self, loss: float | None) -> Iterator[Raised]:
         """A step that was taken, with its loss."""
         self._skipping = False
+        return self.loss(loss)
+
+    def loss(self, loss: float | None) -> Iterator[Raised]:
+        """The loss of a step, taken or not."""
         evidence = self._losses.judge(loss) if loss is not None else None
         if evidence is not None:
             evidence["rule"] = "D45" if math.isfinite(evidence["value"]) else "D44"
@@ -144,14 +148,18 @@ class Judge:
         x = seen.numbers(known, lr=rates)
         state.rate[which] = np.fmax(state.rate[which], rates)
         state.least[which], state.most[which] = np.fmin(state.least[which], x.sampled), np.fmax(state.most[which], x.sampled)
-        absent, share = state.absent[which], x.zero_grad / x.sampled
-        absent = np.where(np.isnan(absent), share, absent + MEMORY * (share - absent))
+        absent, zeros = state.absent[which], x.zero_grad / x.sampled
+        absent = np.where(np.isnan(absent), zeros, absent + MEMORY * (zeros - absent))
         x.new = np.fmax(state.v_zero[which] - x.v_zero, 0.0)
         x.rare = (absent > 0.5) | (state.most[which] > 1.01 * state.least[which])
         x.usual_rate = ~(rates < 0.1 * state.rate[which])
         state.absent[which], state.v_zero[which] = absent, x.v_zero
-        largest = float(np.fmax.reduce(x.grad_sum_squares / x.elements))
+        squares = x.grad_sum_squares / x.elements
+        largest = float(np.fmax.reduce(squares))
         self._largest = max(self._largest, math.sqrt(largest)) if math.isfinite(largest) else self._largest
+        share = np.sqrt(squares / largest)
+        state.share[which] = most = np.fmax(state.share[which], share)
+        x.left = share / most
         return state, which, x
 
     def _all_together(self, t: int, x: Numbers) -> Iterator[Raised]:
@@ -208,7 +216,7 @@ class _Tensors:
         self.rows = _Rows((len(URGENT), count))
         self.usual, self.smooth = (np.full((len(URGENT), count), math.nan) for _ in range(2))
         self.absent, self.v_zero, self.least, self.most = (np.full(count, each) for each in (math.nan, math.inf, math.nan, math.nan))
-        self.rate = np.full(count, math.nan)  # the largest so far
+        self.rate, self.share = (np.full(count, math.nan) for _ in range(2))  # the largest so far
 
     @staticmethod
     def average(past: Array, k: int, which: Any, value: Array, weight: float, known: Array) -> Array:

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..readings import EARLY, READINGS, UNUSUAL, Numbers, halfway, told
+from ..readings import EARLY, READINGS, UNUSUAL, Numbers, crossing, halfway, told
 from .settings import group_of, groups_of, settings_of
 
 __all__ = ["CHECKS", "Judgement", "Told", "View", "largest_of", "median_of"]
 
 Array = npt.NDArray[Any]
 
+LARGE_EPS = 1e-6  # somebody chose it
 APART = 0.05  # of the mean damping: elements are either held back altogether, or not at all
 
 
@@ -106,6 +107,11 @@ class View:
         """NaN where it says nothing."""
         return np.where(self.means.has_weight, READINGS["update_weight"].of(self.means), np.nan)
 
+    def beside(self, steps: Array, largest: Array) -> None:
+        """Take note of the root mean square that the largest gradient had at each step."""
+        share = self.grad_rms / largest[np.searchsorted(steps, self.last)]
+        self.means.left = share / np.fmax.accumulate(share)
+
 
 class Judgement(NamedTuple):
     """What a check reads: a value for each observed step, and when it is too much."""
@@ -121,6 +127,7 @@ class Judgement(NamedTuple):
     severity: str | None = None
     also: dict[str, Any] | None = None
     rounding: bool = False  # whether a gradient that is but rounding is a reason to alarm
+    remedy: str | None = None  # of those that the disease has, where it is not the usual one
 
     @property
     def calm(self) -> Array:
@@ -156,7 +163,7 @@ def _lost_count(x: View) -> Judgement | None:
 
 def _eps(x: View) -> Judgement:
     damping = x.mean("damping_sum") / (x.means.sampled - x.means.v_zero)
-    reading = read("eps_share", x)
+    reading = read("eps_share", x)._replace(remedy=_of_eps(x))
     most = int(x.observations[reading.values > reading.threshold].sum()) >= 5
     also = {"damping": -largest_of(-damping, -1.0), "eps": x.h.eps}
     if most:
@@ -165,6 +172,15 @@ def _eps(x: View) -> Judgement:
     # altogether and the rest not at all, so that the damping is what the share says.
     apart = abs(damping - (1 - reading.values)) < APART
     return reading._replace(values=np.where(apart, np.nan, reading.values), threshold=0.1, severity="hint", also=also)
+
+
+def _of_eps(x: View) -> str | None:
+    return "large eps" if x.h.eps >= LARGE_EPS else None
+
+
+def _swallowed(x: View) -> Judgement:
+    dtype = str(x.track.tensors[x.name].get("dtype", ""))
+    return read("swallowed", x)._replace(remedy="full precision" if dtype.endswith(("float32", "float64")) else None)
 
 
 def _rms_spike(x: View) -> Judgement:
@@ -204,14 +220,9 @@ def _never_updated(x: View) -> Judgement:
 
 def _near_eps(x: View) -> Judgement:
     reading = read("v_over_eps", x)
-    ratio, also = reading.values, {"eps": x.h.eps}
-    good = np.isfinite(ratio) & (ratio > 0)
-    if good.sum() >= 10:
-        half = np.flatnonzero(good)[good.sum() // 2 :]
-        slope = np.polyfit(x.last[half], np.log(ratio[half]), 1)[0]
-        if slope < 0 and ratio[half[-1]] > 1:
-            also["steps until it is 1, at this pace"] = math.ceil(math.log(ratio[half[-1]]) / -slope)
-    return reading._replace(also=also)
+    ahead = crossing(x.last, reading.values)
+    also = {"eps": x.h.eps} | ({"1 at about step, at this pace": ahead.crossing} if ahead is not None else {})
+    return reading._replace(also=also, remedy=_of_eps(x))
 
 
 def _changed(x: View) -> Judgement:
@@ -231,8 +242,8 @@ def _changed(x: View) -> Judgement:
 CHECKS: dict[str, Callable[[View], Judgement | None]] = {
     each.rule: partial(read, each.name) for each in READINGS.values() if each.rule is not None
 } | {
-    "D35": _lost_count, "D20": _eps, "D16": _rms_spike, "D17": _coordinate_spikes, "D24": _disagreement, "D10": _one_large_step, "D11": _rate,
-    "D23": _never_updated, "D21": _near_eps, "D39": _changed,
+    "D35": _lost_count, "D07": _swallowed, "D20": _eps, "D16": _rms_spike, "D17": _coordinate_spikes, "D24": _disagreement, "D10": _one_large_step,
+    "D11": _rate, "D23": _never_updated, "D21": _near_eps, "D39": _changed,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ those of the project's catalogue.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..readings import READINGS
@@ -19,7 +19,7 @@ SEVERITIES = ("error", "warning", "hint")
 
 @dataclass(frozen=True)
 class Rule:
-    """One disease: ``null`` and ``alarm`` in words, for people; their numbers come with each finding."""
+    """One disease: ``null`` and ``alarm`` in words, for people; their numbers come with each finding. ``instead`` are remedies for special cases."""
 
     id: str
     title: str
@@ -30,6 +30,7 @@ class Rule:
     meaning: str
     remedy: str
     source: str
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 WORDS = {each.rule: each.words for each in reversed(READINGS.values())}  # of several readings of a rule, of the first
@@ -39,7 +40,8 @@ _ALL = (
     Rule("D01", "gradients that are not finite", "error", WORDS["D01"], "0", "any",
          "A NaN or infinity would stay in the moments for ever: the step was refused or skipped, or nonfinite='propagate' let it in.",
          "Find what overflows in the backward pass of this tensor (a log or division by 0, a loss scale that is too large); clip, or lower the rate.",
-         "Megatron-LLM#33, torchtitan#916"),
+         "Megatron-LLM#33, torchtitan#916",
+         {"all": "It is every tensor: look at the batch of that step, at the loss made of it, and at the loss scale, not at one layer."}),
     Rule("D02", "a poisoned state", "error", WORDS["D02"], "finite, as the gradient is", "any",
          "The gradient is finite and the update is not: the state or the parameter holds a NaN or infinity, or would have got one.",
          "Go back to a checkpoint from before first_step, or begin the state of this tensor anew with reset(); keep nonfinite='raise'.",
@@ -57,12 +59,17 @@ _ALL = (
     Rule("D45", "the loss jumps", "warning", "loss", "the median of the last 64", "three times their range above the largest of them",
          "A bad batch, or a step that was too large: the loss took back at least a quarter of all that was learnt.",
          "Look at the batch of that step; clip (clip_norm=1.0), and lower the learning rate if it happens again.", "the project's own catalogue"),
+    Rule("D11", "a learning rate that is too large or too small", "warning", WORDS["D11"], "0.001",
+         "above 0.1 or below 1e-05, of matrices; above 0.7 in the first step",
+         "Each step changes the weights by a share that is far from the usual thousandth: training is erratic, or hardly moves.",
+         "Change the learning rate until update/weight comes near a thousandth.", "cs231n's rule of thumb"),
     Rule("D04", "v underflows", "warning", WORDS["D04"], "0", "above 0.1",
          "The squares of these gradients are too small for v, which stays 0: the update is m/eps, without adaptation.",
          "Scale the loss up, or divide by less, so that gradients exceed 1e-17 in float32.", "pytorch#147437"),
     Rule("D20", "eps dominates the denominator", "warning", WORDS["D20"], "0", "above 0.5; a hint above 0.1",
          "Gradients are so small that eps, not v, divides: Adam has become gradient descent with rate lr/eps, and learning stalls.",
-         "Lower eps (to 1e-15, say) or scale the loss up; do not clip so hard.", "Wortsman et al., 2023 (2309.14322); Everett et al., 2024"),
+         "Lower eps (to 1e-15, say) or scale the loss up; do not clip so hard.", "Wortsman et al., 2023 (2309.14322); Everett et al., 2024",
+         {"large eps": "Lower eps, which was chosen far above the usual 1e-8; if this damping is wanted, all is well."}),
     Rule("D16", "gradients beyond what v expects (RMS spike)", "warning", WORDS["D16"], "1",
          "above a third of the cap sqrt((1 - beta2**t)/(1 - beta2)), and above 3",
          "v knows too little of gradients this large: such a step often comes one to eight steps before a spike of the loss.",
@@ -71,7 +78,7 @@ _ALL = (
          "above 0.5 in one step, or 0.1 with g**2 > 5000 v, and above 5 times its median",
          "A bad batch or heavy tails: many elements at once have a gradient of more than five standard deviations.",
          "Look at the batch of that step; clip (clip_norm=1.0 or clip_value).", "Huang et al., 2025 (SPAM)"),
-    Rule("D43", "a gradient that has died", "warning", "gradient beside the largest tensor's, of what it was", "1", "below 0.001 for 20 steps",
+    Rule("D43", "a gradient that has died", "warning", WORDS["D43"], "1", "below 0.001 for 20 steps",
          "What reaches this tensor has fallen a thousandfold beside what reaches others: what lies between it and the loss lets nothing through.",
          "Warm the learning rate up over the first 2/(1 - beta2) steps, or lower it; normalise before each layer, not after it.",
          "Xiong et al., 2020 (2002.04745); Liu et al., 2020 (2004.08249)"),
@@ -92,13 +99,10 @@ _ALL = (
          "above a quarter of the bound of D10, and above 2, for 5 steps",
          "Gradients grow, all in one direction, faster than v can follow: steps exceed the learning rate, as before many a divergence.",
          "Clip (clip_norm=1.0), lower beta2, or lower the learning rate.", "marin#1368; Molybog et al., 2023 (2304.09871)"),
-    Rule("D11", "a learning rate that is too large or too small", "warning", WORDS["D11"], "0.001",
-         "above 0.1 or below 1e-05, of matrices; above 0.7 in the first step",
-         "Each step changes the weights by a share that is far from the usual thousandth: training is erratic, or hardly moves.",
-         "Change the learning rate until update/weight comes near a thousandth.", "cs231n's rule of thumb"),
     Rule("D07", "updates that are swallowed", "warning", WORDS["D07"], "0", "above 0.1",
          "Parameter plus update rounds to the parameter: these steps do nothing.",
-         "Keep the parameters in float32 (or a float32 copy of them); or raise the learning rate.", "pytorch/ao#1124, pytorch#120376"),
+         "Keep the parameters in float32 (or a float32 copy of them); or raise the learning rate.", "pytorch/ao#1124, pytorch#120376",
+         {"full precision": "Raise the learning rate: it is too small for parameters of this size, even in full precision."}),
     Rule("D08", "a frozen v", "warning", WORDS["D08"], "0", "above 0.2",
          "v is kept in so few digits that a step no longer changes it (bfloat16 at beta2 = 0.999): it neither grows nor decays.",
          "Keep v in float32, or lower beta2 to 0.95.", "halo#30, OneTrainer#1005"),
@@ -130,7 +134,8 @@ _ALL = (
          "As for D18.", "Bai et al., 2025 (2506.04805)"),
     Rule("D21", "gradients come near eps", "hint", WORDS["D21"], "above 1000", "below 100",
          "eps begins to count; if gradients fall on, it will dominate (D20).", "Lower eps, or scale the loss up.",
-         "Wortsman et al., 2023 (2309.14322)"),
+         "Wortsman et al., 2023 (2309.14322)",
+         {"large eps": "Lower eps, which was chosen far above the usual 1e-8; if this damping is wanted, all is well."}),
     Rule("D25", "steps overshoot", "hint", WORDS["D25"], "0", "below -0.3 for 20 steps",
          "The gradient turns against the way that was gone: the steps are at the edge of what is stable.",
          "Lower the learning rate, if the loss does not fall.", "the project's own measurement"),
@@ -143,7 +148,8 @@ _ALL = (
          "Use AdamW (decoupled decay); weight_decay then means lr*weight_decay per step.", "Loshchilov and Hutter, 2019; pytorch#48793"),
     Rule("D38", "no warm-up", "hint", "update/weight in the first steps", "0.001", "above 0.01 with the learning rate at its full height from step 1",
          "The first steps have the size of the learning rate in every element, whatever the gradients: v is an estimate from few.",
-         "Raise the learning rate linearly over the first 2/(1 - beta2) steps.", "Ma and Yarats, 2021"),
+         "Raise the learning rate linearly over the first 2/(1 - beta2) steps.", "Ma and Yarats, 2021",
+         {"short": "Raise the learning rate linearly over the first tenth of the run, which is short beside 2/(1 - beta2) steps."}),
     Rule("D39", "what is learnt has changed", "hint", WORDS["D16"], "1",
          "above 3 after a mark, or with disagreement below a third of its null value",
          "The gradients after the change are not those that the moments remember.",

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .. import errors
 from ..errors import RecordError
 from ..readings import EARLY, ENOUGH, ROUNDING, uphill
 from ..theory import momentum_span, number, uncorrected_peak
@@ -27,6 +26,7 @@ __all__ = ["Finding", "by_disease", "diagnose"]
 
 Array = npt.NDArray[Any]
 
+OTHERS = re.compile(r"others in (\d+) more of (\d+)")  # as `NonFiniteGradientError` says it
 BLOWN_UP = 0.7  # update/weight of a first step; healthy ones of small networks have 0.55
 FOLLOW = ("D20", "D26", "D24", "D32", "D18", "D19", "D21", "D25", "D27")  # of a tensor without a gradient to speak of: old moments go on alone
 
@@ -117,7 +117,8 @@ def _track(track: Told) -> Iterator[Finding]:
     seen = [view for view in views if len(view.last)]
     with np.errstate(all="ignore"):
         largest = max((largest_of(view.grad_rms) for view in seen), default=0.0)
-        died = {finding.tensor: finding for finding in _died(seen)}
+        _beside_each_other(seen)
+        died = {view.name: found for view in seen if (found := _judge("D43", view, CHECKS["D43"](view), largest)) is not None}
         begun = list(_beginning(track, seen))
     too_large = any(finding.id == "D11" for finding in begun)
     yield from _events(track)
@@ -128,7 +129,7 @@ def _track(track: Told) -> Iterator[Finding]:
         if len(view.last):
             ids = set()
             for id, check in CHECKS.items():
-                if (id == "D21" and "D20" in ids) or (id == "D19" and "D18" in ids):  # it foretells the other, or is the same
+                if id == "D43" or (id == "D21" and "D20" in ids) or (id == "D19" and "D18" in ids):  # it foretells the other, or is the same
                     continue
                 if id == "D32" and too_large:  # which the weights that it has blown up decay of
                     continue
@@ -161,7 +162,8 @@ def _judge(id: str, view: View, reading: Judgement | None, largest: float) -> Fi
     if not reading.rounding and severity == "warning" and not np.max(view.grad_rms[found]) > ROUNDING * largest:
         severity = "hint"
     evidence = {"value": value, "null": reading.null, "threshold": threshold, "observed": int(view.observations[found].sum())}
-    return _finding(id, view, severity, int(view.first[found][0]), int(view.last[found][-1]), evidence | (reading.also or {}))
+    evidence |= reading.also or {}
+    return _finding(id, view, severity, int(view.first[found][0]), int(view.last[found][-1]), evidence, reading.remedy)
 
 
 def _episodes(view: View, reading: Judgement) -> Array | None:
@@ -184,28 +186,28 @@ def _episodes(view: View, reading: Judgement) -> Array | None:
     return np.array(found) if found else None
 
 
-def _finding(id: str, view: View | Told, severity: str | None, first: int | None, last: int | None, evidence: dict[str, Any]) -> Finding:
+def _finding(
+    id: str, view: View | Told, severity: str | None, first: int | None, last: int | None, evidence: dict[str, Any], remedy: str | None = None
+) -> Finding:
     rule = RULES[id]
     tensor, track = (view.name, view.track.name) if isinstance(view, View) else (None, view.name)
     evidence = {"reading": rule.reading, **evidence}
-    return Finding(id, severity or rule.severity, track, tensor, first, last, evidence, rule.meaning, rule.remedy, rule.source)
+    helps = rule.remedy if remedy is None else rule.instead[remedy]
+    return Finding(id, severity or rule.severity, track, tensor, first, last, evidence, rule.meaning, helps, rule.source)
 
 
 # --- one tensor beside the others ----------------------------------------------------------------------------------------
 
 
-def _died(seen: list[View]) -> Iterator[Finding]:
-    """Tensors whose gradients fell by far more than the largest ones did, not with them, as when all is learnt."""
+def _beside_each_other(seen: list[View]) -> None:
+    """Tell each tensor of the largest: its gradient may fall with that, as when all is learnt, or by far more."""
     steps = np.unique(np.concatenate([view.last for view in seen])) if seen else np.zeros(0)
     largest = np.zeros(len(steps))
     for view in seen:
         at = np.searchsorted(steps, view.last)
         largest[at] = np.fmax(largest[at], view.grad_rms)
-    for view in (each for each in seen if each.means.elements >= ENOUGH):
-        beside = view.grad_rms / largest[np.searchsorted(steps, view.last)]
-        finding = _judge("D43", view, Judgement(beside / np.fmax.accumulate(beside), 1.0, 1e-3, EARLY, below=True, ratio=True, rounding=True), 0.0)
-        if finding is not None:
-            yield finding
+    for view in seen:
+        view.beside(steps, largest)
 
 
 def _follows(finding: Finding, death: Finding | None) -> bool:
@@ -220,27 +222,34 @@ def _follows(finding: Finding, death: Finding | None) -> bool:
 
 def _events(track: Told) -> Iterator[Finding]:
     """Steps that were refused or skipped, by what they say."""
-    bad: dict[tuple[str, str, str | None], list[int]] = {}
+    bad: dict[tuple[str, str, str | None], list[Any]] = {}
     for event in (each for each in track.events if each.kind != "event"):
         named = re.search(r"parameter '([^']*)'", event.text)
         tensor = event.tensor or (named.group(1) if named else None)
         if event.text.startswith("NonFiniteStateError") or (event.kind == "skipped" and "would not be finite" in event.text):
-            bad.setdefault(("D02", event.kind, tensor), []).append(event.step)
+            bad.setdefault(("D02", event.kind, tensor), []).append(event)
         elif event.kind == "skipped" or event.text.startswith(("NonFiniteGradientError", "TooManySkipsError")):
             who = "scaler" if event.kind == "skipped" and "scaler" in event.text else event.kind
-            bad.setdefault(("D01", who, tensor), []).append(event.step)
-        elif event.kind == "failed" and event.text.partition(":")[0] not in errors.__all__:
+            bad.setdefault(("D01", who, tensor), []).append(event)
+        elif event.kind == "failed" and not event.is_refusal:
             severity = "hint" if event.text.startswith("KeyboardInterrupt") else "error"
             evidence = {"value": 1.0, "null": 0.0, "threshold": 0.0, "exception": event.text}
             yield _finding("D46", track, severity, event.step, event.step, evidence)
-    for (id, kind, tensor), steps in bad.items():
+    for (id, kind, tensor), found in bad.items():
         # A loss scale is found by trying: a scaler that skips now and then does its work.
-        severity = "error" if kind == "failed" else "warning" if kind == "skipped" or len(steps) > 0.05 * max(track.steps, 100) else "hint"
-        rule = RULES[id]
-        evidence = {"reading": "steps refused" if kind == "failed" else "steps skipped", "value": float(len(steps)), "null": 0.0, "threshold": 0.0}
+        severity = "error" if kind == "failed" else "warning" if kind == "skipped" or len(found) > 0.05 * max(track.steps, 100) else "hint"
+        reading = "steps refused" if kind == "failed" else "steps skipped"
+        evidence = {"reading": reading, "value": float(len(found)), "null": 0.0, "threshold": 0.0}
         if kind == "scaler":
             evidence["by"] = "a scaler"
-        yield Finding(id, severity, track.name, tensor, min(steps), max(steps), evidence, rule.meaning, rule.remedy, rule.source)
+        remedy = None
+        others = [(int(more), int(of)) for event in found for more, of in OTHERS.findall(event.text)]
+        if others:
+            more, of = max(others)
+            evidence["tensors"] = f"{more + 1} of {of}"
+            remedy = "all" if more + 1 == of else None
+        steps = [event.step for event in found]
+        yield replace(_finding(id, track, severity, min(steps), max(steps), evidence, remedy), tensor=tensor)
 
 
 def _loss(track: Told) -> Iterator[Finding]:
@@ -291,8 +300,10 @@ def _warm_up(track: Told, views: list[View], where: dict[str, Any]) -> Iterator[
         yield _finding("D11", track, None, 1, int(view.last[0]), {**reading, "in": view.name, **where})
     elif view is not None and ratio > 0.01:
         suggested = math.ceil(2 / (1 - view.h.beta2) - 1e-6)
+        short = suggested > track.steps / 2
+        suggested = math.ceil(track.steps / 10) if short else suggested
         evidence = {"value": ratio, "null": 1e-3, "threshold": 0.01, "in": view.name, "warm-up": suggested, **where}
-        yield _finding("D38", track, None, 1, int(view.last[0]), evidence)
+        yield _finding("D38", track, None, 1, int(view.last[0]), evidence, "short" if short else None)
 
 
 def _whole(track: Told, seen: list[View]) -> Iterator[Finding]:

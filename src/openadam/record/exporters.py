@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ class Point(NamedTuple):
     value: float
 
 
-def export(session: Session, format: str, destination: str | os.PathLike[str], *, track: str | None = None) -> None:
+def export(session: Session, format: str, destination: str | os.PathLike[str] | TextIO, *, track: str | None = None) -> None:
     """Write a recording for another tool.
 
     Tables (``csv``, ``parquet``) have a row for each bucket of each series. ``jsonl`` holds all that the recording does, one object a line.
@@ -46,8 +46,9 @@ def export(session: Session, format: str, destination: str | os.PathLike[str], *
     Args:
         session: What `load` returned.
         format: A name in `FORMATS`.
-        destination: A file for ``csv``, ``jsonl`` and ``parquet``, which is replaced; a folder for ``tensorboard`` and ``wandb``; an
-            SQLite file or a tracking URI for ``mlflow``; the project's name for ``trackio``, which keeps it in a folder of its own.
+        destination: A file for ``csv``, ``jsonl`` and ``parquet``, which is replaced (for the first two also one that is open as text); a folder
+            for ``tensorboard`` and ``wandb``; an SQLite file or a tracking URI for ``mlflow``;
+            the project's name for ``trackio``, which keeps it in a folder of its own.
         track: Only this one.
 
     Raises:
@@ -59,10 +60,18 @@ def export(session: Session, format: str, destination: str | os.PathLike[str], *
         raise RecordError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
     if track is not None and track not in session.tracks:
         raise RecordError(f"there is no track {track!r}; there are {', '.join(map(repr, session.tracks)) or 'none'}")
+    tracks = [each for name, each in session.tracks.items() if track in (None, name)]
+    if not isinstance(destination, (str, os.PathLike)):
+        if format not in TEXTS:
+            raise RecordError(f"{format} is no text: name a destination")
+        return TEXTS[format](session, tracks, destination)
     target = os.fspath(destination)
     if os.path.realpath(target) == os.path.realpath(session.path):
         raise RecordError(f"{target!r} is the recording itself: name another destination")
-    FORMATS[format](session, [each for name, each in session.tracks.items() if track in (None, name)], target)
+    if format in TEXTS:
+        with open(target, "w", newline="", encoding="utf-8") as file:
+            return TEXTS[format](session, tracks, file)
+    return OTHERS[format](session, tracks, target)
 
 
 # --- tables ------------------------------------------------------------------------------------------------------------
@@ -74,13 +83,12 @@ def _table(tracks: list[TrackData]) -> dict[str, Array]:
     return {"track": np.repeat(np.array([name for name, _ in tables], object), [len(table) for _, table in tables]), **joined}
 
 
-def _csv(session: Session, tracks: list[TrackData], target: str) -> None:
+def _csv(session: Session, tracks: list[TrackData], file: TextIO) -> None:
     table = _table(tracks)
-    with open(target, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for row in zip(*(table[name].tolist() for name in COLUMNS), strict=True):
-            writer.writerow(["" if value != value else value for value in row])
+    writer = csv.writer(file)
+    writer.writerow(COLUMNS)
+    for row in zip(*(table[name].tolist() for name in COLUMNS), strict=True):
+        writer.writerow(["" if value != value else value for value in row])
 
 
 def _parquet(session: Session, tracks: list[TrackData], target: str) -> None:
@@ -91,10 +99,9 @@ def _parquet(session: Session, tracks: list[TrackData], target: str) -> None:
     parquet.write_table(arrow.table({**texts, **numbers}), target)
 
 
-def _jsonl(session: Session, tracks: list[TrackData], target: str) -> None:
-    with open(target, "w", encoding="utf-8") as file:
-        for line in _lines(session, tracks):
-            file.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
+def _jsonl(session: Session, tracks: list[TrackData], file: TextIO) -> None:
+    for line in _lines(session, tracks):
+        file.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
 
 
 def _lines(session: Session, tracks: list[TrackData]) -> Iterator[dict[str, Any]]:
@@ -215,13 +222,13 @@ def _trackio(session: Session, tracks: list[TrackData], target: str) -> None:
     trackio.finish()
 
 
-FORMATS: dict[str, Callable[[Session, list[TrackData], str], None]] = {
-    "csv": _csv,
-    "jsonl": _jsonl,
+TEXTS: dict[str, Callable[[Session, list[TrackData], TextIO], None]] = {"csv": _csv, "jsonl": _jsonl}
+OTHERS: dict[str, Callable[[Session, list[TrackData], str], None]] = {
     "parquet": _parquet,
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,
     "trackio": _trackio,
 }
+FORMATS = (*TEXTS, *OTHERS)
 """The formats of `export`; all but the first two need the extra of their name."""

@@ -87,8 +87,8 @@ class Observer:
         self.track.step(report.step, scalars)
         if report.measures:
             self._keep(report.measures)
-        if not report.skipped:
-            self._raise(report.step, self._judge.told(report.loss))
+        if not report.skipped:  # else it was told of already
+            self._raise(report.step, self._judge.taken(report.loss))
         if report.measures:
             self._raise(report.step, self._judge.observed(report.measures))
 
@@ -119,17 +119,21 @@ class Observer:
                 self.track.alarm(step, tensor, each.what, evidence)
             logger.warning("%s, step %d: %s", self.track.name, step, each.in_words)
 
-    def skipped(self, step: int, said: str, why: Exception | None) -> None:
+    def skipped(self, step: int, said: str, why: Exception | None, loss: float | None = None) -> None:
         """A step that was not taken; without a reason it was a scaler's word."""
         self.track.skipped(step, said)
-        try:
-            self._raise(step, self._judge.skipped(why))
-        except Exception as error:
-            self.give_up(error)
+        self._not_taken(step, why, loss)
 
-    def failed(self, step: int, error: BaseException) -> None:
+    def failed(self, step: int, error: BaseException, loss: float | None = None) -> None:
         """A step that was refused: the last ones are kept in full."""
         self.track.failed(step, error)
+        self._not_taken(step, None, loss)
+
+    def _not_taken(self, step: int, why: Exception | None, loss: float | None) -> None:
+        try:
+            self._raise(step, [*self._judge.loss(loss), *self._judge.skipped(why)])
+        except Exception as error:
+            self.give_up(error)
 
     def mark(self, step: int, text: str) -> None:
         """Something that a user wants to see beside the steps."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import sqlite3
 import tempfile
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .. import errors
 from ..errors import RecordError, RecordFormatError
 from ..extras import module
 from .layout import STREAMS, from_bytes, identify
@@ -50,6 +52,11 @@ class Event(NamedTuple):
     kind: str
     tensor: str | None
     text: str
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it is a step that this package refused, not an error of the program around it."""
+        return self.kind == "failed" and self.text.partition(":")[0] in errors.__all__
 
 
 class Alarm(NamedTuple):
@@ -300,7 +307,7 @@ class Session:
 
     Attributes:
         path: The file.
-        started, ended: When, in seconds since 1970; ``ended`` is None while it is written, and for ever if the process was killed.
+        started, ended: When, in seconds since 1970; ``ended`` is None while it is written, and for ever if the process was killed: see `state`.
         about: What ran where: versions, platform, process.
         tracks: By name.
     """
@@ -316,6 +323,27 @@ class Session:
     def __repr__(self) -> str:
         return f"<recording {self.path!r}: {', '.join(map(repr, self.tracks)) or 'no tracks'}>"
 
+    @property
+    def state(self) -> str:
+        """``ended``, ``running``, ``killed`` if it has not ended and its process is gone, or ``open`` if that cannot be told from here."""
+        if self.ended is not None:
+            return "ended"
+        process = self.about.get("process")
+        if os.name != "posix" or self.about.get("host") != platform.node() or not isinstance(process, int) or process < 1:
+            return "open"
+        try:
+            os.kill(process, 0)  # which only asks
+        except ProcessLookupError:
+            return "killed"
+        except OSError:  # it is somebody else's
+            pass
+        return "running"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in ("ended", "killed")
+
     def refresh(self) -> bool:
         """Read what was written since; whether anything was. Cheap: only what changed is read.
 
@@ -328,11 +356,11 @@ class Session:
             return self._read(connection)
 
     def follow(self, seconds: float = 1.0) -> Iterator[Session]:
-        """The session, again each time that there is something new, until it has ended; if its process was killed, it never does."""
+        """The session, again each time that there is something new, until it has ended or its process is gone."""
         yield self
-        while self.ended is None:
+        while not self.is_over:
             time.sleep(seconds)
-            if self.refresh():
+            if self.refresh() or self.is_over:
                 yield self
 
     def diagnose(self, track: str | None = None) -> list[Finding]:
@@ -390,7 +418,7 @@ def load(path: str | os.PathLike[str], session: int = -1) -> Session:
         _check(connection)
         keys = [_expect(str, key) for (key,) in connection.execute("SELECT key FROM sessions ORDER BY id")]
         if not -len(keys) <= session < len(keys):
-            raise RecordError(f"{name!r} holds {len(keys)} sessions; there is none with number {session}")
+            raise RecordError(f"{name!r} holds {len(keys)} session{'s' if len(keys) != 1 else ''}; there is none with number {session}")
         result = Session(name, keys[session])
         result._read(connection)
     return result

@@ -6,7 +6,6 @@ the range of these means.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,10 +15,7 @@ from ..readings import READINGS, Numbers
 from ..record import TrackData
 from .histories import about_of
 
-__all__ = ["DERIVED", "Derived", "Forecast", "Noise", "crossing", "derived", "noise"]
-
-
-HORIZON = 10  # times what was seen: so far a forecast goes
+__all__ = ["DERIVED", "Derived", "Noise", "derived", "noise"]
 
 
 class Derived(NamedTuple):
@@ -72,35 +68,6 @@ def noise(v_hat: Any, m_hat_squares: Any, beta1: Any, step: Any) -> Noise:
         kept = (1 - beta1) / (1 + beta1) * (1 + power) / (1 - power)
         trace = np.maximum((np.asarray(v_hat, float) - m_hat_squares) / np.where(kept < 1, 1 - kept, np.nan), 0)
         return Noise(trace, m_hat_squares - kept * trace)
-
-
-class Forecast(NamedTuple):
-    """Where a falling series would come down to a level at the pace of its second half."""
-
-    step: int  # the last one seen
-    value: float
-    crossing: int
-
-
-def crossing(steps: Any, values: Any, level: float = 1.0) -> Forecast | None:
-    """The forecast of a series that falls towards a level; None if it does not fall by more than it strays, is there already, or would take more
-    than ten times as long as was seen.
-
-    >>> crossing(np.arange(0, 1000, 10), 1024 * 0.5 ** (np.arange(0, 1000, 10) / 110))
-    Forecast(step=990, value=2.0, crossing=1100)
-    """
-    good = np.isfinite(values) & (values > 0)
-    steps, values = np.asarray(steps, float)[good], np.asarray(values, float)[good]
-    if len(steps) < 10 or not values[-1] > level:
-        return None
-    late = slice(len(steps) // 2, None)
-    slope, start = np.polyfit(steps[late], np.log(values[late]), 1)
-    strays = float(np.std(np.log(values[late]) - (start + slope * steps[late])))
-    if not -slope * (steps[-1] - steps[late][0]) > max(3 * strays, 1e-3):
-        return None
-    further = math.log(values[-1] / level) / -slope
-    near = further <= HORIZON * (steps[-1] - steps[0])
-    return Forecast(int(steps[-1]), float(values[-1]), int(steps[-1]) + math.ceil(further - 1e-6)) if near else None
 
 
 def derived(track: TrackData, tensors: Sequence[str]) -> tuple[dict[str, Any], Noise]:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..readings import Reading
+from ..readings import Forecast, Reading, crossing
 from ..record import TrackData
 from ..record.settings import group_of, groups_of
 from ..theory import betas_of, decay_equilibrium, noise_rms, number, rotation_equilibrium
-from .derived import DERIVED, Forecast, Noise, crossing, derived
+from .derived import DERIVED, Noise, derived
 from .histograms import spreads
 from .histories import READINGS, Series, happened, histories, mean, null_of, scalar, thin
 from .pictures import WIDE_RANGE

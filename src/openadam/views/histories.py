@@ -52,11 +52,13 @@ def scalar(track: TrackData, name: str) -> Series | None:
 
 
 class Happening(NamedTuple):
-    """A mark, a step that was skipped or refused, or an alarm of one or more tensors, with the evidence of the first, which has it worst."""
+    """A mark, a step that was skipped or refused, an error that stopped the program, or an alarm of one or more tensors, with the evidence of the
+    first, which has it worst.
+    """
 
     step: int
     time: float
-    kind: str  # event, skipped, failed, alarm
+    kind: str  # event, skipped, failed, stopped, alarm
     tensor: str | None
     text: str
     evidence: Mapping[str, Any] | None = None
@@ -81,7 +83,8 @@ class Happening(NamedTuple):
 
 def happened(track: TrackData) -> list[Happening]:
     """What happened, newest first."""
-    events = [Happening(each.step, each.time, each.kind, each.tensor, each.text) for each in track.events]
+    kinds = ["stopped" if each.kind == "failed" and not each.is_refusal else each.kind for each in track.events]
+    events = [Happening(each.step, each.time, kind, each.tensor, each.text) for kind, each in zip(kinds, track.events, strict=True)]
     alarms: dict[tuple[int, str], Happening] = {}
     for each in track.alarms:
         known = alarms.get((each.step, each.what))

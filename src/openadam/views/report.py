@@ -36,6 +36,7 @@ MOST_TRACKS, MOST_TENSORS, MOST_SPREADS, MOST_FINDINGS, SHOWN_FINDINGS = 8, 150,
 MOST_EVENTS, MOST_MARKS, LONGEST_TEXT = 200, 30, 300
 
 CARDS = ("surprise", "direction", "disagreement", "eps_share", "update_weight", "spikes", "swallowed")
+NOT_ENDED = {"running": "running when this was written", "killed": "never ended: its process is gone", "open": "not ended when this was written"}
 WORDS = {"alarm": "Alarm", "look": "Worth a look", "fine": "Fine", "unknown": "Nothing to hold it against"}
 TIMELINES = (
     "Bands reach from the least to the greatest value of the steps that share a column, lines are their means; of roots and ratios, the line is that "
@@ -210,7 +211,7 @@ class _Page:
 
 def _head(session: Session, every: Sequence[TrackData], chosen: Sequence[TrackData]) -> str:
     began = _when(session.started)
-    ended = f"ended {_when(session.ended)}" if session.ended is not None else "not ended when this was written, or killed"
+    ended = f"ended {_when(session.ended)}" if session.ended is not None else NOT_ENDED[session.state]
     links = "".join(f'<li><a href="#t{number}">{name_of(each.name)}</a></li>' for number, each in enumerate(chosen))
     left_out = (
         f"<p>{len(every) - len(chosen)} more optimizers are in the recording: <code>--track</code> shows them.</p>"
@@ -269,11 +270,13 @@ def _wide(label: str, table: str) -> str:
 def _counts(events: Sequence[Happening]) -> str:
     kinds = [each.kind for each in events]
     skipped, failed, alarms = (kinds.count(kind) for kind in ("skipped", "failed", "alarm"))
-    state = "alarm" if failed or alarms else "look" if skipped else "fine"
-    return (
-        f'<li class="{state}"><p>steps not taken</p><p class="number">{skipped + failed}</p>'
-        f"<p>{skipped} skipped, {failed} refused, {alarms} alarms</p>"
-        f'<p class="verdict">{WORDS[state]}</p></li>'
+    told = (
+        ("steps not taken", skipped + failed, f"{skipped} skipped, {failed} refused", "alarm" if failed else "look" if skipped else "fine"),
+        ("alarms", alarms, "raised while it ran", "alarm" if alarms else "fine"),
+    )
+    return "".join(
+        f'<li class="{state}"><p>{name}</p><p class="number">{number}</p><p>{words}</p><p class="verdict">{WORDS[state]}</p></li>'
+        for name, number, words, state in told
     )
 
 

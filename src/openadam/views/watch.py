@@ -125,12 +125,13 @@ def line(session: Session, track: str | None) -> str:
     parts = []
     for each in _chosen(session, track):
         ranking = _ranked(each)
-        told = [f"step {'–' if each.last_step is None else each.last_step}", *(f"{name} {number}" for name, number in _numbers(each))]
+        told = [f"step {'–' if each.last_step is None else each.last_step}", *([session.state] if session.is_over else [])]
+        told += [*(f"{name} {number}" for name, number in _numbers(each))]
         told += [*filter(None, [_speed_of(each)]), *_cost(each)]
         if ranking.names and ranking.scores[0] > 0:
             values = ", ".join(f"{column.head} {_cell(ranking, column, 0)}" for column in COLUMNS[:5])
             told.append(f"worst {printable(ranking.names[0])}: {values}")
-        bad = {kind: sum(event.kind == kind for event in each.events) for kind in ("skipped", "failed")}
+        bad = {word: sum(event.kind == kind for event in each.events) for kind, word in (("skipped", "skipped"), ("failed", "refused"))}
         told += [f"{count} {kind}" for kind, count in bad.items() if count]
         parts.append(f"{printable(each.name)}: " + "  ".join(told))
     return " | ".join(parts) or "nothing is recorded yet"
@@ -142,7 +143,7 @@ def line(session: Session, track: str | None) -> str:
 def _panel(session: Session, track: TrackData, width: int, height: int, findings: Sequence[Finding]) -> list[Any]:
     ranking = _ranked(track)
     names = ranking.names
-    state = "ended" if session.ended is not None else _silence(track)
+    state = session.state if session.is_over else _silence(track)
     head = _text(f"{printable(track.name)}  step {'–' if track.last_step is None else track.last_step}  {state}  {_speed_of(track)}", "bold")
     lines = [head, _text("  ".join([*(f"{name} {number}" for name, number in _numbers(track)), *_cost(track)]))]
     loss = scalar(track, "loss")
