@@ -10,12 +10,14 @@ constexpr std::int64_t kSlot = kStrip + 48;  // from one slot to the next: not a
 constexpr int kLanes = 16;
 constexpr std::int64_t kOctaves = 64;  // counted from 2^kLowest on; the first holds all that is smaller, too, and the last all that is larger
 constexpr std::int64_t kLowest = -48;
+constexpr std::int64_t kMaxStates = 4;
+constexpr std::int64_t kMaxTensors = 3 + kMaxStates;  // the gradient as given, as the rule sees it, the parameter, the states
 constexpr std::int64_t kMaxOutputs = 96;
 constexpr std::int64_t kMaxSlots = 96;
 constexpr std::int64_t kMaxColumns = 1024;
 
 struct Operand {
-  enum Kind : std::int32_t { kSlot, kInput, kScalar, kTiny, kKinds };  // kTiny: the smallest normal number
+  enum Kind : std::int32_t { kSlot, kTensor, kScalar, kTiny, kKinds };  // kTiny: the smallest normal number
   std::int32_t kind;
   std::int32_t index;
 };
@@ -33,11 +35,12 @@ struct Instruction {
     kLessEqual,
     kEqual,
     kWhere,
+    kCopy,
     kJoin,
     kOperations
   };
   std::int32_t operation;
-  std::int32_t target;  // a slot; of a join, which output
+  Operand target;       // a slot, or a tensor that is written; of a join, which output
   Operand operands[3];  // those that an operation does not have are of slot 0
 };
 
@@ -57,7 +60,13 @@ struct Code {
   std::int64_t slots;
 };
 
-using Interpret = void (*)(const Code& code, const void* const* inputs, const double* scalars, std::int64_t n, void* scratch, double* tallies);
+// Of n elements of tensors whose memory is worked on in whole vectors, with what lies behind the last element: joins what the outputs are to the
+// tallies.
+using Look = void (*)(const Code& code, void* const* tensors, const double* scalars, std::int64_t n, void* scratch, double* tallies);
+
+// Of n elements of tensors, of which nothing behind the last is touched: writes what is to be written, and joins what the outputs are to kLanes lanes
+// for each. Elements begin at lane 0.
+using Take = void (*)(const Code& code, void* const* tensors, std::int64_t count, const double* scalars, std::int64_t n, void* scratch, void* joined);
 
 // An operation on the scalars of a step, in float64; leaves have the index of what they are.
 struct ScalarInstruction {

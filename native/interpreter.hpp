@@ -19,26 +19,15 @@ struct One {
 template <class T>
 class Interpreter {
  public:
-  Interpreter(const openadam::Code& code, const void* const* inputs, const double* scalars, void* scratch)
-      : code_(code), inputs_(inputs), scalars_(scalars), slots_(static_cast<T*>(scratch)) {}
+  // Lanes are those of the outputs, tallies where those are that count octaves.
+  Interpreter(const openadam::Code& code, void* const* tensors, const double* scalars, void* scratch, T (*lanes)[kLanes], double* tallies)
+      : code_(code), tensors_(tensors), scalars_(scalars), slots_(static_cast<T*>(scratch)), lanes_(lanes), tallies_(tallies) {}
 
-  // Joins what the outputs are of n elements, lane by lane and then folded, to the tallies.
-  void run(std::int64_t n, double* tallies) {
-    alignas(64) T lanes[openadam::kMaxOutputs][kLanes] = {};
-    lanes_ = lanes;
-    tallies_ = tallies;
+  void run(std::int64_t n) {
     for (begin_ = 0; begin_ < n; begin_ += kStrip) {
       size_ = n - begin_ < kStrip ? n - begin_ : kStrip;
       whole_ = (size_ + kLanes - 1) / kLanes * kLanes;
       for (std::int64_t k = 0; k < code_.count; ++k) step(code_.instructions[k]);
-    }
-    for (std::int64_t k = 0; k < code_.output_count; ++k) {
-      const openadam::Output& output = code_.outputs[k];
-      if (output.join == openadam::Output::kCounts) continue;
-      const bool is_max = output.join == openadam::Output::kLargest;
-      const double folded = fold_lanes<T>(lanes[k], is_max);
-      double& tally = tallies[output.column];
-      tally = is_max ? largest(tally, folded) : sum(tally, folded);
     }
   }
 
@@ -69,8 +58,8 @@ class Interpreter {
     switch (operand.kind) {
       case openadam::Operand::kSlot:
         return f(Many<T>{slots_ + operand.index * kSlot});
-      case openadam::Operand::kInput:
-        return f(Many<T>{static_cast<const T*>(inputs_[operand.index]) + begin_});
+      case openadam::Operand::kTensor:
+        return f(Many<T>{static_cast<const T*>(tensors_[operand.index]) + begin_});
       case openadam::Operand::kScalar:
         return f(One<T>{static_cast<T>(scalars_[operand.index])});
       default:
@@ -87,21 +76,25 @@ class Interpreter {
     for (std::uint64_t i = 0; i < n; ++i) f(static_cast<std::int64_t>(i));
   }
 
+  T* place(const openadam::Operand& target) const {
+    return target.kind == openadam::Operand::kSlot ? slots_ + target.index * kSlot : static_cast<T*>(tensors_[target.index]) + begin_;
+  }
+
   template <class F>
   void one(const openadam::Instruction& instruction, F f) const {
-    T* const target = slots_ + instruction.target * kSlot;
+    T* const target = place(instruction.target);
     with(instruction.operands[0], [=, this](auto a) { each([=](std::int64_t i) { target[i] = f(a[i]); }); });
   }
 
   template <class F>
   void two(const openadam::Instruction& instruction, F f) const {
-    T* const target = slots_ + instruction.target * kSlot;
+    T* const target = place(instruction.target);
     with(instruction.operands[0],
          [&](auto a) { with(instruction.operands[1], [=, this](auto b) { each([=](std::int64_t i) { target[i] = f(a[i], b[i]); }); }); });
   }
 
   void choose(const openadam::Instruction& instruction) const {
-    T* const target = slots_ + instruction.target * kSlot;
+    T* const target = place(instruction.target);
     with(instruction.operands[0], [&](auto condition) {
       with(instruction.operands[1], [&](auto a) {
         with(instruction.operands[2], [=, this](auto b) { each([=](std::int64_t i) { target[i] = condition[i] != T(0) ? a[i] : b[i]; }); });
@@ -134,9 +127,11 @@ class Interpreter {
         return two(instruction, [](T a, T b) { return a == b ? T(1) : T(0); });
       case Instruction::kWhere:
         return choose(instruction);
+      case Instruction::kCopy:
+        return one(instruction, [](T a) { return a; });
       default:
         return with(instruction.operands[0], [&](auto value) {
-          const auto k = instruction.target;
+          const auto k = instruction.target.index;
           const openadam::Output& output = code_.outputs[k];
           if (output.join == openadam::Output::kCounts) return count(value, tallies_ + output.column);
           output.join == openadam::Output::kLargest ? join<true>(value, lanes_[k]) : join<false>(value, lanes_[k]);
@@ -145,17 +140,47 @@ class Interpreter {
   }
 
   const openadam::Code& code_;
-  const void* const* inputs_;
+  void* const* tensors_;
   const double* scalars_;
   T* slots_;
-  T (*lanes_)[kLanes] = nullptr;
-  double* tallies_ = nullptr;
+  T (*lanes_)[kLanes];
+  double* tallies_;
   std::int64_t begin_ = 0;
   std::int64_t size_ = 0;
   std::int64_t whole_ = 0;
 };
 
 template <class T>
-void interpret(const openadam::Code& code, const void* const* inputs, const double* scalars, std::int64_t n, void* scratch, double* tallies) {
-  Interpreter<T>(code, inputs, scalars, scratch).run(n, tallies);
+void look(const openadam::Code& code, void* const* tensors, const double* scalars, std::int64_t n, void* scratch, double* tallies) {
+  alignas(64) T lanes[openadam::kMaxOutputs][kLanes] = {};
+  Interpreter<T>(code, tensors, scalars, scratch, lanes, tallies).run(n);
+  for (std::int64_t k = 0; k < code.output_count; ++k) {
+    const openadam::Output& output = code.outputs[k];
+    if (output.join == openadam::Output::kCounts) continue;
+    const bool is_max = output.join == openadam::Output::kLargest;
+    const double folded = fold_lanes<T>(lanes[k], is_max);
+    double& tally = tallies[output.column];
+    tally = is_max ? largest(tally, folded) : sum(tally, folded);
+  }
+}
+
+template <class T>
+void take(const openadam::Code& code, void* const* tensors, std::int64_t count, const double* scalars, std::int64_t n, void* scratch, void* joined) {
+  T(*const lanes)[kLanes] = static_cast<T(*)[kLanes]>(joined);
+  const std::int64_t whole = n / kLanes * kLanes;
+  Interpreter<T>(code, tensors, scalars, scratch, lanes, nullptr).run(whole);
+  if (whole == n) return;
+  // What is left, in vectors of its own.
+  alignas(64) T left[openadam::kMaxTensors][kLanes] = {};
+  void* here[openadam::kMaxTensors];
+  for (std::int64_t k = 0; k < count; ++k) {
+    here[k] = left[k];
+    const T* const from = static_cast<const T*>(tensors[k]) + whole;
+    for (std::int64_t i = 0; i < n - whole; ++i) left[k][i] = from[i];
+  }
+  Interpreter<T>(code, here, scalars, scratch, lanes, nullptr).run(n - whole);
+  for (std::int64_t k = 2; k < count; ++k) {  // the gradient is not written
+    T* const to = static_cast<T*>(tensors[k]) + whole;
+    for (std::int64_t i = 0; i < n - whole; ++i) to[i] = left[k][i];
+  }
 }

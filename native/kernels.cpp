@@ -92,7 +92,8 @@ const openadam::KernelSet kSet = {
     sizeof(kMeasures) / sizeof(kMeasures[0]),
     {norm<float>, norm<double>},
     {fold_lanes<float>, fold_lanes<double>},
-    {interpret<float>, interpret<double>},
+    {look<float>, look<double>},
+    {take<float>, take<double>},
 };
 
 }  // namespace

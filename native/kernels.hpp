@@ -36,7 +36,8 @@ struct KernelSet {
   std::int64_t measure_count;
   double (*norm[kDtypes])(const void* gradient, std::int64_t n);
   double (*fold[kDtypes])(void* lanes, bool is_max);  // of the lanes of a measure
-  Interpret interpret[kDtypes];
+  Look look[kDtypes];
+  Take take[kDtypes];
 };
 
 }  // namespace openadam

@@ -13,7 +13,7 @@
 
 #include "formats.hpp"
 #include "kernels.hpp"
-#include "observer.hpp"
+#include "programs.hpp"
 #include "threads.hpp"
 
 namespace openadam {
@@ -23,7 +23,6 @@ constexpr std::int64_t kChunk = 16 * kBlock;     // elements that one thread tak
 constexpr std::int64_t kRowCost = 64;            // what a tensor costs beside its elements, in elements
 constexpr std::int64_t kPerThread = 4 * kChunk;  // less work than this does not pay for waking a thread
 constexpr std::size_t kLeftForUpdate = 16;       // tasks whose gradients the cache still holds when the update begins
-constexpr int kMaxStates = 4;
 constexpr std::int64_t kMaxMeasures = 16;
 constexpr std::int64_t kAheadInTable = 8;  // named rows to send the processor ahead
 
@@ -33,7 +32,7 @@ struct Row {
   std::int64_t gradient;   // address
   std::int64_t length;     // elements that are stepped
   std::int64_t dtype;
-  std::int64_t kernel;
+  std::int64_t mover;
   std::int64_t scalars;             // where this row's scalars start
   std::int64_t prepare;             // where the scalars of the gradient's preparation start, or -1: the gradient is used as it is
   std::int64_t layout;              // where this row's layout starts, or -1: both are dense
@@ -41,6 +40,16 @@ struct Row {
   std::int64_t states[kMaxStates];  // addresses
 };
 constexpr std::int64_t kColumns = sizeof(Row) / sizeof(std::int64_t);
+
+// What moves a row: a printed kernel, or a program that is interpreted.
+struct Mover {
+  std::int64_t states = 0;
+  std::int64_t scalars = 0;
+  std::int64_t memory = 0;  // scalar states
+  const UpdateKernel* printed = nullptr;
+  Code plain{};  // where there is none
+  Code measured{};
+};
 
 // A layout that names rows instead: the gradient is for these alone, which it holds one after the other. States have the parameter's rows.
 // Where a row lies: begin + its number times the first stride. Strides are in bytes.
@@ -98,7 +107,7 @@ inline std::int64_t place_in_block(std::int64_t block, std::int64_t piece, std::
 // What has been taken from the blocks of a chunk before their update.
 struct Sample {
   std::int64_t count = 0;
-  alignas(64) char values[3 + kMaxStates][(kMostOfChunk + 48) * 8];  // the gradient as given, as the rule sees it, the parameter, the states
+  alignas(64) char values[kMaxTensors][(kMostOfChunk + 48) * 8];
 
   // Elements [place, place + n) of arrays that lie dense.
   void take(void* const* arrays, std::int64_t how_many, std::int64_t bytes, std::int64_t place, std::int64_t n) {
@@ -115,6 +124,7 @@ struct Sample {
 
 struct Request {
   const KernelSet* kernels = nullptr;
+  Span<const Mover> movers;  // the first is none
   Span<const Row> rows;
   Span<const double> scalars;
   Span<const std::int64_t> layouts;   // dimensions, p is strided, g is strided, shape, strides of p, strides of g; or NamedRows
@@ -182,12 +192,12 @@ inline void check(const Request& request) {
     const Row& row = request.rows.data[i];
     if (!row.active) continue;
     if (row.dtype < 0 || row.dtype >= kDtypes) refuse(i, "unknown dtype");
-    if (row.kernel < 1 || row.kernel >= request.kernels->update_count) refuse(i, "unknown kernel");
+    if (row.mover < 1 || row.mover >= request.movers.size) refuse(i, "unknown kernel");
     if (row.length < 0 || row.length > std::numeric_limits<std::int64_t>::max() / 16) refuse(i, "impossible length");
-    const UpdateKernel& kernel = request.kernels->updates[row.kernel];
-    if (kernel.states > kMaxStates) refuse(i, "too many states");
+    const Mover& mover = request.movers.data[row.mover];
+    if (mover.states > kMaxStates) refuse(i, "too many states");
     if (request.update) {
-      if (row.scalars < 0 || row.scalars > request.scalars.size - kernel.scalars) refuse(i, "scalars out of range");
+      if (row.scalars < 0 || row.scalars > request.scalars.size - mover.scalars) refuse(i, "scalars out of range");
       if (row.prepare < -1 || (row.prepare >= 0 && row.prepare > request.scalars.size - prepare_scalars))
         refuse(i, "scalars of the preparation out of range");
     }
@@ -208,7 +218,7 @@ inline void check(const Request& request) {
     if (!row.parameter || !row.gradient) refuse(i, "null address");
     if (!p_strided && (row.parameter & alignment)) refuse(i, "misaligned parameter");
     if (!g_strided && (row.gradient & alignment)) refuse(i, "misaligned gradient");
-    for (std::int64_t s = 0; s < kernel.states; ++s)
+    for (std::int64_t s = 0; s < mover.states; ++s)
       if (!row.states[s] || (row.states[s] & alignment)) refuse(i, "null or misaligned state");
   }
 }
@@ -259,7 +269,10 @@ class Loop {
     std::int64_t slots = 0;
     for (std::int64_t i = 0; i < request.observations.size; ++i)
       if (request.observations.data[i].observer) slots = std::max(slots, request.observations.data[i].observer->code().slots);
-    room_ = request.observations.size ? sizeof(Sample) / sizeof(double) + static_cast<std::size_t>(slots * kSlot) : 0;
+    for (std::int64_t k = 1; k < request.movers.size; ++k)
+      if (const Mover& mover = request.movers.data[k]; !mover.printed) slots = std::max({slots, mover.plain.slots, mover.measured.slots});
+    if (request.observations.size) slots_at_ = sizeof(Sample) / sizeof(double);
+    room_ = slots_at_ + static_cast<std::size_t>(slots * kSlot);
     scratch_.resize(room_ * static_cast<std::size_t>(request.threads) + 8);
   }
 
@@ -302,11 +315,12 @@ class Loop {
   // A range of a row, and what is found out about it.
   struct Part {
     const Row& row;
-    const UpdateKernel& kernel;
+    const Mover& mover;
     bool prepared;
     double* partials;
     const Observation* observation;  // null: nobody looks
     Sample* sample;
+    double* slots;
   };
 
   // Where the elements of a block lie, dense.
@@ -324,25 +338,26 @@ class Loop {
 
   void do_range(std::int64_t index, std::int64_t begin, std::int64_t end, double* scratch) noexcept {
     const Row& row = request_.rows.data[index];
-    const UpdateKernel& kernel = request_.kernels->updates[row.kernel];
+    const Mover& mover = request_.movers.data[row.mover];
     const std::int64_t chunk = partials_at_[static_cast<std::size_t>(index)] + begin / kChunk;
     const bool watched = request_.update && request_.observations.size && request_.observations.data[index].observer;
     const Part part{row,
-                    kernel,
+                    mover,
                     request_.update && row.prepare >= 0,
                     partials_.data() + chunk * request_.measures.size,
                     watched ? request_.observations.data + index : nullptr,
-                    watched ? reinterpret_cast<Sample*>(scratch) : nullptr};
+                    watched ? reinterpret_cast<Sample*>(scratch) : nullptr,
+                    scratch + slots_at_};
     if (watched) part.sample->count = 0;
     const bool plain = request_.update && !part.prepared && row.layout < 0 && !measure_parameter_ && !watched;
     const std::int64_t stride = request_.measures.size == 0 ? end - begin : kBlock;  // nothing to join: all at once
     if (plain) {
-      void* tensors[2 + kMaxStates];
+      void* tensors[kMaxTensors];
       for (std::int64_t at = begin; at < end; at += stride) {
         const std::int64_t n = std::min(stride, end - at);
-        point(row, kernel, at, address(row.gradient, row, at), address(row.parameter, row, at), tensors);
+        point(part, at, address(row.gradient, row, at), address(row.parameter, row, at), tensors);
         measure_norm(row, tensors[0], n, part.partials);
-        kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
+        move(part, tensors, n, nullptr);
       }
       return;
     }
@@ -351,11 +366,25 @@ class Loop {
     else
       for (std::int64_t at = begin; at < end; at += kBlock) do_block(part, at, std::min(kBlock, end - at));
     if (!watched) return;
-    part.sample->finish(3 + kernel.states, bytes_of(row.dtype));
-    const void* inputs[3 + kMaxStates];
-    for (int k = 0; k < 3 + kMaxStates; ++k) inputs[k] = part.sample->values[k];
-    request_.kernels->interpret[row.dtype](part.observation->observer->code(), inputs, request_.scalars.data + part.observation->scalars,
-                                           part.sample->count, part.sample + 1, looked_into_.data() + chunk * request_.columns);
+    part.sample->finish(3 + mover.states, bytes_of(row.dtype));
+    void* tensors[kMaxTensors];
+    for (int k = 0; k < kMaxTensors; ++k) tensors[k] = part.sample->values[k];
+    request_.kernels->look[row.dtype](part.observation->observer->code(), tensors, request_.scalars.data + part.observation->scalars,
+                                      part.sample->count, part.slots, looked_into_.data() + chunk * request_.columns);
+  }
+
+  // The step of n elements that lie dense: of the gradient as given and as the rule sees it, the parameter, and the states. With lanes, the
+  // measures are joined there.
+  void move(const Part& part, void* const* tensors, std::int64_t n, void* lanes) noexcept {
+    const Mover& mover = part.mover;
+    const std::int64_t dtype = part.row.dtype;
+    const double* const scalars = request_.scalars.data + part.row.scalars;
+    if (!mover.printed)
+      request_.kernels->take[dtype](lanes ? mover.measured : mover.plain, tensors, 3 + mover.states, scalars, n, part.slots, lanes);
+    else if (lanes)
+      mover.printed->run_measured[dtype](tensors + 1, tensors[0], scalars, n, lanes);
+    else
+      mover.printed->run[dtype](tensors + 1, scalars, n);
   }
 
   // Measures a block and, if asked to, looks into its step and takes it.
@@ -364,25 +393,21 @@ class Loop {
     const Row& row = part.row;
     measure_norm(row, place.gradient, n, part.partials);
     if (!request_.update) return;
-    void* tensors[3 + kMaxStates] = {place.gradient, place.gradient, place.parameter};  // as given, as the rule sees it, ...
-    std::copy_n(place.states, part.kernel.states, tensors + 3);
+    void* tensors[kMaxTensors] = {place.gradient, place.gradient, place.parameter};
+    std::copy_n(place.states, part.mover.states, tensors + 3);
     if (part.prepared) {
       void* both[3] = {place.gradient, place.parameter, prepared_gradient};
       request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
       tensors[1] = prepared_gradient;
     }
-    const std::int64_t how_many = 3 + part.kernel.states;
+    const std::int64_t how_many = 3 + part.mover.states;
     alignas(64) char lanes[kMaxMeasures * kLanes * 8];
     if (measure_parameter_) std::memset(lanes, 0, static_cast<std::size_t>((request_.kernels->measure_count - 1) * kLanes * bytes_of(row.dtype)));
     const auto run = [&](std::int64_t first, std::int64_t last) {
       if (first == last) return;
-      void* here[3 + kMaxStates];
+      void* here[kMaxTensors];
       for (std::int64_t k = 0; k < how_many; ++k) here[k] = static_cast<char*>(tensors[k]) + first * bytes_of(row.dtype);
-      const double* const scalars = request_.scalars.data + row.scalars;
-      if (measure_parameter_)
-        part.kernel.run_measured[row.dtype](here + 1, here[0], scalars, last - first, lanes);
-      else
-        part.kernel.run[row.dtype](here + 1, scalars, last - first);
+      move(part, here, last - first, measure_parameter_ ? lanes : nullptr);
     };
     std::int64_t done = 0;
     if (part.observation) {
@@ -402,7 +427,7 @@ class Loop {
     const Row& row = part.row;
     const std::int64_t bytes = bytes_of(row.dtype);
     Place place{address(row.gradient, row, begin), address(row.parameter, row, begin), {}};
-    for (std::int64_t s = 0; s < part.kernel.states; ++s) place.states[s] = address(row.states[s], row, begin);
+    for (std::int64_t s = 0; s < part.mover.states; ++s) place.states[s] = address(row.states[s], row, begin);
     Strided p_at{};
     bool p_strided = false;
     if (row.layout >= 0) {
@@ -436,44 +461,45 @@ class Loop {
         continue;
       }
       measure_norm(row, address(row.gradient, row, at), n, part.partials);
-      if (request_.update) do_in_place(row, part.kernel, named, part.prepared, at, at + n);
+      if (request_.update) do_in_place(part, named, at, at + n);
     }
   }
 
   // Each named row where it lies. That is a call for each row, which costs less than to copy even the shortest.
-  void do_in_place(const Row& row, const UpdateKernel& kernel, const NamedRows& named, bool prepared, std::int64_t begin, std::int64_t end) noexcept {
+  void do_in_place(const Part& part, const NamedRows& named, std::int64_t begin, std::int64_t end) noexcept {
     alignas(64) char prepared_gradient[kBlock * 8];
+    const Row& row = part.row;
     const std::int64_t width = named.width();
     const std::int64_t* rows = named.rows();
-    void* tensors[2 + kMaxStates];
+    void* tensors[kMaxTensors];
     std::int64_t k = begin / width;
     std::int64_t within = begin % width;
     for (std::int64_t at = begin; at < end; ++k, within = 0) {
       const std::int64_t n = std::min(width - within, end - at);
-      if (k + kAheadInTable < named.named()) send_to_row(row, kernel, rows[k + kAheadInTable] * width, std::min(width, kBlock / 4));
+      if (k + kAheadInTable < named.named()) send_to_row(row, part.mover, rows[k + kAheadInTable] * width, std::min(width, kBlock / 4));
       const std::int64_t place = rows[k] * width + within;
       char* gradient = address(row.gradient, row, at);
       char* parameter = address(row.parameter, row, place);
-      if (prepared) {
+      if (part.prepared) {
         void* both[3] = {gradient, parameter, prepared_gradient};
         request_.kernels->updates[0].run[row.dtype](both, request_.scalars.data + row.prepare, n);
         gradient = prepared_gradient;
       }
-      point(row, kernel, place, gradient, parameter, tensors);
-      kernel.run[row.dtype](tensors, request_.scalars.data + row.scalars, n);
+      point(part, place, gradient, parameter, tensors);
+      move(part, tensors, n, nullptr);
       at += n;
     }
   }
 
-  static void send_to_row(const Row& row, const UpdateKernel& kernel, std::int64_t place, std::int64_t elements) noexcept {
+  static void send_to_row(const Row& row, const Mover& mover, std::int64_t place, std::int64_t elements) noexcept {
 #if defined(__GNUC__) || defined(__clang__)
     const std::int64_t bytes = elements * bytes_of(row.dtype);
     for (std::int64_t at = 0; at < bytes; at += 64) {
       __builtin_prefetch(address(row.parameter, row, place) + at, 1);
-      for (std::int64_t s = 0; s < kernel.states; ++s) __builtin_prefetch(address(row.states[s], row, place) + at, 1);
+      for (std::int64_t s = 0; s < mover.states; ++s) __builtin_prefetch(address(row.states[s], row, place) + at, 1);
     }
 #else
-    (void)row, (void)kernel, (void)place, (void)elements;
+    (void)row, (void)mover, (void)place, (void)elements;
 #endif
   }
 
@@ -484,13 +510,13 @@ class Loop {
     const Row& row = part.row;
     Place place{address(row.gradient, row, begin), parameter, {}};
     copy_named<true>(row, named, row.parameter, false, begin, n, parameter);
-    for (std::int64_t s = 0; s < part.kernel.states; ++s) {
+    for (std::int64_t s = 0; s < part.mover.states; ++s) {
       place.states[s] = states[s];
       copy_named<true>(row, named, row.states[s], true, begin, n, states[s]);
     }
     step(part, place, begin, n);
     copy_named<false>(row, named, row.parameter, false, begin, n, parameter);
-    for (std::int64_t s = 0; s < part.kernel.states; ++s) copy_named<false>(row, named, row.states[s], true, begin, n, states[s]);
+    for (std::int64_t s = 0; s < part.mover.states; ++s) copy_named<false>(row, named, row.states[s], true, begin, n, states[s]);
   }
 
   // Copies elements [begin, begin + n) of the named rows between a tensor and a dense block.
@@ -571,10 +597,10 @@ class Loop {
     return reinterpret_cast<char*>(static_cast<std::uintptr_t>(base)) + element * bytes_of(row.dtype);
   }
 
-  static void point(const Row& row, const UpdateKernel& kernel, std::int64_t begin, char* gradient, char* parameter, void** tensors) noexcept {
-    tensors[0] = gradient;
-    tensors[1] = parameter;
-    for (std::int64_t s = 0; s < kernel.states; ++s) tensors[2 + s] = address(row.states[s], row, begin);
+  static void point(const Part& part, std::int64_t begin, char* gradient, char* parameter, void** tensors) noexcept {
+    tensors[0] = tensors[1] = gradient;
+    tensors[2] = parameter;
+    for (std::int64_t s = 0; s < part.mover.states; ++s) tensors[3 + s] = address(part.row.states[s], part.row, begin);
   }
 
   const Request& request_;
@@ -584,6 +610,7 @@ class Loop {
   std::vector<double> looked_into_;  // the same, of who looks inside
   std::vector<double> scratch_;      // a piece for each thread
   std::size_t room_ = 0;             // its size
+  std::size_t slots_at_ = 0;         // where in it the interpreter's slots begin
   std::int64_t work_ = 0;
   std::int64_t norm_ = -1;          // where the norm stands among the measures, if it is one of them
   bool measure_parameter_ = false;  // whether there are others, which are taken on the way of an update

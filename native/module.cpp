@@ -57,6 +57,8 @@ void run(std::size_t isa, const Rows& rows, const Doubles& scalars, const Intege
   if (static_cast<std::int64_t>(rows.shape(1)) != openadam::kColumns) throw std::invalid_argument("the step's table has other columns");
   openadam::Request request;
   request.kernels = openadam::kernel_set_at(isa);
+  const std::vector<openadam::Mover> movers = openadam::movers_of(*request.kernels);
+  request.movers = {movers.data(), static_cast<std::int64_t>(movers.size())};
   request.rows = {reinterpret_cast<const Row*>(rows.data()), static_cast<std::int64_t>(rows.shape(0))};
   request.scalars = span<const double>(scalars);
   request.layouts = span<const std::int64_t>(layouts);
@@ -82,6 +84,13 @@ nb::object numbers(const std::vector<double>& values, std::size_t rows, std::siz
 }
 
 using Pieces = std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::vector<std::int64_t>, std::vector<std::int64_t>>>;
+
+// Instructions, constants and roots, as language/code.py prints them.
+using Scalars = std::tuple<std::vector<std::int64_t>, std::vector<double>, std::vector<std::int64_t>>;
+
+openadam::ScalarCode scalar_code(const Scalars& scalars, std::int64_t hyperparameters, std::int64_t memory) {
+  return openadam::ScalarCode(std::get<0>(scalars), std::get<1>(scalars), std::get<2>(scalars), hyperparameters, memory);
+}
 
 void bind_table(nb::module_& m) {
   m.attr("MAX_STATES") = openadam::kMaxStates;
@@ -137,19 +146,36 @@ void bind_table(nb::module_& m) {
           "tallies", [](const openadam::Table& table) { return numbers(table.tallies(), table.count(), table.measured()); },
           "What the last pass measured: rows x measures.")
       .def(
+          "set_program",
+          [](openadam::Table& table, std::size_t index, const std::vector<std::int64_t>& plain, const std::vector<std::int64_t>& measured,
+             const std::vector<std::int64_t>& outputs, std::int64_t slots, const Scalars& scalars, std::int64_t hyperparameters, std::int64_t states,
+             std::int64_t memory) {
+            openadam::Interpreted program;
+            program.scalars = scalar_code(scalars, hyperparameters, memory);
+            const auto elements = [&](const std::vector<std::int64_t>& instructions, const std::vector<std::int64_t>& joined) {
+              return openadam::ElementCode(instructions, joined, slots, 3 + states, 2, program.scalars.outputs(), table.kernels().measure_count - 1);
+            };
+            program.plain = elements(plain, {});
+            program.measured = elements(measured, outputs);
+            table.set_program(index, states, memory, std::move(program));
+          },
+          nb::arg("index"), nb::arg("plain"), nb::arg("measured"), nb::arg("outputs"), nb::arg("slots"), nb::arg("scalars"),
+          nb::arg("hyperparameters"), nb::arg("states"), nb::arg("memory"), "The program of an update that has no kernel.")
+      .def(
           "set_observer",
           [](openadam::Table& table, std::size_t index, const std::vector<std::int64_t>& instructions, const std::vector<std::int64_t>& outputs,
-             std::int64_t slots, const std::vector<std::int64_t>& scalars, std::vector<double> constants, std::vector<std::int64_t> roots,
-             std::vector<double> hyperparameters, std::int64_t memory, std::int64_t columns) {
-            const auto& update = table.class_at(index);
-            const std::int64_t inputs = 3 + table.kernels().updates[update.kernel].states;
-            if (memory < 0 || memory > openadam::kMaxMemory || columns < 0 || columns > openadam::kMaxColumns)
-              throw std::invalid_argument("the code of an observer is damaged");
-            table.set_observer(index, openadam::Observer(instructions, outputs, slots, scalars, std::move(constants), std::move(roots),
-                                                         std::move(hyperparameters), inputs, memory, columns));
+             std::int64_t slots, const Scalars& scalars, std::vector<double> hyperparameters, std::int64_t columns) {
+            const openadam::Mover& mover = table.mover_of(table.class_at(index));
+            openadam::require_sound(columns >= 0 && columns <= openadam::kMaxColumns);
+            openadam::Observer observer;
+            observer.scalars = scalar_code(scalars, static_cast<std::int64_t>(hyperparameters.size()), mover.memory);
+            const std::int64_t tensors = 3 + mover.states;
+            observer.elements = openadam::ElementCode(instructions, outputs, slots, tensors, tensors, observer.scalars.outputs(), columns);
+            observer.hyperparameters = std::move(hyperparameters);
+            table.set_observer(index, std::move(observer));
           },
-          nb::arg("index"), nb::arg("instructions"), nb::arg("outputs"), nb::arg("slots"), nb::arg("scalars"), nb::arg("constants"), nb::arg("roots"),
-          nb::arg("hyperparameters"), nb::arg("memory"), nb::arg("columns"), "The code that looks inside the steps of an update.")
+          nb::arg("index"), nb::arg("instructions"), nb::arg("outputs"), nb::arg("slots"), nb::arg("scalars"), nb::arg("hyperparameters"),
+          nb::arg("columns"), "The code that looks inside the steps of an update.")
       .def(
           "observed", [](const openadam::Table& table) { return numbers(table.observed(), table.count(), table.columns()); },
           "What the observers saw in the last step: rows x columns, NaN where nobody looked.");

@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "observer.hpp"
+#include "programs.hpp"
 
 namespace {
 

@@ -91,8 +91,15 @@ const KernelSet* kernel_set_at(std::size_t index) {
   return sets[index];
 }
 
+std::vector<Mover> movers_of(const KernelSet& kernels) {
+  std::vector<Mover> movers;
+  for (std::int64_t k = 0; k < kernels.update_count; ++k)
+    movers.push_back({kernels.updates[k].states, kernels.updates[k].scalars, scalar_programs()[k].states, kernels.updates + k, {}, {}});
+  return movers;
+}
+
 Table::Table(std::size_t isa, std::uintptr_t team, double clip_value)
-    : kernels_(kernel_set_at(isa)), team_(reinterpret_cast<Team>(team)), clip_value_(clip_value) {}
+    : kernels_(kernel_set_at(isa)), movers_(movers_of(*kernels_)), team_(reinterpret_cast<Team>(team)), clip_value_(clip_value) {}
 
 // --- what a host tells ---------------------------------------------------------------------------------------------
 
@@ -121,7 +128,7 @@ void Table::set_row(std::size_t row, std::size_t update, std::uintptr_t identity
   item.update = update_at(update);
   item.identity = identity;
   item.repeated = repeated;
-  rows_[row].kernel = updates_[update].kernel;
+  rows_[row].mover = updates_[update].mover;
 }
 
 void Table::set_row(std::size_t row, std::size_t update, nb::object array) {
@@ -130,18 +137,30 @@ void Table::set_row(std::size_t row, std::size_t update, nb::object array) {
 }
 
 void Table::set_update(std::size_t index, std::int64_t kernel, std::vector<double> hyperparameters, double coupled_decay, bool maximize) {
-  if (kernel < 0 || kernel >= kernels_->update_count) throw std::invalid_argument("no such kernel");
-  if (kernel > 0 && static_cast<std::int64_t>(hyperparameters.size()) != count_of(scalar_programs()[kernel].hyperparameters))
-    throw std::invalid_argument("the kernel takes another number of hyperparameters");
+  if (kernel < -1 || kernel >= kernels_->update_count) throw std::invalid_argument("no such kernel");
   if (index >= updates_.size()) updates_.resize(index + 1);
   Update& update = updates_[index];
-  if (kernel != update.kernel) update.observer = {};  // it was for other states
-  update.kernel = kernel;
+  if (kernel == -1 && update.program.plain.empty()) throw std::invalid_argument("the update has no program");
+  const std::int64_t mover = kernel == -1 ? kernels_->update_count + static_cast<std::int64_t>(index) : kernel;
+  const std::int64_t wanted = kernel == -1 ? update.program.scalars.hyperparameters() : count_of(scalar_programs()[kernel].hyperparameters);
+  if (kernel != 0 && static_cast<std::int64_t>(hyperparameters.size()) != wanted)
+    throw std::invalid_argument("the kernel takes another number of hyperparameters");
+  if (mover != update.mover) update.observer = {};  // it was for other states
+  update.mover = mover;
   update.hyperparameters = std::move(hyperparameters);
   update.coupled_decay = coupled_decay;
   update.maximize = maximize;
   for (std::size_t i = 0; i < rows_.size(); ++i)
-    if (items_[i].update == index) rows_[i].kernel = kernel;
+    if (items_[i].update == index) rows_[i].mover = mover;
+}
+
+void Table::set_program(std::size_t index, std::int64_t states, std::int64_t memory, Interpreted program) {
+  if (states < 0 || states > kMaxStates || memory < 0 || memory > kMaxMemory) throw std::invalid_argument("too many states");
+  if (index >= updates_.size()) updates_.resize(index + 1);
+  updates_[index].program = std::move(program);
+  const std::size_t place = static_cast<std::size_t>(kernels_->update_count) + index;
+  if (place >= movers_.size()) movers_.resize(place + 1);
+  movers_[place] = {states, updates_[index].program.scalars.outputs(), memory, nullptr, {}, {}};  // `pass` points to the code
 }
 
 void Table::set_names(std::size_t index, nb::object count, std::vector<nb::object> states, std::vector<nb::object> memory) {
@@ -237,7 +256,7 @@ void Table::see(std::size_t row, std::int64_t (&numbers)[3 + kMaxStates]) const 
   numbers[0] = r.parameter;
   numbers[1] = elements(r) * 2 + r.dtype;
   numbers[2] = digest(r, false);
-  const std::int64_t states = kernels_->updates[r.kernel].states;
+  const std::int64_t states = movers_[static_cast<std::size_t>(r.mover)].states;
   for (std::int64_t s = 0; s < kMaxStates; ++s) numbers[3 + s] = s < states ? r.states[s] : 0;
 }
 
@@ -260,7 +279,7 @@ std::pair<bool, std::vector<std::int64_t>> Table::settle() {
       for (const Row& row : rows_) {
         if (!row.active || row.length == 0) continue;
         written_.push_back(extent(row, false));
-        for (std::int64_t s = 0; s < kernels_->updates[row.kernel].states; ++s)
+        for (std::int64_t s = 0; s < movers_[static_cast<std::size_t>(row.mover)].states; ++s)
           written_.emplace_back(row.states[s], row.states[s] + elements(row) * bytes_of(row.dtype));
       }
       std::sort(written_.begin(), written_.end());
@@ -332,7 +351,7 @@ std::vector<Piece> Table::pieces() const {
     };
     add(0, row.parameter, row.layout < 0 ? -1 : 0);
     add(1, row.gradient, row.layout < 0 ? -1 : 1);
-    for (std::int64_t s = 0; s < kernels_->updates[row.kernel].states; ++s) add(2 + s, row.states[s], -1);
+    for (std::int64_t s = 0; s < movers_[static_cast<std::size_t>(row.mover)].states; ++s) add(2 + s, row.states[s], -1);
   }
   return pieces;
 }
@@ -349,9 +368,9 @@ void Table::place_scalars(double factor) {
     if (!row.active) continue;
     Item& item = items_[i];
     Update& update = updates_[item.update];
-    const ScalarProgram& program = scalar_programs()[update.kernel];
+    const Mover& mover = mover_of(update);
     double memory[kMaxMemory] = {};
-    for (std::int64_t k = 0; k < program.states; ++k) memory[k] = item.memory[k].get();
+    for (std::int64_t k = 0; k < mover.memory; ++k) memory[k] = item.memory[k].get();
     if (!update.placed || update.t != item.t || std::memcmp(update.memory, memory, sizeof(memory)) != 0) {
       update.placed = true;
       update.t = item.t;
@@ -368,12 +387,17 @@ void Table::place_scalars(double factor) {
         scale = 1.0;  // it has been applied
       }
       update.scalars = static_cast<std::int64_t>(scalars_.size());
-      scalars_.resize(scalars_.size() + static_cast<std::size_t>(program.outputs));
-      double* const out = scalars_.data() + update.scalars;
-      program.run(update.hyperparameters.data(), memory, item.t, scale, out);
-      for (std::int64_t k = 0; k < program.states; ++k) update.after[k] = out[program.outputs - program.states + k];
+      if (mover.printed) {
+        const ScalarProgram& program = scalar_programs()[update.mover];
+        scalars_.resize(scalars_.size() + static_cast<std::size_t>(program.outputs));
+        program.run(update.hyperparameters.data(), memory, item.t, scale, scalars_.data() + update.scalars);
+      } else {
+        update.program.scalars.of_step(update.hyperparameters.data(), memory, item.t, scale, scalars_);
+      }
+      for (std::int64_t k = 0; k < mover.memory; ++k) update.after[k] = scalars_[scalars_.size() - static_cast<std::size_t>(mover.memory - k)];
       update.observer_scalars = static_cast<std::int64_t>(scalars_.size());
-      if (columns_ && !update.observer.empty()) update.observer.scalars_of_step(memory, item.t, scale, scalars_);
+      if (columns_ && !update.observer.empty())
+        update.observer.scalars.of_step(update.observer.hyperparameters.data(), memory, item.t, scale, scalars_);
     }
     if (columns_ && !update.observer.empty()) observations_[i] = {&update.observer, update.observer_scalars};
     row.scalars = update.scalars;
@@ -384,8 +408,15 @@ void Table::place_scalars(double factor) {
 
 void Table::pass(bool update, int threads) {
   tallies_.resize(rows_.size() * measures_.size());
+  for (const Update& each : updates_) {
+    if (each.mover < kernels_->update_count) continue;
+    Mover& mover = movers_[static_cast<std::size_t>(each.mover)];
+    mover.plain = each.program.plain.code();
+    mover.measured = each.program.measured.code();
+  }
   Request request;
   request.kernels = kernels_;
+  request.movers = {movers_.data(), static_cast<std::int64_t>(movers_.size())};
   request.rows = {rows_.data(), static_cast<std::int64_t>(rows_.size())};
   request.scalars = {scalars_.data(), static_cast<std::int64_t>(scalars_.size())};
   request.layouts = {layouts_.data(), static_cast<std::int64_t>(layouts_.size())};

@@ -138,7 +138,7 @@ class Traces {
 
 // What moves the rows of one class: a kernel, its hyperparameters, and what surrounds the rule.
 struct Update {
-  std::int64_t kernel = 0;  // 0: there is none, such rows are the host's own affair
+  std::int64_t mover = 0;  // 0: there is none, such rows are the host's own affair
   std::vector<double> hyperparameters;
   double coupled_decay = 0;
   bool maximize = false;
@@ -146,7 +146,8 @@ struct Update {
   nanobind::object count_name;
   std::vector<nanobind::object> state_names;
   std::vector<nanobind::object> memory_names;
-  Observer observer;  // of what is to be seen inside, if anything is
+  Interpreted program;  // where there is no kernel
+  Observer observer;    // of what is to be seen inside, if anything is
   // The scalars last computed in the step under way, and what for.
   bool placed = false;
   double t = 0;
@@ -177,6 +178,8 @@ class Table {
   void set_row(std::size_t row, std::size_t update, nanobind::object array);
   void set_row(std::size_t row, std::size_t update, std::uintptr_t identity, bool repeated);
   void set_update(std::size_t index, std::int64_t kernel, std::vector<double> hyperparameters, double coupled_decay, bool maximize);
+  // The program of an update that has no kernel, which `set_update` then calls -1.
+  void set_program(std::size_t index, std::int64_t states, std::int64_t memory, Interpreted program);
   void set_observer(std::size_t index, Observer observer) { updates_[update_at(index)].observer = std::move(observer); }
   void set_names(std::size_t index, nanobind::object count, std::vector<nanobind::object> states, std::vector<nanobind::object> memory);
 
@@ -210,6 +213,7 @@ class Table {
   const Update& class_at(std::size_t index) const { return updates_[update_at(index)]; }
   const Update& update_of(std::size_t index) const { return updates_[items_[index].update]; }
   const KernelSet& kernels() const { return *kernels_; }
+  const Mover& mover_of(const Update& update) const { return movers_[static_cast<std::size_t>(update.mover)]; }
   std::vector<std::int64_t>& layouts() { return layouts_; }
   Team team() const { return team_; }
   const std::vector<double>& tallies() const { return tallies_; }
@@ -233,6 +237,7 @@ class Table {
   std::int64_t digest(const Row& row, bool gradient) const;
 
   const KernelSet* kernels_;
+  std::vector<Mover> movers_;  // those of the kernels, then one for each update
   Team team_;
   double clip_value_;
   std::vector<Row> rows_;
@@ -252,6 +257,7 @@ class Table {
 };
 
 const KernelSet* kernel_set_at(std::size_t index);
+std::vector<Mover> movers_of(const KernelSet& kernels);
 
 void bind_tensors(nanobind::module_& m);
 void bind_arrays(nanobind::module_& m);

@@ -206,7 +206,7 @@ enum class Stage : std::uint8_t { kOut, kGathered, kReached, kOdd };
 bool gather(const Framework& framework, Table& table, std::size_t i, PyObject* parameter, PyObject* gradient, Cursor& every_state) {
   const Update& update = table.update_of(i);
   Traces& traces = table.traces(i);
-  if (table.row(i).kernel <= 0 || static_cast<std::int64_t>(update.state_names.size()) != table.kernels().updates[update.kernel].states) return false;
+  if (update.mover == 0 || static_cast<std::int64_t>(update.state_names.size()) != table.mover_of(update).states) return false;
   traces.add(parameter);
   traces.add(gradient);
   if (!framework.is_known(parameter) || !framework.is_known(gradient)) return false;
@@ -333,9 +333,8 @@ bool place_tensors(const Framework& framework, Table& table, std::size_t i, nb::
   Viewed tensor;
   const Update& update = table.update_of(table.at(i));
   Item& item = table.item(i);
-  if (table.row(i).kernel <= 0 || states.size() > kMaxStates || memory.size() > kMaxMemory ||
-      static_cast<std::int64_t>(states.size()) != table.kernels().updates[update.kernel].states ||
-      static_cast<std::int64_t>(memory.size()) != scalar_programs()[update.kernel].states)
+  const Mover& mover = table.mover_of(update);
+  if (update.mover == 0 || static_cast<std::int64_t>(states.size()) != mover.states || static_cast<std::int64_t>(memory.size()) != mover.memory)
     return false;
   if (!framework.view(parameter.ptr(), &p) || !framework.view(gradient.ptr(), &g)) return false;
   for (std::size_t s = 0; s < states.size(); ++s)

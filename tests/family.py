@@ -21,7 +21,7 @@ from openadam.rules import first_moment, second_moment
 Array = npt.NDArray[Any]
 
 DTYPES = (np.float32, np.float64)
-ENGINES = ("native", "reference") if native_isas() else ("reference",)
+ENGINES = ("native", "interpreter", "reference") if native_isas() else ("reference",)
 
 # No power of two and nothing too small to matter: a mistake in any of them must show.
 VALUES = {

@@ -575,6 +575,7 @@ print("done")
 
 SIZES = {
     "native": ("native", 3_000_000),
+    "interpreter": ("interpreter", 1_000_000),
     "reference": ("reference", 100_000),
 }
 

@@ -761,7 +761,7 @@ CHOICES: list[Any] = [
     ({"clip_norm": "1"}, "clip_norm"),
     ({"clip_value": -1.0}, "clip_value"),
     ({"clip_value": math.inf}, "clip_value"),
-    ({"engine": "cuda"}, "'native' nor 'reference'"),
+    ({"engine": "cuda"}, "none of 'native', 'interpreter', 'reference'"),
     ({"isa": "z80"}, "x86"),
 ]
 

@@ -13,6 +13,7 @@ from family import DTYPES, ENGINES, VARIANTS, Variant, same
 
 import openadam
 from openadam import HyperparameterError, Rows
+from openadam import engine as engine_module
 from openadam.engine import native_isas
 from openadam.language.code import encode
 from openadam.measures import HISTOGRAMS, INSIDE, MEASURES, OCTAVES, Measure, count, one, places, program_inside, sampled_elements, sampled_pieces
@@ -292,15 +293,9 @@ def test_damaged_code_is_refused() -> None:
     random = np.random.default_rng(0)
     refused = 0
     for _ in range(3000):
-        parts: list[Any] = [list(part) if isinstance(part, list) else part for part in code]
-        which = int(random.choice([0, 1, 2, 3, 5]))
-        wrong = int(random.choice([-1, 1, 2, 7, 40, 200, 2**31, 2**40, -(2**40)]))
-        if which == 2:
-            parts[2] = wrong
-        else:
-            parts[which][int(random.integers(len(parts[which])))] = wrong
+        instructions, outputs, slots, scalars, constants, roots = damaged([*code[:3], *code.scalars], random)
         try:
-            table.set_observer(0, *parts, hyperparameters, 0, places(seen)[-1])
+            table.set_observer(0, instructions, outputs, slots, (scalars, constants, roots), hyperparameters, places(seen)[-1])
         except ValueError as error:
             assert "damaged" in str(error)  # noqa: PT017 - either way is right
             refused += 1
@@ -309,6 +304,45 @@ def test_damaged_code_is_refused() -> None:
             optimizer.step(np.ones(100, np.float32), measure=HISTOGRAMS)
     assert refused > 1000
     assert _native is not None
+
+
+def damaged(parts: list[Any], random: np.random.Generator) -> list[Any]:
+    """One number changed to anything."""
+    copied = [list(part) if isinstance(part, list) else part for part in parts]
+    wrong = int(random.choice([-1, 1, 2, 7, 40, 200, 2**31, 2**40, -(2**40)]))
+    which = int(random.choice([k for k, part in enumerate(copied) if part != [] and k != 4]))
+    if isinstance(copied[which], list):
+        copied[which][int(random.integers(len(copied[which])))] = wrong
+    else:
+        copied[which] = wrong
+    return copied
+
+
+@pytest.mark.skipif("native" not in ENGINES, reason="no native kernels here")
+def test_a_damaged_program_is_refused() -> None:
+    traced = VARIANTS[[str(each) for each in VARIANTS].index("Adam")].traced
+    plain, measured = engine_module._code(traced)
+    program = engine_module.compiled(traced)[0]
+    sizes = len(program.hyperparameters), len(program.states), len(program.memory)
+    optimizer = openadam.Adam(np.ones(100, np.float32), engine="interpreter")
+    optimizer.step(np.ones(100, np.float32))
+    table = optimizer._stepper.table
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(3000):
+        one, other, outputs, slots, scalars, constants, roots = damaged(
+            [plain.instructions, measured.instructions, measured.outputs, max(plain.slots, measured.slots), *measured.scalars], random
+        )
+        if constants != measured.scalars.constants:
+            continue
+        try:
+            table.set_program(0, one, other, outputs, slots, (scalars, constants, roots), *sizes)
+        except ValueError as error:
+            assert "damaged" in str(error)  # noqa: PT017 - either way is right
+            refused += 1
+        else:
+            optimizer.step(np.ones(100, np.float32), measure=bool(random.integers(2)))
+    assert refused > 1000
 
 
 def test_the_guide_names_every_measure_and_runs() -> None:

@@ -329,7 +329,7 @@ def test_a_copy_of_a_rule_of_the_package_gets_its_kernel() -> None:
 
 
 def test_the_same_rule_under_another_name_has_no_kernel() -> None:
-    assert openadam.Optimizer(np.zeros(1), rule=everything)._engine.name == "reference"
+    assert openadam.Optimizer(np.zeros(1), rule=everything)._engine.name == ("interpreter" if len(ENGINES) > 1 else "reference")
     with pytest.raises(openadam.HyperparameterError, match=r"no kernel for 'everything'|no native code here"):
         openadam.Optimizer(np.zeros(1), rule=everything, engine="native")
 
@@ -412,7 +412,7 @@ def test_stale_kernels_are_not_used(what: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(engines, "_native", Stale())
     forget_engines()
     try:
-        assert openadam.Adam(np.zeros(1))._engine.name == "reference"
+        assert openadam.Adam(np.zeros(1))._engine.name == ("interpreter" if what == "rule" else "reference")
         assert openadam.SGD(np.zeros(1))._engine.name == ("native" if what == "rule" else "reference")
         with pytest.raises(openadam.HyperparameterError, match="no kernel for 'adam'"):
             openadam.Adam(np.zeros(1), engine="native")

@@ -553,8 +553,8 @@ def test_a_table_checks_what_it_is_told() -> None:
     table = native.Table(0, 0, np.inf)
     kernels = native.updates(0)
     adam = next(k for k, (name, *_) in enumerate(kernels) if name == "adam")
-    for arguments in [(0, len(kernels), [], 0.0, False), (0, -1, [], 0.0, False), (0, adam, [0.1], 0.0, False)]:
-        with pytest.raises(ValueError, match=r"no such kernel|another number of hyperparameters"):
+    for arguments in [(0, len(kernels), [], 0.0, False), (0, -2, [], 0.0, False), (0, -1, [], 0.0, False), (0, adam, [0.1], 0.0, False)]:
+        with pytest.raises(ValueError, match=r"no such kernel|no program|another number of hyperparameters"):
             table.set_update(*arguments)
     table.set_update(0, adam, [0.1] * 5, 0.0, False)
     table.resize(2)

@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from .errors import HyperparameterError, NativeMissingWarning
 from .language.arrays import compile_scalars, run, run_in_blocks
-from .language.code import Code, encode
-from .language.program import Program
+from .language.code import Code, Constants, encode
+from .language.program import Program, together
 from .language.rule import Traced
-from .measures import BLOCK, GRAD_SUM_SQUARES, LANES, MEASURES, OCTAVES, Measure, places, program_inside, sampled_pieces
+from .measures import BLOCK, GRAD_SUM_SQUARES, LANES, MEASURES, OCTAVES, Measure, other_measures, places, program_inside, sampled_pieces
 from .rules import PREPARE, update_program
 
 _native: Any
@@ -60,7 +60,9 @@ PARAMETER, GRADIENT, LENGTH, DTYPE, KERNEL, SCALARS, PREPARATION, LAYOUT, ACTIVE
 COLUMNS = STATES + 4
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
 MAX_THREADS = 64
+OWN = -1  # in the place of a kernel: a program that is interpreted
 
+ENGINES = ("native", "interpreter", "reference")
 LOWEST = round(math.log2(OCTAVES[0]))
 CHUNK = 16 * BLOCK  # elements; measures are joined lane by lane in a block, block by block in a chunk, chunk by chunk
 PIECE = 8 * CHUNK  # elements that the reference measures together
@@ -73,6 +75,17 @@ def compiled(traced: Traced) -> tuple[Program, Callable[[Mapping[str, float]], l
     """The program of a traced rule, and the function that computes its scalars and then its scalar states."""
     program = update_program(traced)
     return program, compile_scalars(program.once)
+
+
+@functools.lru_cache(maxsize=256)
+def _code(traced: Traced) -> tuple[Code, Code]:
+    """What the interpreter runs: the update, and one that takes all measures but the norm on its way."""
+    program = compiled(traced)[0]
+    tensors = ("given", "g", "p", *program.states)
+    constants = Constants(program)
+    joined = {measure.name: (column, measure.reduction) for column, measure in enumerate(MEASURES[1:])}
+    plain = encode(program, tensors, {}, constants)
+    return plain, encode(together(program, other_measures(), {"p_after": "p"}), tensors, joined, constants)
 
 
 @functools.lru_cache(maxsize=256)
@@ -109,9 +122,10 @@ class Update:
 
     traced: Traced
     coupling: str
-    kernel: int = 0  # of the native engine; 0: none
+    kernel: int = 0  # of the native engine; 0: none, OWN: its program is interpreted
     values: dict[str, Any] = field(default_factory=dict)  # by the family's names, with weight_decay and maximize
     _inside: Any = None  # what looks inside it, as a native table was last told
+    _placed: Any = None  # the table that knows its program
 
     @property
     def program(self) -> Program:
@@ -135,8 +149,20 @@ class Update:
     def tell(self, table: Any, index: int) -> None:
         """Give a native table the hyperparameters in its kernel's order."""
         h = self._surrounded()
-        numbers = [h[name] for name in self.program.hyperparameters] if self.kernel else []
-        table.set_update(index, self.kernel, numbers, h["coupled_decay"], bool(h["maximize"]))
+        self._tell(table, index, [h[name] for name in self.program.hyperparameters], h["coupled_decay"], bool(h["maximize"]))
+
+    def introduce(self, table: Any, index: int) -> None:
+        """Let a native table know of it before its hyperparameters are known."""
+        self._tell(table, index, [0.0] * len(self.program.hyperparameters), 0.0, False)
+
+    def _tell(self, table: Any, index: int, numbers: list[float], coupled_decay: float, maximize: bool) -> None:
+        if self.kernel == OWN and self._placed is not table:
+            (plain, measured), program = _code(self.traced), self.program
+            sizes = len(program.hyperparameters), len(program.states), len(program.memory)
+            slots = max(plain.slots, measured.slots)
+            table.set_program(index, plain.instructions, measured.instructions, measured.outputs, slots, measured.scalars, *sizes)
+            self._placed = table
+        table.set_update(index, self.kernel, numbers if self.kernel else [], coupled_decay, maximize)
 
     def tell_inside(self, table: Any, index: int, measures: tuple[Measure, ...]) -> None:
         """Give a native table the code that looks inside, unless it has it.
@@ -151,7 +177,7 @@ class Update:
         if self.kernel:
             h = self._surrounded()
             hyperparameters = [float(h[name]) for name in program.hyperparameters]
-            table.set_observer(index, *_code_inside(self.traced, measures), hyperparameters, len(self.program.memory), places(measures)[-1])
+            table.set_observer(index, *_code_inside(self.traced, measures), hyperparameters, places(measures)[-1])
         self._inside = told
 
     def inside(
@@ -210,6 +236,7 @@ class Engine(Protocol):
 
     name: str
     isa: str
+    is_native: bool  # its tables hold addresses
 
     def kernel(self, program: Program) -> int | None:
         """The index of the program's kernel, or None where this engine has none."""
@@ -222,6 +249,7 @@ class NativeEngine:
     """The generated kernels of one instruction set."""
 
     name = "native"
+    is_native = True
 
     def __init__(self, index: int, team: int = 0) -> None:
         self.index = index
@@ -239,11 +267,22 @@ class NativeEngine:
         return _native.Table(self.index, self.team, clip_value)
 
 
+class InterpreterEngine(NativeEngine):
+    """The native table, with programs that are run instruction by instruction."""
+
+    name = "interpreter"
+
+    def kernel(self, program: Program) -> int | None:
+        fits = len(program.states) <= _native.MAX_STATES and len(program.memory) <= _native.MAX_MEMORY
+        return OWN if fits and self.current else None
+
+
 class ReferenceEngine:
     """The same programs, evaluated with NumPy: the specification, and the fallback where there is no native code."""
 
     name = "reference"
     isa = "numpy"
+    is_native = False
 
     def kernel(self, program: Program) -> int | None:
         return None
@@ -432,32 +471,40 @@ def _native_engine_at(index: int, team: int = 0) -> NativeEngine:
 
 
 def choose_engine(program: Program, engine: str | None = None, isa: str | None = None) -> Engine:
-    """The engine for a program: native where there is a kernel printed from this very program, else the reference.
+    """The engine for a program: native where there is a kernel printed from this very program, else the interpreter, else the reference.
 
-    ``OPENADAM_ENGINE`` (``native`` or ``reference``) and ``OPENADAM_ISA`` choose where the arguments do not.
+    ``OPENADAM_ENGINE`` (``native``, ``interpreter`` or ``reference``) and ``OPENADAM_ISA`` choose where the arguments do not.
     """
     given = f"engine={engine!r}" if engine else f"OPENADAM_ENGINE={os.environ.get('OPENADAM_ENGINE')!r}"
     engine = engine or engine_of_environment()
-    if engine not in (None, "native", "reference"):
-        raise HyperparameterError(f"{given} is neither 'native' nor 'reference'")
+    if engine not in (None, *ENGINES):
+        raise HyperparameterError(f"{given} is none of {', '.join(map(repr, ENGINES))}")
     if engine == "reference":
         return ReferenceEngine()
     native = _native_engine(isa)
-    if native is not None and native.kernel(program) is not None:
+    if native is None:
+        if engine is not None:
+            raise HyperparameterError(f"{given}: there is no native code here; leave it out to run on the reference")
+        warn_of_no_kernels(stacklevel=4)
+        return ReferenceEngine()
+    if engine != "interpreter" and native.kernel(program) is not None:
         return native
     if engine == "native":
-        why = "there is no native code here" if native is None else f"there is no kernel for {program.name!r}"
-        raise HyperparameterError(f"{given}: {why}; leave it out to run on the reference")
-    if native is None:
-        warn_of_no_kernels(stacklevel=4)
+        raise HyperparameterError(f"{given}: there is no kernel for {program.name!r}; leave it out to run on the interpreter")
+    interpreter = InterpreterEngine(native.index, native.team)
+    if interpreter.kernel(program) is not None:
+        return interpreter
+    if engine == "interpreter":
+        most = f"{_native.MAX_STATES} states and {_native.MAX_MEMORY} scalar ones"
+        raise HyperparameterError(f"{given}: {program.name!r} has more than {most}; leave it out to run on the reference")
     return ReferenceEngine()
 
 
 def engine_of_environment() -> str | None:
     """What ``OPENADAM_ENGINE`` says; None where it says nothing."""
     engine = os.environ.get("OPENADAM_ENGINE") or None
-    if engine not in (None, "native", "reference"):
-        raise HyperparameterError(f"OPENADAM_ENGINE={engine!r} is neither 'native' nor 'reference'")
+    if engine not in (None, *ENGINES):
+        raise HyperparameterError(f"OPENADAM_ENGINE={engine!r} is none of {', '.join(map(repr, ENGINES))}")
     return engine
 
 

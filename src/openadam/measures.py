@@ -39,6 +39,7 @@ __all__ = [
     "columns",
     "count",
     "one",
+    "other_measures",
     "places",
     "program_inside",
     "sampled_elements",
@@ -226,13 +227,17 @@ def printed_norm() -> str:
     return cpp.reduction("norm", GRAD_SUM_SQUARES.program, GRAD_SUM_SQUARES.join, "double")
 
 
-def printed_with(update: Program) -> str:
-    """An update that takes the others on its way, as C++."""
+@lru_cache(maxsize=1)
+def other_measures() -> Program:
+    """What the others see, as a program over ``given``, ``p`` and ``p_after``."""
     given, p, p_after = (symbol("tensor", name) for name in ("given", "p", "p_after"))
     x = Seen({"given": given, "p": p, "p_after": p_after, "u": p_after - p})
-    others = {measure.name: measure for measure in MEASURES[1:]}
-    program = lower("other_measures", {name: as_expression(measure.expression(x)) for name, measure in others.items()})
-    return cpp.measured(update, program, {name: measure.join for name, measure in others.items()})
+    return lower("other_measures", {measure.name: as_expression(measure.expression(x)) for measure in MEASURES[1:]})
+
+
+def printed_with(update: Program) -> str:
+    """An update that takes the others on its way, as C++."""
+    return cpp.measured(update, other_measures(), {measure.name: measure.join for measure in MEASURES[1:]})
 
 
 def spiking(x: Seen, times: float) -> Expression:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from ..errors import AliasError, HyperparameterError, NonFiniteStateError, RuleE
 from ..language.rule import Rule, Traced
 from ..measures import Measure, places
 from ..memory import Piece, first_meeting
+from ..ranges import Ranges
 from ..row_sparse import Rows
+from ..rules import FAMILY
 from ..step import MAX_STEP, Coordinate, Stepper
 from .parameters import as_gradient, as_named
 from .rows import Row, refuse_shared
@@ -43,6 +45,8 @@ class ArrayStepper(Stepper):
         # Not the optimizer itself, which would then live until the garbage collector comes.
         self._engine, self._rule, self._rows, self._state_names = engine, rule, rows, state_names
         self.table = engine.table(math.inf if clip_value is None else clip_value)
+        self._ranges: dict[tuple[int, np.dtype[Any]], tuple[list[int], Ranges]] = {}  # by class and dtype, of a rule of one's own
+        self._together = False  # whether all rows have taken as many steps
         self._gradients: list[Any] = []  # of the step under way, as they were given
         self._looked_at: list[int] = []  # rows that were not plain in it
 
@@ -52,11 +56,20 @@ class ArrayStepper(Stepper):
             self.updates.append(engines.Update(traced, coupling, self._engine.kernel(engines.compiled(traced)[0]) or 0))
         for i, row in enumerate(self._rows):
             row.update = self.updates[self.place(i)]
-        if self._engine.name != "native":
+        if not self._engine.is_native:
             self.table.rows = self._rows
             return
         for index, update in enumerate(self.updates):
-            self.table.set_update(index, update.kernel, [0.0] * len(update.program.hyperparameters), 0.0, False)
+            update.introduce(self.table, index)
+        self._ranges = {}
+        rule = self._rule
+        if self._engine.name != "native" and rule not in FAMILY:  # whose steps are known to stay finite
+            words = {name: (0.0 if name in rule.nonnegative else -math.inf, rule.at_most.get(name, math.inf)) for name in traced.states}
+            for i, row in enumerate(self._rows):
+                assert row.update is not None
+                key = self.place(i), row.view.dtype
+                self._ranges.setdefault(key, ([], Ranges(row.update, row.view.dtype, words)))[0].append(i)
+        self.forget_ranges()
         self.table.resize(len(self._rows))
         for i, row in enumerate(self._rows):
             self.table.set_row(i, self.place(i), row.array)
@@ -64,11 +77,17 @@ class ArrayStepper(Stepper):
             numbers = row.numbers.__array_interface__["data"][0]
             engines.native().set_memory(self.table, i, row.view.size, engines.DTYPES[row.view.dtype], addresses, numbers, row.numbers.size - 1)
 
+    def forget_ranges(self) -> None:
+        """States or counters have been changed by other means than a step."""
+        self._together = len({row.numbers.tobytes() for row in self._rows}) == 1
+        for _, ranges in self._ranges.values():
+            ranges.forget()
+
     def tell(self, group: int, values: dict[str, Any]) -> None:
         """The hyperparameters of a group."""
         for index, decayed in ((2 * group, True), (2 * group + 1, False)):
             self.updates[index].values = values if decayed else {**values, "weight_decay": 0.0}
-            if self._engine.name == "native":
+            if self._engine.is_native:
                 self.updates[index].tell(self.table, index)
 
     def read(self, gradients: list[Any]) -> None:
@@ -76,7 +95,7 @@ class ArrayStepper(Stepper):
         self._gradients = gradients
         if self.table.taken >= MAX_STEP:
             raise HyperparameterError(f"{MAX_STEP} steps have been taken, more than can be counted exactly; start a new optimizer")
-        native = self._engine.name == "native"
+        native = self._engine.is_native
         others: Iterable[int] = engines.native().read_arrays(self.table, gradients) if native else range(len(self._rows))
         active = self._looked_at = [i for i in others if gradients[i] is not None]
         for i in active:
@@ -172,22 +191,56 @@ class ArrayStepper(Stepper):
 
     @property
     def grows(self) -> bool:
-        return self._engine.name == "native" and any(update.values["momentum"] >= 1 for update in self.updates if "momentum" in update.values)
+        return self._engine.is_native and any(update.values["momentum"] >= 1 for update in self.updates if "momentum" in update.values)
 
     def update(self, factor: float, measures: list[int], threads: int, inside: tuple[Measure, ...]) -> tuple[float, float]:
-        if self._engine.name != "native":
+        if not self._engine.is_native:
             return self.table.update(factor, measures, threads, inside)  # type: ignore[no-any-return]
         return self.table.update(factor, measures, threads, places(inside)[-1])  # type: ignore[no-any-return]
 
     def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
-        """On the reference, which runs rules of one's own, what is computed is looked at before it is written."""
+        """On the reference what is computed is looked at before it is written; so it is of rules of one's own elsewhere, unless it is foreseen."""
+        if self._engine.is_native:
+            tried: Iterable[tuple[int, str, Array, Array]] = self._tried_out(factor)
+        else:
+            tried = self.table.compute(factor, measures, inside)
         bad = None
-        if self._engine.name != "native":
-            for i, name, before, after in self.table.compute(factor, measures, inside):
-                self._refuse_broken_word(i, name, after)
-                if bad is None and self.nonfinite != "propagate":
-                    bad = self.unbounded(i, self._canonical(i).reshape(-1), self._state_names.get(name, name), before, after)
+        for i, name, before, after in tried:
+            self._refuse_broken_word(i, name, after)
+            if bad is None and self.nonfinite != "propagate":
+                bad = self.unbounded(i, self._canonical(i).reshape(-1), self._state_names.get(name, name), before, after)
         return bad
+
+    def _tried_out(self, factor: float) -> Iterator[tuple[int, str, Array, Array]]:
+        """What the step would write, of the rows of which it is not foreseen that this is in order."""
+        clip_value = math.inf if self.clip_value is None else self.clip_value
+        if self._ranges and self.nonfinite == "propagate" and self.clip_norm is None:
+            self.measure(1)
+        self._together &= self.table.active_count == len(self._rows)
+        for which, ranges in self._ranges.values():
+            active = which if self._together else [i for i in which if self.is_active(i)]
+            if not active:
+                continue
+            update = self._rows[active[0]].update
+            assert update is not None
+            counts = {tuple(self._rows[i].numbers.tolist()) for i in (active[:1] if self._together else active)}
+            steps = [update.once(t + 1, factor, clip_value, memory) for t, *memory in counts]
+            largest = math.sqrt(self.tallies()[active, 0].max()) * (1 + 1e-12)
+            states = update.program.states
+            arrays = ({"p": self._rows[i].view, **dict(zip(states, self._rows[i].states, strict=True))} for i in which)
+            if ranges.foresees(largest, steps, arrays):
+                continue
+            for i in active:
+                row = self._rows[i]
+                t, *memory = row.numbers.tolist()
+                once = update.once(t + 1, factor, clip_value, memory)
+                before = [row.touched(array) for array in (*row.states, row.view)]
+                with np.errstate(all="ignore"):
+                    outputs = engines.outcome(update.program, self._canonical(i).reshape(-1), before[-1], before[:-1], once)
+                for name, array in zip((*states, "p"), before, strict=True):
+                    yield i, name, array, outputs[name]
+                for k, (name, number) in enumerate(zip(update.program.memory, once.memory, strict=True)):
+                    yield i, name, row.numbers[k + 1 : k + 2], np.array([number])
 
     def _refuse_broken_word(self, i: int, name: str, after: Array) -> None:
         """Refuse a state that is not what the rule says of it: it could be saved, and not be loaded again."""

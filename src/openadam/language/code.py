@@ -2,120 +2,184 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .graph import postorder
 from .program import Program
 
-__all__ = ["Code", "encode"]
+__all__ = ["JOINS", "Code", "Constants", "Scalars", "encode"]
 
-OPERATIONS = ("add", "subtract", "multiply", "divide", "negative", "absolute", "sqrt", "less", "less_equal", "equal", "where", "join")
+OPERATIONS = ("add", "subtract", "multiply", "divide", "negative", "absolute", "sqrt", "less", "less_equal", "equal", "where", "copy", "join")
 LEAVES = ("constant", "hyperparameter", "memory", "t", "gradient_scale")
 SCALAR_OPERATIONS = (
     *LEAVES, "add", "subtract", "multiply", "divide", "power", "negative", "absolute", "sqrt", "exp", "expm1", "log", "sign", "maximum", "minimum",
     "less", "less_equal", "equal", "where",
 )  # fmt: skip
-SLOT, INPUT, SCALAR, TINY = range(4)
+SLOT, TENSOR, SCALAR, TINY = range(4)
 JOINS = ("sum", "max", "octaves")
+
+Argument = tuple[str, Any]
+Operand = tuple[int, int]  # kind and index
+
+
+class Scalars(NamedTuple):
+    """What a program computes once a step, as lists of numbers."""
+
+    instructions: list[int]  # operation and three arguments, for each
+    constants: list[float]
+    roots: list[int]  # which of the values an operand's index counts; the scalar states after the step are the last
 
 
 class Code(NamedTuple):
-    """A program whose outputs are joined over the elements, as lists of numbers."""
+    """A program whose outputs are joined over the elements, or written, as lists of numbers."""
 
-    instructions: list[int]  # operation, slot, and kind and index of three operands, for each
-    outputs: list[int]  # how it is joined, and the column, for each
+    instructions: list[int]  # operation, kind and index of the target and of three operands, for each
+    outputs: list[int]  # of those that are joined: how, and the column
     slots: int
-    scalars: list[int]  # operation and three arguments, for each
-    constants: list[float]  # of the scalars
-    roots: list[int]  # which of the scalars an operand's index counts
+    scalars: Scalars
 
 
-def encode(program: Program, inputs: Sequence[str], outputs: Mapping[str, tuple[int, str]]) -> Code:
+def encode(program: Program, tensors: Sequence[str], joined: Mapping[str, tuple[int, str]], constants: Constants | None = None) -> Code:
     """A program as numbers.
 
     Args:
         program: What `lower` made.
-        inputs: What the interpreter is given, in its order.
-        outputs: Of each output its column, and how its elements are joined: one of `JOINS`.
+        tensors: What the interpreter is given, in its order.
+        joined: Of the outputs that are joined over the elements their column, and how: one of `JOINS`. The others are written to the tensors of
+            their names.
+        constants: Of several programs that share their scalars.
     """
-    used = {argument[1]: place for place, each in enumerate(program.instructions) for argument in each.arguments if argument[0] == "value"}
-    asked: dict[tuple[str, Any], list[int]] = {}  # which outputs a value is
-    for place, argument in enumerate(program.outputs.values()):
-        asked.setdefault(argument, []).append(place)
-    constants: dict[str, float] = {}
-    slots: dict[Any, int] = {}
-    free: list[int] = []
-    count = 0
+    constants = constants or Constants(program)
+    joined = {name: joined[name] for name in program.outputs if name in joined}
+    printer = _Printer(program, tensors, joined, constants)
+    printed = [part for name in joined for part in (JOINS.index(joined[name][1]), joined[name][0])]
+    return Code(printer.instructions, printed, max(printer.count, 1), constants.scalars())
 
-    def operand(argument: tuple[str, Any]) -> tuple[int, int]:
+
+class Constants:
+    """The scalars of a program, and after them the constants that its instructions turn out to need."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._places: dict[str, tuple[int, float]] = {}
+
+    def place(self, value: float) -> int:
+        return self._places.setdefault(repr(value), (len(self._program.scalars) + len(self._places), value))[0]
+
+    def scalars(self) -> Scalars:
+        program = self._program
+        places: dict[int, int] = {}
+        code: list[int] = []
+        constants: list[float] = []
+
+        def add(operation: str, *arguments: int) -> int:
+            code.extend([SCALAR_OPERATIONS.index(operation), *(list(arguments) + [0] * 3)[:3]])
+            return len(code) // 4 - 1
+
+        def constant(value: float) -> int:
+            constants.append(float(value))
+            return add("constant", len(constants) - 1)
+
+        for expression in postorder(*program.once):
+            if expression.operation == "constant":
+                places[id(expression)] = constant(expression.value)
+            elif expression.operation == "symbol":
+                space, name = expression.value
+                if space == "state":
+                    places[id(expression)] = add("memory", list(program.memory).index(name))
+                elif name in LEAVES:
+                    places[id(expression)] = add(name)
+                else:
+                    places[id(expression)] = add("hyperparameter", program.hyperparameters.index(name))
+            else:
+                places[id(expression)] = add(expression.operation, *(places[id(argument)] for argument in expression.arguments))
+        more = [constant(value) for _, value in self._places.values()]
+        first, last = ([places[id(each)] for each in roots] for roots in (program.scalars, program.memory.values()))
+        return Scalars(code, constants, [*first, *more, *last])
+
+
+class _Printer:
+    """Prints the instructions of a program over the elements, each value to a slot that is free, or to the tensor that it becomes."""
+
+    def __init__(self, program: Program, tensors: Sequence[str], joined: Mapping[str, Any], constants: Constants) -> None:
+        self.instructions: list[int] = []
+        self.count = 0  # of slots
+        self._tensors, self._constants = tensors, constants
+        self._places: dict[int, Operand] = {}  # of values
+        self._free: list[int] = []
+        given: Mapping[str, Argument] = program.outputs
+        reads = [_values(each.arguments) for each in program.instructions]  # of each instruction
+        written = {name: argument for name, argument in given.items() if name not in joined}
+        joins: dict[Argument, list[int]] = {}
+        for output, name in enumerate(joined):
+            joins.setdefault(given[name], []).append(output)
+        at_once = _written_at_once(program, written, {name for kind, name in joins if kind == "input"})
+        last = {which: place for place, each in enumerate(reads) for which in each}
+        last |= {which: len(reads) for name, argument in written.items() for which in _values([argument]) if at_once.get(which) != name}
+        kept = {name: self._copied(argument) for name, argument in written.items() if argument[0] == "input" and argument[1] != name}
+        for argument, places in joins.items():
+            if argument[0] != "value":
+                self._join(argument, places)
+        for place, each in enumerate(program.instructions):
+            operands = [self._operand(argument) for argument in each.arguments]
+            for which in {which for which in reads[place] if last[which] == place}:
+                self._release(which)
+            self._places[place] = (TENSOR, tensors.index(at_once[place])) if place in at_once else self._slot()
+            self._add(each.operation, self._places[place], operands)
+            self._join(("value", place), joins.get(("value", place), ()))  # at once, so that it need not be kept
+            if place not in last:
+                self._release(place)
+        for name, argument in written.items():
+            if name not in at_once.values() and argument != ("input", name):
+                self._add("copy", (TENSOR, tensors.index(name)), [kept.get(name) or self._operand(argument)])
+
+    def _operand(self, argument: Argument) -> Operand:
         kind, which = argument
         if kind == "value":
-            return SLOT, slots[which]
+            return self._places[which]
         if kind == "input":
-            return INPUT, inputs.index(which)
+            return TENSOR, self._tensors.index(which)
         if kind == "scalar":
             return SCALAR, which
-        if which == "smallest_normal":
-            return TINY, 0
-        constants.setdefault(repr(which), which)
-        return SCALAR, len(program.scalars) + list(constants).index(repr(which))
+        return (TINY, 0) if which == "smallest_normal" else (SCALAR, self._constants.place(which))
 
-    instructions: list[int] = []
+    def _slot(self) -> Operand:
+        if not self._free:
+            self._free.append(self.count)
+            self.count += 1
+        return SLOT, self._free.pop()
 
-    def add(operation: str, target: int, operands: list[tuple[int, int]]) -> None:
-        instructions.extend([OPERATIONS.index(operation), target])
-        for kind, index in (operands + [(SLOT, 0)] * 3)[:3]:
-            instructions.extend([kind, index])
+    def _release(self, value: int) -> None:
+        kind, slot = self._places[value]
+        if kind == SLOT:
+            self._free.append(slot)
 
-    for argument, places in asked.items():
-        if argument[0] != "value":
-            for place in places:
-                add("join", place, [operand(argument)])
-    for place, each in enumerate(program.instructions):
-        operands = [operand(argument) for argument in each.arguments]
-        free += {slots[which] for kind, which in each.arguments if kind == "value" and used[which] == place}
-        if free:
-            slots[place] = free.pop()
-        else:
-            slots[place], count = count, count + 1
-        add(each.operation, slots[place], operands)
-        for output in asked.get(("value", place), ()):  # at once, so that it need not be kept
-            add("join", output, [(SLOT, slots[place])])
-        if place not in used:
-            free.append(slots[place])
-    joined: list[int] = []
-    for name in program.outputs:
-        column, join = outputs[name]
-        joined += [JOINS.index(join), column]
-    return Code(instructions, joined, max(count, 1), *_scalars(program, list(constants.values())))
+    def _copied(self, argument: Argument) -> Operand:
+        """A slot with what a tensor is before the step."""
+        slot = self._slot()
+        self._add("copy", slot, [self._operand(argument)])
+        return slot
+
+    def _join(self, argument: Argument, outputs: Sequence[int]) -> None:
+        for output in outputs:
+            self._add("join", (SLOT, output), [self._operand(argument)])
+
+    def _add(self, operation: str, target: Operand, operands: list[Operand]) -> None:
+        self.instructions.extend([OPERATIONS.index(operation), *target])
+        for operand in (operands + [(SLOT, 0)] * 3)[:3]:
+            self.instructions.extend(operand)
 
 
-def _scalars(program: Program, more: Sequence[float]) -> tuple[list[int], list[float], list[int]]:
-    """What is computed once a step, and after it some constants."""
-    places: dict[int, int] = {}
-    code: list[int] = []
-    constants: list[float] = []
+def _values(arguments: Iterable[tuple[str, Any]]) -> list[int]:
+    return [which for kind, which in arguments if kind == "value"]
 
-    def add(operation: str, *arguments: int) -> int:
-        code.extend([SCALAR_OPERATIONS.index(operation), *(list(arguments) + [0] * 3)[:3]])
-        return len(code) // 4 - 1
 
-    def constant(value: float) -> int:
-        constants.append(float(value))
-        return add("constant", len(constants) - 1)
-
-    for expression in postorder(*program.scalars):
-        if expression.operation == "constant":
-            places[id(expression)] = constant(expression.value)
-        elif expression.operation == "symbol":
-            space, name = expression.value
-            if space == "state":
-                places[id(expression)] = add("memory", list(program.memory).index(name))
-            elif name in LEAVES:
-                places[id(expression)] = add(name)
-            else:
-                places[id(expression)] = add("hyperparameter", program.hyperparameters.index(name))
-        else:
-            places[id(expression)] = add(expression.operation, *(places[id(argument)] for argument in expression.arguments))
-    return code, constants, [*(places[id(root)] for root in program.scalars), *map(constant, more)]
+def _written_at_once(program: Program, written: Mapping[str, Argument], joined: set[str]) -> dict[int, str]:
+    """Which values are written to their tensor as soon as they are known: nothing reads it afterwards."""
+    read = {which: place for place, each in enumerate(program.instructions) for kind, which in each.arguments if kind == "input"}
+    found: dict[int, str] = {}
+    for name, (kind, which) in written.items():
+        if kind == "value" and which not in found and read.get(name, -1) <= which and name not in joined:
+            found[which] = name
+    return found

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from .expression import Expression, as_expression, log
 from .graph import postorder
 
-__all__ = ["SMALLEST_NORMAL", "Instruction", "Program", "lower"]
+__all__ = ["SMALLEST_NORMAL", "Instruction", "Program", "lower", "together"]
 
 SMALLEST_NORMAL = Expression("constant", value="smallest_normal")
 """Of the dtype that is worked in."""
@@ -72,6 +72,28 @@ class Program:
         asked = [places[id(root)] for root in self.once]
         listing = repr((self.inputs, self.instructions, sorted(self.outputs.items()), self.states, tuple(self.memory), once, asked))
         return hashlib.sha256(listing.encode()).hexdigest()[:16]
+
+
+def together(program: Program, other: Program, named: Mapping[str, str]) -> Program:
+    """A program that also computes what another does, which has no scalars, of the same elements.
+
+    Args:
+        program: The one.
+        other: The other.
+        named: Of the other's inputs those that are outputs of the one.
+    """
+    shift = len(program.instructions)
+
+    def argument(pair: tuple[str, Any]) -> tuple[str, object]:
+        kind, which = pair
+        if kind == "value":
+            return kind, which + shift
+        return program.outputs[named[which]] if kind == "input" and which in named else pair
+
+    instructions = tuple(Instruction(each.operation, tuple(map(argument, each.arguments))) for each in other.instructions)
+    outputs = {name: argument(pair) for name, pair in other.outputs.items()}
+    inputs = dict.fromkeys([*program.inputs, *(name for name in other.inputs if name not in named)])
+    return replace(program, inputs=tuple(inputs), instructions=program.instructions + instructions, outputs={**program.outputs, **outputs})
 
 
 def length_of_an_average(expression: Expression) -> tuple[Expression, Expression] | None:
