@@ -123,7 +123,8 @@ def test_what_is_foreseen_is_not_tried_out(body: Any, tried: int | None, measure
     rule = openadam.rule(body)
     chosen = {name: value for name, value in {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}.items() if name in rule.hyperparameters}
     params = [{"w": np.ones((20, 10), np.float32)} for _ in range(2)]
-    optimizer, plain = (openadam.Optimizer(p, rule=rule, engine=name, lr=1e-3, **chosen) for p, name in zip(params, ("interpreter", "reference"), strict=True))
+    engines = "interpreter", "reference"
+    optimizer, plain = (openadam.Optimizer(p, rule=rule, engine=name, lr=1e-3, **chosen) for p, name in zip(params, engines, strict=True))
     steps = 1500
     for t in range(steps):
         grads = {"w": np.random.default_rng(t).normal(0, 1, (20, 10)).astype(np.float32)}
