@@ -148,17 +148,22 @@ def blown_up(path: Path) -> None:
     plain(path, 60, pull, params=matrix(0.1), lr=lambda t: 0.3 / t**3)
 
 
-def with_losses(path: Path, loss: Callable[[int], float]) -> None:
+def with_losses(path: Path, loss: Callable[[int], float], steps: int = 120) -> None:
     """A healthy run that is told these losses."""
     params = matrix()
     with recorded(path, params) as optimizer:
-        for t in range(1, 101):
+        for t in range(1, steps + 1):
             optimizer.step({"w": pull(params, t)["w"]}, loss=loss(t))
 
 
 @sick("D45", "one loss far above all others", 80, tensor=None)
 def jumping(path: Path) -> None:
     with_losses(path, lambda t: 100.0 if t == 80 else 2 * 0.98**t)
+
+
+@sick("D47", "a loss that is made larger", 114, tensor=None)
+def rising(path: Path) -> None:
+    with_losses(path, lambda t: 2.3 * 1.08**t)
 
 
 @sick("D44", "a loss that is not finite", 80, tensor=None)
@@ -189,7 +194,7 @@ def uncorrected(path: Path) -> None:
 
 @sick("D38", "no warm-up at a large rate")
 def cold(path: Path) -> None:
-    plain(path, 60, pull, params=matrix(0.1), lr=lambda t: 3e-3)
+    plain(path, 60, pull, params=matrix(0.02), lr=lambda t: 3e-3)
 
 
 # --- moments -----------------------------------------------------------------------------------------------------------
@@ -281,6 +286,12 @@ def absent(path: Path) -> None:
 def never(path: Path) -> None:
     params = {"w": noise(0, (20, 10)), "dead": noise(1, (20, 10))}
     plain(path, 60, lambda p, t: {"w": pull({"w": p["w"]}, t)["w"], "dead": np.zeros((20, 10), np.float32)}, params=params)
+
+
+@sick("D23", "a tensor that is cut off in mid-run")
+def cut_off(path: Path) -> None:
+    params = {"w": noise(0, (20, 10)), "cut": noise(1, (20, 10))}
+    plain(path, 120, lambda p, t: {**pull(p, t), **({"cut": None} if t > 50 else {})}, params=params)
 
 
 @sick("D43", "a layer that lets nothing through any more", 60, tensor="below")

@@ -249,7 +249,7 @@ def test_the_settings_of_each_group_count(tmp_path: Path) -> None:
 
 def test_every_urgent_reading_is_proven() -> None:
     rules = {each.rule for each in READINGS.values() if each.urgent}
-    assert rules | {"D14", "D44", "D45"} == {id for id, *_ in LIVE.values()} | {"D08"}
+    assert rules | {"D14", "D44", "D45", "D47"} == {id for id, *_ in LIVE.values()} | {"D08"}
 
 
 # --- losses --------------------------------------------------------------------------------------------------------------
@@ -272,6 +272,16 @@ def test_a_loss_that_jumps_or_is_not_finite_raises_an_alarm() -> None:
     assert losses(jumping) == [(150, "D44: the loss is not finite"), (180, "D45: the loss jumps")]
     jumping[155] = 0.2
     assert [k for k, _ in losses(jumping)] == [150, 156, 180]
+
+
+def test_a_loss_that_stays_far_above_the_first_ones_is_told_once() -> None:
+    growing = 2.3 * np.exp(np.arange(400) / 40)
+    ((step, what),) = losses(growing)
+    assert what == "D47: the loss has risen"
+    assert step == 64 + np.flatnonzero(growing > 10 * growing[19])[0]
+    again = np.concatenate([growing, np.full(50, 2.3), growing])
+    assert [what for _, what in losses(again) if "D47" in what] == ["D47: the loss has risen"] * 2
+    assert losses(growing[:200] - 2.3) == [], "first losses of all sizes tell of no size"
 
 
 def test_losses_of_healthy_runs_raise_none() -> None:

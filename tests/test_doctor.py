@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from patients import HEALTHY, SICK, learn_digits, noise, plain, pull, recorded, synthetic
+from patients import HEALTHY, SICK, learn_digits, matrix, noise, plain, pull, recorded, synthetic, with_losses
 
 import openadam
 from openadam import cli, record, theory
@@ -339,9 +339,42 @@ def test_a_remedy_looks_at_the_settings(tmp_path: Path) -> None:
     assert helps("D20", with_eps(1e-8)) == [rules["D20"].remedy]
     assert helps("D20", with_eps(1e-3)) == [rules["D20"].instead["large eps"]]
     assert helps("D07", SICK["updates below half a unit in the last place"][1]) == [rules["D07"].instead["full precision"]]
-    for steps, expected in ((600, rules["D38"].remedy), (300, rules["D38"].instead["short"])):
-        start = {"w": noise(0, (20, 10), 0.02)}
-        assert helps("D38", lambda path, steps=steps, start=start: plain(path, steps, pull, params=start, lr=1e-3, beta2=0.99)) == [expected]
+    assert helps("D11", SICK["a learning rate that is too large"][1]) == [rules["D11"].remedy]
+    assert helps("D11", SICK["a learning rate that is too small"][1]) == [rules["D11"].instead["small"]]
+    assert helps("D45", SICK["one loss far above all others"][1]) == [rules["D45"].remedy]
+    for_good = [2 * 0.98**t if t < 80 else 5.0 for t in range(200)]
+    assert helps("D45", lambda path: with_losses(path, for_good.__getitem__, steps=150)) == [rules["D45"].instead["for good"]]
+
+
+def test_of_a_clip_that_leaves_next_to_nothing_only_that_is_told(tmp_path: Path) -> None:
+    found = findings(tmp_path / "run.oadam", lambda path: plain(path, 200, pull, clip_norm=1e-9))
+    assert [(each.id, each.severity) for each in found if each.severity != "hint"] == [("D40", "warning")]
+
+
+def test_what_follows_from_a_gradient_that_was_let_in_is_not_told(tmp_path: Path) -> None:
+    """All is NaN after it: only where it began says something, as near as that was measured."""
+    rule = diseases.RULES["D01"]
+    for every, expected in ((1, ("b", 53, 1.0)), (10, (None, 53, None))):
+        path = tmp_path / f"{every}.oadam"
+        with record.Recorder(path, every=every, dense=20) as recorder:
+            optimizer = openadam.AdamW({name: noise(1, (20, 10)) for name in "abc"}, nonfinite="propagate", record=recorder)
+            for t in range(1, 101):
+                grads = {name: noise(t, (20, 10)) * np.float32(math.nan if t > 53 else 1) for name in "abc"}
+                if t == 53:
+                    grads["b"][3, 2] = math.nan
+                optimizer.step(grads)
+        (found,) = (each for each in record.load(path).diagnose() if each.id == "D01")
+        value = found.evidence["value"]
+        assert (found.tensor, found.first_step, None if math.isnan(value) else value) == expected
+        assert found.remedy == rule.instead["let in"]
+
+
+def test_a_run_whose_work_is_done_is_healthy(tmp_path: Path) -> None:
+    """Gradients are a thousandth of what they were: that steps are small, and no larger than the decay, is as it should be."""
+    found = findings(
+        tmp_path / "run.oadam", lambda path: plain(path, 600, lambda p, t: pull(p, t, 1.0 if t < 150 else 1e-4), params=matrix(3.0), weight_decay=0.1)
+    )
+    assert alarms([each for each in found if each.id in ("D11", "D32")]) == []
 
 
 @pytest.mark.parametrize("nonfinite", ["raise", "skip"])

@@ -273,6 +273,17 @@ def test_a_rule_of_ones_own_is_seen() -> None:
     assert "v_sum" not in seen
 
 
+def test_a_name_that_nothing_has_is_a_mistake_and_one_that_this_rule_lacks_is_none() -> None:
+    optimizer = openadam.Adam({"w": np.ones(3)})
+    for wrong, meant in (("gg", "g"), ("v_hta", "v_hat")):
+        with pytest.raises(HyperparameterError, match=f"there is no '{wrong}' in any rule of this package, nor in this one; did you mean '{meant}'"):
+            optimizer.step({"w": np.ones(3)}, measure=[count("mine", lambda x, wrong=wrong: abs(getattr(x, wrong)) > 1)])
+    report = optimizer.step({"w": np.ones(3)}, measure=[count("mine", lambda x: x.u_max > 1)])
+    assert report.measures is not None
+    assert "mine" not in report.measures["w"]
+    assert optimizer.steps == 1
+
+
 # --- the code ----------------------------------------------------------------------------------------------------------
 
 

@@ -769,6 +769,16 @@ def test_another_file_in_its_place_is_left_alone(path: str, caplog: pytest.LogCa
     assert Path(path).read_text() == "mine " * 100
 
 
+def test_what_could_not_be_written_to_the_end_is_said(path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    state: dict[str, Any] = {"error": None}
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **settings: Failing(connect(*given, **settings), state))
+    with record.Recorder(path, flush=3600) as each:
+        each.track(ABOUT).observe(1, values(1), {"loss": 1})
+        state["error"] = sqlite3.OperationalError("database or disk is full")
+    assert ["training goes on" in caplog.messages[0], "ends before its run does" in caplog.messages[1], len(caplog.messages)] == [True, True, 2]
+
+
 def test_a_disk_that_is_really_full() -> None:
     """A limit on the size of files stands in for one: the same errors of the same calls."""
     pytest.importorskip("resource")
@@ -1059,7 +1069,7 @@ def test_the_command(session: record.Session, tmp_path: Path, capsys: pytest.Cap
         (["--as", "xml", "--output", "x"], 2, "there is no format 'xml'"),
         (["--as", "csv", "--output", str(tmp_path / "x" / "y")], 1, "No such file"),
         (["--as", "csv", "--output", "x", "--session", "3"], 1, "holds 1 session;"),
-        (["--as", "csv", "--output", "x", "--track", "z"], 1, "no track 'z'"),
+        (["--as", "csv", "--output", "x", "--track", "z"], 2, "no track 'z'"),
     ):
         assert cli.main(["export", session.path, *arguments]) == code
         assert said in capsys.readouterr().err

@@ -403,3 +403,27 @@ def test_what_cannot_be_observed_is_refused(tmp_path: Path) -> None:
     p = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(HyperparameterError, match="LBFGS is none of"):
         hosts.observe(torch.optim.LBFGS([p]), tmp_path / "run.oadam")
+
+
+# --- losses that are told --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["abc", np.ones(3), True, [1.0]])
+def test_a_loss_that_is_no_number_is_refused_before_the_step(loss: Any) -> None:
+    w = np.ones(3)
+    optimizer = openadam.Adam({"w": w})
+    with pytest.raises(openadam.HyperparameterError, match="is not one number"):
+        optimizer.step({"w": np.ones(3)}, loss=loss)
+    assert (optimizer.steps, w.tolist()) == (0, [1.0] * 3)
+    torch = pytest.importorskip("torch")
+    from openadam.torch import Adam
+
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    theirs = Adam([p])
+    with pytest.raises(openadam.HyperparameterError, match="is not one number"):
+        theirs.step(loss=torch.ones(3) if isinstance(loss, np.ndarray) else loss)
+    assert p.tolist() == [1.0] * 3
+    theirs.step(lambda: loss)  # a closure may return anything
+    assert theirs.last_step is not None
+    assert theirs.last_step.loss is None

@@ -369,7 +369,8 @@ def test_the_command_writes_a_report(session: record.Session, tmp_path: Path, ca
     before = own.read_bytes()
     assert cli.main(["report", str(own), "--output", str(own)]) == 2
     assert own.read_bytes() == before
-    for wrong in (["--track", "x"], ["--output", str(tmp_path)], ["--output", str(tmp_path / "nowhere" / "x.html")], ["--session", "5"]):
+    assert cli.main(["report", str(own), "--track", "x"]) == 2
+    for wrong in (["--output", str(tmp_path)], ["--output", str(tmp_path / "nowhere" / "x.html")], ["--session", "5"]):
         assert cli.main(["report", str(own), *wrong]) == 1
     assert cli.main(["report", str(tmp_path / "none.oadam")]) == 1
     assert all(text.startswith("openadam: error: ") for text in capsys.readouterr().err.splitlines())
@@ -522,7 +523,8 @@ def test_the_view_on_one_line(session: record.Session) -> None:
 def test_sparklines() -> None:
     assert sparkline([], 5) == sparkline([math.nan], 5) == sparkline([1.0], 0) == ""
     assert sparkline([3.0, 3.0], 5) == "▁▁"
-    assert sparkline([0, math.inf, 1], 9) == "▁█"
+    assert sparkline([0, math.inf, 1], 9) == "▁·█"
+    assert sparkline([0, 1, math.nan, math.nan], 2) == "▁·"
     assert len(sparkline(list(range(1000)), 20)) == 20
 
 
@@ -644,6 +646,39 @@ def test_the_view_tells_findings_and_what_the_moments_remember(session: record.S
     rich_console(few, 60).print(screen(session, None, 60, 20, findings))
     assert max(map(len, few.getvalue().splitlines())) <= 60
     assert len(few.getvalue().splitlines()) <= 20
+
+
+def test_a_run_that_is_all_nan_does_not_look_healthy(tmp_path: Path) -> None:
+    path = tmp_path / "run.oadam"
+    optimizer = openadam.AdamW({"w": np.ones((10, 10))}, record=(recorder := record.Recorder(path)), nonfinite="propagate")
+    for t in range(300):
+        grads = np.random.default_rng(t).normal(size=(10, 10))
+        optimizer.step({"w": np.where(np.eye(10) > 0, math.nan, grads) if t == 200 else grads if t < 200 else grads * math.nan}, loss=1.0)
+    recorder.close()
+    session = record.load(path)
+    told = line(session, None)
+    assert "|g| nan" in told
+    assert "worst w: dir !nan" in told
+    page = Page(report(session))
+    assert "not finite100" in "".join(page.text)
+    drawn = picture(session, 100)
+    assert "!nan" in drawn
+
+
+def test_a_program_that_stopped_is_no_refused_step(tmp_path: Path) -> None:
+    path = tmp_path / "run.oadam"
+
+    def run() -> None:
+        with record.Recorder(path) as recorder:
+            optimizer = openadam.Adam({"w": np.ones(50)}, record=recorder)
+            optimizer.step({"w": np.ones(50)})
+            raise ValueError("my own")
+
+    with pytest.raises(ValueError, match="my own"):
+        run()
+    told = line(record.load(path), None)
+    assert told.endswith("  1 stopped")
+    assert "refused" not in told
 
 
 def test_watch_can_wait_for_the_run_to_begin(tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from .errors import HyperparameterError, RuleError
+from .hyperparameters import nearest
 from .language import cpp
 from .language.code import JOINS
 from .language.expression import Expression, Namespace, as_expression, maximum, sqrt, substitute, symbol, where
 from .language.program import SMALLEST_NORMAL, Program, lower
 from .language.rule import Traced, check_elements, depends_on_tensors
-from .rules import apply, scale
+from .rules import FAMILY, apply, scale
 
 __all__ = [
     "GRAD_SUM_SQUARES",
@@ -87,7 +88,16 @@ class Seen:
         self.__dict__.update(values)
 
     def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name not in _ever_seen():
+            raise RuleError(f"there is no {name!r} in any rule of this package, nor in this one; {nearest(name, _ever_seen())}")
         raise NotSeenError(f"nothing called {name!r} is to be seen here")
+
+
+@lru_cache(maxsize=1)
+def _ever_seen() -> frozenset[str]:
+    """What some rule of the family has, so that it may well be asked for where it is not."""
+    traces = [traced for rule in FAMILY for traced in rule.traces()]
+    return frozenset([*Seen.__annotations__, *(name for traced in traces for name in traced.named)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ EARLY = 20  # steps in which all is still in motion
 YOUNG = 100  # steps of which v knows too little to be surprised
 UNUSUAL = 5  # times what is usual in a run
 HORIZON = 10  # times what was seen: so far a forecast goes
+NOT_MUCH = 0.01  # of a whole step: what a tensor with less does is of no consequence
 ROUNDING = 1e-5  # of the largest gradients: what is below is what rounding leaves of a gradient that is 0
 
 # --- what a reading is made of -----------------------------------------------------------------------------------------------
@@ -48,16 +49,18 @@ class Numbers:
         rare: Whether most elements mostly have no gradient; else whether it is so here.
         new: Of how many elements this is the first gradient.
         left: What is left of the share that the gradient once had of the largest tensor's.
+        part: What the tensor adds to the lengths of the whole step, whose descent it then has as large a part of.
     """
 
     def __init__(
         self, pick: Callable[[str], Any], h: Settings, *, over: Numbers | None = None, first: Any = math.inf, last: Any = math.inf,
         elements: Any = math.nan, is_matrix: Any = False, nonfinite: Callable[[str], Any] | None = None, lr: Any = math.nan,
-        usual_rate: Any = True, rare: Any = None, new: Any = 0.0, left: Any = math.nan,
+        usual_rate: Any = True, rare: Any = None, new: Any = 0.0, left: Any = math.nan, part: Any = math.nan,
     ) -> None:  # fmt: skip
         self._pick, self._nonfinite = pick, nonfinite
         self.h, self.over, self.first, self.last = h, over or self, first, last
-        self.elements, self.is_matrix, self.lr, self.usual_rate, self.new, self.left = elements, is_matrix, np.asarray(lr), usual_rate, new, left
+        self.elements, self.is_matrix, self.lr, self.usual_rate, self.new = elements, is_matrix, np.asarray(lr), usual_rate, new
+        self.left, self.part = left, part
         if rare is not None:
             self.rare = rare
 
@@ -284,13 +287,13 @@ READINGS: dict[str, Reading] = {
             "left", "gradient left", "gradient beside the largest tensor's, of what it was",
             "what is left of the share that the gradient once had of the largest tensor's",
             lambda x: x.left,
-            "D43", 1.0, 1e-3, lambda x: x.elements >= ENOUGH, below=True, ratio=True, steps=EARLY, urgent=True, rounding=True,
+            "D43", 1.0, 1e-3, lambda x: x.elements >= ENOUGH, below=True, ratio=True, span=EARLY, urgent=True, rounding=True,
         ),
         Reading(
             "descent", "descent", "cosine of direction and gradient",
             "cosine of direction and gradient: below 0 the step goes uphill on the batch that it was computed for",
             lambda x: x.descent / x.lengths,
-            "D26", noise, 0.0, lambda x: np.isfinite(x.h.noise), below=True, peak=True, steps=against_chance,
+            "D26", noise, 0.0, lambda x: np.isfinite(x.h.noise) & ~(x.part < NOT_MUCH), below=True, peak=True, steps=against_chance,
             span=lambda x: momentum_span(x.h.beta1), urgent=True,
         ),
         Reading(

@@ -31,7 +31,7 @@ from .errors import (
 from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure
 from .reports import Measured, StepReport, Subjects
 
-__all__ = ["MAX_STEP", "Coordinate", "Stepper", "alone", "as_loss", "begin_recording", "check_dtype"]
+__all__ = ["MAX_STEP", "Coordinate", "Stepper", "alone", "as_loss", "begin_recording", "check_dtype", "told_loss"]
 
 Array = npt.NDArray[Any]
 P = ParamSpec("P")
@@ -59,6 +59,18 @@ class Coordinate:
     gradient: float
     read: Callable[[], dict[str, float]]
     """What ``p`` and the states are now, by the rule's names."""
+
+
+def told_loss(value: Any) -> float | None:
+    """A loss that somebody tells, as a float.
+
+    Raises:
+        HyperparameterError: It is not one number.
+    """
+    told = as_loss(value)
+    if told is None and value is not None:
+        raise HyperparameterError(f"loss={value!r:.80} ({type(value).__name__}) is not one number; leave it out, or give that of these gradients")
+    return told
 
 
 def as_loss(value: Any) -> float | None:

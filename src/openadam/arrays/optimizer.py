@@ -18,7 +18,7 @@ from ..language.rule import Rule
 from ..measures import Measure
 from ..no_decay import predicate, read_no_decay, refuse_strangers
 from ..reports import Measured, StepReport
-from ..step import FLOAT32_LARGEST, alone, as_loss, begin_recording
+from ..step import FLOAT32_LARGEST, alone, begin_recording, told_loss
 from ..worked.following import Followable
 from . import states
 from .groups import Groups, at
@@ -280,7 +280,7 @@ class Optimizer(Followable):
             GradientError: A gradient cannot be used: wrong shape, dtype or structure, or (unless ``nonfinite`` says
                 otherwise) not finite. Parameters, states and counters are as they were.
             AliasError: A gradient shares memory with a parameter or a state.
-            HyperparameterError: A group's setting, or what a schedule returned, is out of range.
+            HyperparameterError: A group's setting, or what a schedule returned, is out of range; or the loss is not one number.
 
         >>> import numpy as np, openadam
         >>> w = np.zeros(3)
@@ -292,6 +292,7 @@ class Optimizer(Followable):
         ...
         openadam.errors.NonFiniteGradientError: the gradient of parameter 'w' is not finite at step 2: nan at flat index 1, ...
         """
+        told = told_loss(loss) if loss is not None else None
         try:
             gradients = self._flatten(grads)
         except GradientError as error:
@@ -304,9 +305,9 @@ class Optimizer(Followable):
             stepper.read(gradients)
             if not stepper.table.active_count:
                 self._idle()
-                return StepReport(self.steps, 0.0, 1.0, False, Measured() if measure is not False else None, loss=as_loss(loss))
+                return StepReport(self.steps, 0.0, 1.0, False, Measured() if measure is not False else None, loss=told)
             take = stepper.take if stepper.observer is None and stepper.followed is None else stepper.take_and_tell
-            return take(self._threads, measure=measure, loss=as_loss(loss) if loss is not None else None)
+            return take(self._threads, measure=measure, loss=told)
         except OpenAdamError as error:
             self._refused(error)
             raise

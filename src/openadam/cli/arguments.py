@@ -15,7 +15,10 @@ from ..family import MEMBERS
 from ..hyperparameters import HYPERPARAMETERS, SYNONYMS, checked
 from ..rules import FAMILY
 
-__all__ = ["Parser", "UsageError", "add_recording", "hyperparameter", "members", "named_object", "near", "normalized", "one_of", "setting", "whole"]
+__all__ = [
+    "Parser", "UsageError", "add_recording", "hyperparameter", "members", "named_object", "near", "normalized", "one_of",
+    "refuse_no_track", "setting", "whole",
+]  # fmt: skip
 
 
 class UsageError(Exception):
@@ -142,6 +145,16 @@ def add_recording(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a recording")
     parser.add_argument("--track", metavar="NAME", help="only this optimizer")
     parser.add_argument("--session", type=session_number, default=-1, metavar="N", help="from 0 as they were started; -1, the default, is the last")
+
+
+def refuse_no_track(session: Any, name: str | None) -> None:
+    """Refuse the name of an optimizer that is not in a recording.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    if name is not None and name not in session.tracks:
+        raise UsageError(f"there is no track {name!r} in it; {near(name, session.tracks) if session.tracks else 'there is none'}")
 
 
 def hyperparameter(name: str) -> Callable[[str], float]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RecordError
-from .arguments import UsageError, add_recording
+from .arguments import UsageError, add_recording, refuse_no_track
 from .output import print_json, printable
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def run(given: argparse.Namespace) -> int:
 
     try:
         session = record.load(given.file, given.session)
+        refuse_no_track(session, given.track)
         findings = record.diagnose(session, given.track)
     except RecordError as error:
         raise UsageError(str(error)) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .arguments import add_recording, one_of
+from .arguments import add_recording, one_of, refuse_no_track
 
 __all__ = ["add_arguments", "run"]
 
@@ -24,6 +24,7 @@ def run(given: argparse.Namespace) -> int:
     from .. import record
 
     session = record.load(given.file, given.session)
+    refuse_no_track(session, given.track)
     output = sys.stdout if given.output == "-" and sys.stdout is not None else given.output
     record.export(session, given.form, output, track=given.track)
     return 0

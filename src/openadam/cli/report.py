@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .arguments import UsageError, add_recording, whole
+from .arguments import UsageError, add_recording, refuse_no_track, whole
 from .output import complain_of_picture, draw, printable, refuse_unwritable
 
 __all__ = ["add_arguments", "run"]
@@ -29,6 +29,7 @@ def run(given: argparse.Namespace) -> int:
     output = given.output or Path(given.file).with_suffix(".html")
     folders = {kind: folder for kind in ("png", "svg") if (folder := getattr(given, kind)) is not None}
     session = record.load(given.file, given.session)
+    refuse_no_track(session, given.track)
     if output.exists() and output.samefile(given.file):
         raise UsageError(f"{output} is the recording: name another --output")
     refuse_unwritable(output, "report")

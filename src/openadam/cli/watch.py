@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .arguments import UsageError, add_recording, near, whole
+from .arguments import add_recording, refuse_no_track, whole
 from .output import complain, printable
 
 __all__ = ["add_arguments", "run"]
@@ -31,8 +31,8 @@ def run(given: argparse.Namespace) -> int:
     if given.wait:
         _await(given.file, given.interval)
     session = record.load(given.file, given.session)
-    if given.track is not None and given.track not in session.tracks and (given.once or session.is_over):
-        raise UsageError(f"there is no optimizer {given.track!r} in it; {near(given.track, session.tracks) if session.tracks else 'there is none'}")
+    if given.once or session.is_over:  # else it may yet come
+        refuse_no_track(session, given.track)
     if sys.stdout is None or not sys.stdout.isatty():
         news = News(given.track)
         for each, due in [(session, True)] if given.once else _apart(session.follow(given.interval), given.every):

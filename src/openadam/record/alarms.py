@@ -31,6 +31,7 @@ MEMORY = 0.05  # how much one observed step counts in what is usual
 LOSSES = 64  # that a loss is compared with
 FEW = 20  # of fewer nothing can be said
 FAR = 3.0  # times their range above the largest of them
+RISEN = 10.0  # times the largest of the first few
 BACK = 0.25  # of all that was learnt
 
 
@@ -77,7 +78,6 @@ class Judge:
         """The loss of a step, taken or not."""
         evidence = self._losses.judge(loss) if loss is not None else None
         if evidence is not None:
-            evidence["rule"] = "D45" if math.isfinite(evidence["value"]) else "D44"
             yield Raised(_named(evidence["rule"]), [(None, evidence)])
 
     def skipped(self, why: Exception | None) -> Iterator[Raised]:
@@ -160,6 +160,8 @@ class Judge:
         share = np.sqrt(squares / largest)
         state.share[which] = most = np.fmax(state.share[which], share)
         x.left = share / most
+        lengths = uphill(x)[1]
+        x.part = lengths / np.nansum(lengths)
         return state, which, x
 
     def _all_together(self, t: int, x: Numbers) -> Iterator[Raised]:
@@ -240,21 +242,25 @@ class _Losses:
     """What is remembered of the losses.
 
     A loss jumps where it is above the largest of the last ones by three times their range, which noise does not reach, and takes back a quarter
-    of all that was learnt, so that a bad batch of a model that knows nearly everything is none.
+    of all that was learnt, so that a bad batch of a model that knows nearly everything is none. It has risen where it stays above ten times the
+    first losses, if these are of one size, which those of players against each other are not.
     """
 
     def __init__(self) -> None:
         self._latest: deque[float] = deque(maxlen=LOSSES)
         self._start, self._count, self._best = 0.0, 0, math.inf
+        self._first: list[float] = []  # the least and the greatest of the first few
+        self._risen = False
         self._calm: float | None = None  # what a loss must come down to until another alarm can be raised
 
     def judge(self, loss: float) -> dict[str, Any] | None:
         """The evidence, if it is an alarm."""
         if not math.isfinite(loss):
-            evidence = None if self._calm is not None else {"reading": "loss", "value": loss, "null": self._usual(), "threshold": math.inf}
+            seen = {"rule": "D44", "reading": "loss", "value": loss, "null": self._usual(), "threshold": math.inf}
+            evidence = None if self._calm is not None else seen
             self._calm = math.inf if self._calm is None else self._calm
             return evidence
-        evidence = None
+        evidence = self._rise(loss)
         if self._calm is not None and loss <= self._calm:
             self._calm = None
         elif self._calm is None and self._count >= FEW and loss > (high := max(self._latest)):
@@ -262,12 +268,28 @@ class _Losses:
             if loss > threshold and high > self._best:
                 usual = self._usual()
                 self._calm = halfway(usual, threshold, False)
-                evidence = {"reading": "loss", "value": loss, "null": usual, "threshold": threshold}
+                evidence = {"rule": "D45", "reading": "loss", "value": loss, "null": usual, "threshold": threshold}
         self._start += loss if self._count < FEW else 0.0
         self._count += 1
         self._best = min(self._best, loss)
         self._latest.append(loss)
         return evidence
+
+    def _rise(self, loss: float) -> dict[str, Any] | None:
+        """The evidence of losses that stay far above the first ones, once until they come down."""
+        if self._count < FEW:
+            self._first = [min([loss, *self._first]), max([loss, *self._first])]
+            return None
+        low, high = self._first
+        if not low > high / RISEN > 0:  # they have no scale
+            return None
+        threshold = max(RISEN * high, high + FAR * (high - low))
+        if not loss > threshold:
+            self._risen = False
+        elif not self._risen and len(self._latest) == LOSSES and (least := min(self._latest)) > threshold:
+            self._risen = True
+            return {"rule": "D47", "reading": "least of the last 64 losses", "value": least, "null": high, "threshold": threshold}
+        return None
 
     def _usual(self) -> float:
         return statistics.median(self._latest) if self._latest else math.nan

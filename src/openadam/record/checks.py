@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..readings import EARLY, READINGS, UNUSUAL, Numbers, crossing, halfway, told
+from ..readings import EARLY, READINGS, UNUSUAL, Numbers, crossing, halfway, told, uphill
 from .settings import group_of, groups_of, settings_of
 
 __all__ = ["CHECKS", "Judgement", "Told", "View", "largest_of", "median_of"]
 
 Array = npt.NDArray[Any]
 
+LEARNT = 0.03  # of the largest gradients of a tensor
 LARGE_EPS = 1e-6  # somebody chose it
 APART = 0.05  # of the mean damping: elements are either held back altogether, or not at all
 
@@ -107,10 +108,17 @@ class View:
         """NaN where it says nothing."""
         return np.where(self.means.has_weight, READINGS["update_weight"].of(self.means), np.nan)
 
-    def beside(self, steps: Array, largest: Array) -> None:
-        """Take note of the root mean square that the largest gradient had at each step."""
-        share = self.grad_rms / largest[np.searchsorted(steps, self.last)]
+    @property
+    def is_learning(self) -> Array:
+        """Where gradients are not far below what they were: else all is learnt, and steps may well be small."""
+        return self.grad_rms > LEARNT * largest_of(self.grad_rms)
+
+    def beside(self, steps: Array, largest: Array, lengths: Array) -> None:
+        """Take note of the root mean square that the largest gradient had at each step, and of the lengths of all tensors."""
+        at = np.searchsorted(steps, self.last)
+        share = self.grad_rms / largest[at]
         self.means.left = share / np.fmax.accumulate(share)
+        self.means.part = self.peaks.part = uphill(self.means)[1] / lengths[at]
 
 
 class Judgement(NamedTuple):
@@ -209,7 +217,14 @@ def _one_large_step(x: View) -> Judgement:
 
 def _rate(x: View) -> Judgement:
     reading = read("update_weight", x)
-    return reading._replace(threshold=1e-5, below=True) if median_of(reading.values) < 1e-4 else reading
+    if not median_of(reading.values) < 1e-4:
+        return reading
+    return reading._replace(values=np.where(x.is_learning, reading.values, np.nan), threshold=1e-5, below=True, remedy="small")
+
+
+def _decay(x: View) -> Judgement:
+    reading = read("decay_direction", x)
+    return reading._replace(values=np.where(x.is_learning, reading.values, np.nan))
 
 
 def _never_updated(x: View) -> Judgement:
@@ -221,7 +236,7 @@ def _never_updated(x: View) -> Judgement:
 def _near_eps(x: View) -> Judgement:
     reading = read("v_over_eps", x)
     ahead = crossing(x.last, reading.values)
-    also = {"eps": x.h.eps} | ({"1 at about step, at this pace": ahead.crossing} if ahead is not None else {})
+    also = {"eps": x.h.eps} | ({"at this pace it is 1 at step": ahead.crossing} if ahead is not None else {})
     return reading._replace(also=also, remedy=_of_eps(x))
 
 
@@ -243,7 +258,7 @@ CHECKS: dict[str, Callable[[View], Judgement | None]] = {
     each.rule: partial(read, each.name) for each in READINGS.values() if each.rule is not None
 } | {
     "D35": _lost_count, "D07": _swallowed, "D20": _eps, "D16": _rms_spike, "D17": _coordinate_spikes, "D24": _disagreement, "D10": _one_large_step,
-    "D11": _rate, "D23": _never_updated, "D21": _near_eps, "D39": _changed,
+    "D11": _rate, "D32": _decay, "D23": _never_updated, "D21": _near_eps, "D39": _changed,
 }  # fmt: skip
 
 

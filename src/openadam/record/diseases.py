@@ -41,7 +41,8 @@ _ALL = (
          "A NaN or infinity would stay in the moments for ever: the step was refused or skipped, or nonfinite='propagate' let it in.",
          "Find what overflows in the backward pass of this tensor (a log or division by 0, a loss scale that is too large); clip, or lower the rate.",
          "Megatron-LLM#33, torchtitan#916",
-         {"all": "It is every tensor: look at the batch of that step, at the loss made of it, and at the loss scale, not at one layer."}),
+         {"all": "It is every tensor: look at the batch of that step, at the loss made of it, and at the loss scale, not at one layer.",
+          "let in": "Go back to a checkpoint from before; nonfinite='raise', the default, refuses such a step and says in which tensor it began."}),
     Rule("D02", "a poisoned state", "error", WORDS["D02"], "finite, as the gradient is", "any",
          "The gradient is finite and the update is not: the state or the parameter holds a NaN or infinity, or would have got one.",
          "Go back to a checkpoint from before first_step, or begin the state of this tensor anew with reset(); keep nonfinite='raise'.",
@@ -54,15 +55,26 @@ _ALL = (
          "The network, the batch or the loss itself gives NaN or infinity: every gradient that comes of it is lost.",
          "Look at the batch of that step and at the forward pass; lower the learning rate if the loss rose before.", "the project's own catalogue"),
     Rule("D46", "the run ended by an exception", "error", "exceptions", "0", "any",
-         "The program was stopped by an error of its own at this step; the last steps before it are recorded in full.",
-         "Mend the error; the steps before it tell whether what was learnt had to do with it.", "the project's own catalogue"),
+         "The program was stopped at this step; the last steps before it are recorded in full.",
+         "Mend the error; the steps before it tell whether what was learnt had to do with it.", "the project's own catalogue",
+         {"interrupted": "Somebody stopped it (Ctrl-C); there is nothing to mend."}),
+    Rule("D47", "the loss has risen", "warning", "least of the last 64 losses", "below the first ones",
+         "above ten times the largest of the first 20, where these are of one size",
+         "The loss stays far above what it began with: it is made larger instead of smaller, or training has diverged.",
+         "See that nothing turns the sign of the loss or of its gradients, maximize neither; else lower the learning rate.",
+         "the project's own catalogue"),
     Rule("D45", "the loss jumps", "warning", "loss", "the median of the last 64", "three times their range above the largest of them",
          "A bad batch, or a step that was too large: the loss took back at least a quarter of all that was learnt.",
-         "Look at the batch of that step; clip (clip_norm=1.0), and lower the learning rate if it happens again.", "the project's own catalogue"),
+         "Look at the batch of that step; clip (clip_norm=1.0), and lower the learning rate if it happens again.", "the project's own catalogue",
+         {"for good": "It did not come back: if what is learnt has changed (data, a target), reset(); else go back to a checkpoint from before."}),
     Rule("D11", "a learning rate that is too large or too small", "warning", WORDS["D11"], "0.001",
          "above 0.1 or below 1e-05, of matrices; above 0.7 in the first step",
          "Each step changes the weights by a share that is far from the usual thousandth: training is erratic, or hardly moves.",
-         "Change the learning rate until update/weight comes near a thousandth.", "cs231n's rule of thumb"),
+         "Lower the learning rate until update/weight comes near a thousandth.", "cs231n's rule of thumb",
+         {"small": "Raise the learning rate until update/weight comes near a thousandth."}),
+    Rule("D40", "clipping is always on", "hint", "share of steps clipped", "below 0.1", "above 0.95; a warning if the factor is below 0.001",
+         "Adam does not mind the scale of gradients: a clip that is always on only evens out the steps, and brings gradients nearer to eps.",
+         "Raise clip_norm to about the median of grad_norm, or leave it out.", "Megatron-LM#5395"),
     Rule("D04", "v underflows", "warning", WORDS["D04"], "0", "above 0.1",
          "The squares of these gradients are too small for v, which stays 0: the update is m/eps, without adaptation.",
          "Scale the loss up, or divide by less, so that gradients exceed 1e-17 in float32.", "pytorch#147437"),
@@ -79,7 +91,7 @@ _ALL = (
          "A bad batch or heavy tails: many elements at once have a gradient of more than five standard deviations.",
          "Look at the batch of that step; clip (clip_norm=1.0 or clip_value).", "Huang et al., 2025 (SPAM)"),
     Rule("D43", "a gradient that has died", "warning", WORDS["D43"], "1", "below 0.001 for 20 steps",
-         "What reaches this tensor has fallen a thousandfold beside what reaches others: what lies between it and the loss lets nothing through.",
+         "What reaches this tensor has fallen a thousandfold beside others: between it and the loss nothing is let through, or units are dead.",
          "Warm the learning rate up over the first 2/(1 - beta2) steps, or lower it; normalise before each layer, not after it.",
          "Xiong et al., 2020 (2002.04745); Liu et al., 2020 (2004.08249)"),
     Rule("D14", "the whole step goes uphill", "warning", WORDS["D26"], "above 0",
@@ -106,8 +118,9 @@ _ALL = (
     Rule("D08", "a frozen v", "warning", WORDS["D08"], "0", "above 0.2",
          "v is kept in so few digits that a step no longer changes it (bfloat16 at beta2 = 0.999): it neither grows nor decays.",
          "Keep v in float32, or lower beta2 to 0.95.", "halo#30, OneTrainer#1005"),
-    Rule("D23", "a tensor that was never updated", "warning", "steps with a gradient that is not 0", "all", "none",
-         "Nothing the tensor does reaches the loss (dead units, a detached branch, a wrong mask), or it never was given a gradient.",
+    Rule("D23", "a tensor that is not updated", "warning", "share of steps with a gradient", "1",
+         "none that is not 0, or none any more for 20 observed steps; a hint where none was ever given",
+         "Nothing the tensor does reaches the loss: dead units, a detached branch, a wrong mask, or it is frozen.",
          "If it is frozen on purpose, leave it out of the optimizer; else look for where the graph is cut.", "the project's own catalogue"),
     Rule("D32", "weight decay outweighs learning", "warning", WORDS["D32"], "below 0.1", "above 1",
          "The decay of each step is larger than what is learnt in it: the weights shrink to nothing.",
@@ -118,9 +131,6 @@ _ALL = (
     Rule("D13", "bias correction is off", "warning", "largest factor of the first steps", "1", "above 1.5",
          "Without bias correction the first steps are this many times larger than the learning rate says.",
          "Turn bias correction on, or warm the learning rate up over 2/(1 - beta2) steps.", "Zhang et al., 2020 (2006.05987)"),
-    Rule("D40", "clipping is always on", "hint", "share of steps clipped", "below 0.1", "above 0.95; a warning if the factor is below 0.001",
-         "Adam does not mind the scale of gradients: a clip that is always on only evens out the steps, and brings gradients nearer to eps.",
-         "Raise clip_norm to about the median of grad_norm, or leave it out.", "Megatron-LM#5395"),
     Rule("D10", "one element takes a very large step", "hint", WORDS["D10"], "about 5 times the root mean square",
          "above half of the bound (1 - beta1)/sqrt((1 - beta2)(1 - beta1**2/beta2)), and above 2, for 2 steps",
          "An element with a quiet past got a large gradient: its step is near the largest that Adam can make.",
@@ -140,16 +150,16 @@ _ALL = (
          "The gradient turns against the way that was gone: the steps are at the edge of what is stable.",
          "Lower the learning rate, if the loss does not fall.", "the project's own measurement"),
     Rule("D27", "absent rows are moved", "hint", WORDS["D27"], "0", "above 0.5, of matrices that are mostly without gradient",
-         "Rows that did not occur in the batch are moved by old momentum, and by more than those that did.",
-         "Give gradients by rows (openadam.Rows, openadam.torch.SparseAdam), or beta1 = 0 for this tensor.", "pytorch#18404, pytorch#1285"),
+         "Elements without a gradient (rows that did not occur in the batch, dead units) are moved by old momentum, and more than the others.",
+         "Of an embedding give gradients by rows (openadam.Rows, openadam.torch.SparseAdam), or beta1 = 0; of dead units lower the learning rate.",
+         "pytorch#18404, pytorch#1285"),
     Rule("D34", "L2 regularisation inside Adam", "hint", "share where decay exceeds the gradient", "no coupled decay",
          "any weight_decay that is coupled",
          "The decay is divided by sqrt(v) as the gradient is: weights with large gradients are hardly decayed.",
          "Use AdamW (decoupled decay); weight_decay then means lr*weight_decay per step.", "Loshchilov and Hutter, 2019; pytorch#48793"),
-    Rule("D38", "no warm-up", "hint", "update/weight in the first steps", "0.001", "above 0.01 with the learning rate at its full height from step 1",
+    Rule("D38", "no warm-up", "hint", "update/weight in the first steps", "0.001", "above 0.1 with the learning rate at its full height from step 1",
          "The first steps have the size of the learning rate in every element, whatever the gradients: v is an estimate from few.",
-         "Raise the learning rate linearly over the first 2/(1 - beta2) steps.", "Ma and Yarats, 2021",
-         {"short": "Raise the learning rate linearly over the first tenth of the run, which is short beside 2/(1 - beta2) steps."}),
+         "Raise the learning rate linearly over the first 2/(1 - beta2) steps; in a short run, over its first tenth.", "Ma and Yarats, 2021"),
     Rule("D39", "what is learnt has changed", "hint", WORDS["D16"], "1",
          "above 3 after a mark, or with disagreement below a third of its null value",
          "The gradients after the change are not those that the moments remember.",
@@ -169,11 +179,14 @@ def in_words(evidence: Mapping[str, Any], id: str | None = None, *, whole: bool 
     >>> in_words({"reading": "disagreement", "value": 0.71234, "null": 0.356, "threshold": 0.5244, "observed": 20}, "D24")
     'disagreement 0.712, noise alone would give 0.356 (alarm at 0.524)'
     """
+    if "exception" in evidence:
+        return str(evidence["exception"])
     shown = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in evidence.items() if value is not None}
     reading, value, null, threshold = (shown.pop(name, "unknown") for name in ("reading", "value", "null", "threshold"))
     usual = "noise alone would give" if id in NOISE else "healthy is"
     rest = [f"{name} {each}" for name, each in shown.items()] if whole else []
-    return "; ".join([f"{reading} {value}, {usual} {null} (alarm at {threshold})", *rest])
+    alarm = "" if threshold == "inf" else f" (alarm at {threshold})"
+    return "; ".join([f"{reading} {value}, {usual} {null}{alarm}", *rest])
 
 
 def table() -> str:

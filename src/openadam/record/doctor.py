@@ -27,7 +27,9 @@ __all__ = ["Finding", "by_disease", "diagnose"]
 Array = npt.NDArray[Any]
 
 OTHERS = re.compile(r"others in (\d+) more of (\d+)")  # as `NonFiniteGradientError` says it
+NO_WARM_UP = 0.1  # update/weight of a first step; at learning rates that are usual it is below
 BLOWN_UP = 0.7  # update/weight of a first step; healthy ones of small networks have 0.55
+STARVED = ("D20", "D21", "D26", "D32")  # of gradients that a clip makes next to nothing
 FOLLOW = ("D20", "D26", "D24", "D32", "D18", "D19", "D21", "D25", "D27")  # of a tensor without a gradient to speak of: old moments go on alone
 
 
@@ -121,23 +123,32 @@ def _track(track: Told) -> Iterator[Finding]:
         died = {view.name: found for view in seen if (found := _judge("D43", view, CHECKS["D43"](view), largest)) is not None}
         begun = list(_beginning(track, seen))
     too_large = any(finding.id == "D11" for finding in begun)
+    clipped = list(_clipped(track))
+    too_small = any(finding.severity == "warning" for finding in clipped)
     yield from _events(track)
     yield from _loss(track)
     yield from begun
     yield from died.values()
+    yield from _let_in(track, seen)
+    yield from clipped
     for view in views:
         if len(view.last):
-            ids = set()
+            ids = {"D01", "D43"}  # which are told of above
             for id, check in CHECKS.items():
-                if id == "D43" or (id == "D21" and "D20" in ids) or (id == "D19" and "D18" in ids):  # it foretells the other, or is the same
+                if id in ids or (id == "D21" and "D20" in ids) or (id == "D19" and "D18" in ids):  # it foretells the other, or is the same
                     continue
                 if id == "D32" and too_large:  # which the weights that it has blown up decay of
+                    continue
+                if id in STARVED and too_small:
                     continue
                 with np.errstate(all="ignore"):
                     finding = _judge(id, view, check(view), largest)
                 if finding is not None and not _follows(finding, died.get(view.name)):
                     ids.add(id)
                     yield finding
+            gone = _gone(view, seen)
+            if gone is not None:
+                yield gone
         elif track.observed >= EARLY:
             yield _finding("D23", view, "hint", None, None, {"value": 0.0, "null": 1.0, "threshold": 0.0, "gradient": "none was given"})
     with np.errstate(all="ignore"):
@@ -156,7 +167,7 @@ def _judge(id: str, view: View, reading: Judgement | None, largest: float) -> Fi
         return None
     values = reading.values[found]
     thresholds = np.broadcast_to(reading.threshold, reading.values.shape)[found]
-    at = int((np.argmin if reading.below else np.argmax)(values))
+    at = 0 if id == "D01" else int((np.argmin if reading.below else np.argmax)(values))  # what came of the first is everywhere
     value, threshold = float(values[at] if reading.worst else np.median(values)), float(thresholds[at])
     severity = reading.severity or RULES[id].severity
     if not reading.rounding and severity == "warning" and not np.max(view.grad_rms[found]) > ROUNDING * largest:
@@ -200,14 +211,42 @@ def _finding(
 
 
 def _beside_each_other(seen: list[View]) -> None:
-    """Tell each tensor of the largest: its gradient may fall with that, as when all is learnt, or by far more."""
+    """Tell each tensor of the largest gradient, with which its own may fall, as when all is learnt, or by far more; and of the whole step."""
     steps = np.unique(np.concatenate([view.last for view in seen])) if seen else np.zeros(0)
-    largest = np.zeros(len(steps))
+    largest, lengths = np.zeros(len(steps)), np.zeros(len(steps))
     for view in seen:
         at = np.searchsorted(steps, view.last)
         largest[at] = np.fmax(largest[at], view.grad_rms)
+        lengths[at] += np.nan_to_num(uphill(view.means)[1])
     for view in seen:
-        view.beside(steps, largest)
+        view.beside(steps, largest, lengths)
+
+
+def _gone(view: View, seen: list[View]) -> Finding | None:
+    """A tensor that had gradients, and is given none any more."""
+    last = int(view.last[-1])
+    missed = max(int(other.observations[other.first > last].sum()) for other in seen)
+    if view.observations.sum() < EARLY or missed < EARLY:
+        return None
+    share = float(view.observations.sum() / (view.observations.sum() + missed))
+    evidence = {"value": share, "null": 1.0, "threshold": 1.0, "gradient": f"the last one came at step {last}"}
+    return _finding("D23", view, None, last + 1, max(int(other.last[-1]) for other in seen), evidence)
+
+
+def _let_in(track: Told, seen: list[View]) -> Iterator[Finding]:
+    """Gradients that are not finite and were let in: those of the step at which it began. All that follow are but its consequence."""
+    found = [finding for view in seen if (finding := _judge("D01", view, CHECKS["D01"](view), 0.0)) is not None]
+    norms = track.scalar("grad_norm") if "grad_norm" in track.scalars else None
+    begun = min((finding.first_step for finding in found if finding.first_step is not None), default=None)
+    if norms is not None and not any(event.kind in ("skipped", "failed") for event in track.events):
+        bad = norms["first"][norms["nonfinite"] > 0]
+        if len(bad) and (begun is None or bad[0] < begun):
+            evidence = {"reading": "gradient norm", "value": math.nan, "null": median_of(norms["mean"]), "threshold": math.inf}
+            yield _finding("D01", track, None, int(bad[0]), track.steps, evidence | {"tensors": "not measured at this step"}, "let in")
+            return
+    first = [finding for finding in found if finding.first_step == begun]
+    remedy = RULES["D01"].instead["all" if len(first) == len(seen) > 1 else "let in"]
+    yield from (replace(finding, remedy=remedy) for finding in first)
 
 
 def _follows(finding: Finding, death: Finding | None) -> bool:
@@ -232,9 +271,9 @@ def _events(track: Told) -> Iterator[Finding]:
             who = "scaler" if event.kind == "skipped" and "scaler" in event.text else event.kind
             bad.setdefault(("D01", who, tensor), []).append(event)
         elif event.kind == "failed" and not event.is_refusal:
-            severity = "hint" if event.text.startswith("KeyboardInterrupt") else "error"
-            evidence = {"value": 1.0, "null": 0.0, "threshold": 0.0, "exception": event.text}
-            yield _finding("D46", track, severity, event.step, event.step, evidence)
+            interrupted = event.text.startswith("KeyboardInterrupt")
+            evidence = {"value": 1.0, "null": 0.0, "threshold": 0.0, "exception": event.text.removesuffix(": ")}
+            yield _finding("D46", track, "hint" if interrupted else None, event.step, event.step, evidence, "interrupted" if interrupted else None)
     for (id, kind, tensor), found in bad.items():
         # A loss scale is found by trying: a scaler that skips now and then does its work.
         severity = "error" if kind == "failed" else "warning" if kind == "skipped" or len(found) > 0.05 * max(track.steps, 100) else "hint"
@@ -254,25 +293,48 @@ def _events(track: Told) -> Iterator[Finding]:
 
 def _loss(track: Told) -> Iterator[Finding]:
     """What the recording was told of the loss, by the alarms that it raised at every step, measured or not."""
-    for id in ("D44", "D45"):
+    for id in ("D44", "D47", "D45"):
         raised = [alarm for alarm in track.alarms if alarm.evidence.get("rule") == id]
         if not raised:
             continue
         worst = max(raised, key=lambda each: number(each.evidence.get("value")))
-        evidence = {"value": float(len(raised)), "null": 0.0, "threshold": 0.0}
-        if id == "D45":
-            evidence = {name: worst.evidence[name] for name in evidence} | {"times": len(raised)}
-        yield _finding(id, track, None, raised[0].step, raised[-1].step, evidence)
+        evidence: dict[str, Any] = {"value": float(len(raised)), "null": 0.0, "threshold": 0.0}
+        if id != "D44":
+            evidence = {name: worst.evidence[name] for name in evidence} | ({"times": len(raised)} if len(raised) > 1 else {})
+        remedy = "for good" if id == "D45" and _stays(track, worst) else None
+        yield _finding(id, track, None, raised[0].step, raised[-1].step, evidence, remedy)
+
+
+def _stays(track: Told, alarm: Any) -> bool:
+    """Whether the loss has not come half-way back by the end."""
+    table = track.scalar("loss")
+    late = table["mean"][(table["first"] > alarm.step) & (table["last"] > (alarm.step + track.steps) / 2)]
+    usual, threshold = (number(alarm.evidence.get(name)) for name in ("null", "threshold"))
+    return len(late) >= 3 and median_of(late) > (usual + threshold) / 2
+
+
+def _clipped(track: Told) -> Iterator[Finding]:
+    """Whether the global norm is always clipped, and by how much."""
+    if "clip_factor" in track.scalars:
+        clip = track.scalar("clip_factor")
+        clipped = clip["max"] < 1
+        share = float(clip["count"][clipped].sum() / max(1, clip["count"].sum()))
+        if clip["count"].sum() >= 50 and share > 0.95:
+            factor = float(np.median(clip["mean"][clipped]))
+            severity = "warning" if factor < 1e-3 else None
+            evidence = {"value": share, "null": 0.1, "threshold": 0.95, "factor": factor}
+            yield _finding("D40", track, severity, int(clip["first"][0]), int(clip["last"][-1]), evidence)
 
 
 def _settings(track: Told, seen: list[View]) -> Iterator[Finding]:
     """What the hyperparameters alone tell."""
     has_v = any(np.isfinite(view.mean("v_sum")).any() for view in seen)
-    for place, group in enumerate(groups_of(track.about)):
+    groups = groups_of(track.about)
+    for place, group in enumerate(groups):
         own = [view for view in seen if view.group is group]
         h = settings_of(track.about, group)
         beta1, beta2 = h.beta1, h.beta2
-        where = {"group": place}
+        where = {"group": place} if len(groups) > 1 else {}
         first, last = min((int(v.first[0]) for v in own), default=None), max((int(v.last[-1]) for v in own), default=None)
         if beta2 > 0 and beta1 >= math.sqrt(beta2):
             bound = math.sqrt(beta2)
@@ -287,8 +349,9 @@ def _settings(track: Told, seen: list[View]) -> Iterator[Finding]:
 
 def _beginning(track: Told, seen: list[View]) -> Iterator[Finding]:
     """What the first step tells of the learning rate of each group, and of its warm-up."""
-    for place, group in enumerate(groups_of(track.about)):
-        yield from _warm_up(track, [view for view in seen if view.group is group], {"group": place})
+    groups = groups_of(track.about)
+    for place, group in enumerate(groups):
+        yield from _warm_up(track, [view for view in seen if view.group is group], {"group": place} if len(groups) > 1 else {})
 
 
 def _warm_up(track: Told, views: list[View], where: dict[str, Any]) -> Iterator[Finding]:
@@ -298,12 +361,10 @@ def _warm_up(track: Told, views: list[View], where: dict[str, Any]) -> Iterator[
     if view is not None and ratio > BLOWN_UP:  # nothing of what the weights were is left
         reading = {"reading": "update/weight in the first step", "value": ratio, "null": 1e-3, "threshold": BLOWN_UP}
         yield _finding("D11", track, None, 1, int(view.last[0]), {**reading, "in": view.name, **where})
-    elif view is not None and ratio > 0.01:
+    elif view is not None and ratio > NO_WARM_UP:
         suggested = math.ceil(2 / (1 - view.h.beta2) - 1e-6)
-        short = suggested > track.steps / 2
-        suggested = math.ceil(track.steps / 10) if short else suggested
-        evidence = {"value": ratio, "null": 1e-3, "threshold": 0.01, "in": view.name, "warm-up": suggested, **where}
-        yield _finding("D38", track, None, 1, int(view.last[0]), evidence, "short" if short else None)
+        evidence = {"value": ratio, "null": 1e-3, "threshold": NO_WARM_UP, "in": view.name, "steps of warm-up": suggested, **where}
+        yield _finding("D38", track, None, 1, int(view.last[0]), evidence)
 
 
 def _whole(track: Told, seen: list[View]) -> Iterator[Finding]:
@@ -318,12 +379,3 @@ def _whole(track: Told, seen: list[View]) -> Iterator[Finding]:
             if found is not None:
                 evidence = {"value": float(np.median(reading.values[found])), "null": reading.null, "threshold": 0.0}
                 yield _finding("D14", track, None, int(seen[0].first[found][0]), int(seen[0].last[found][-1]), evidence)
-    if "clip_factor" in track.scalars:
-        clip = track.scalar("clip_factor")
-        clipped = clip["max"] < 1
-        share = float(clip["count"][clipped].sum() / max(1, clip["count"].sum()))
-        if clip["count"].sum() >= 50 and share > 0.95:
-            factor = float(np.median(clip["mean"][clipped]))
-            severity = "warning" if factor < 1e-3 else None
-            evidence = {"value": share, "null": 0.1, "threshold": 0.95, "factor": factor}
-            yield _finding("D40", track, severity, int(clip["first"][0]), int(clip["last"][-1]), evidence)

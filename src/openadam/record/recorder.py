@@ -181,6 +181,7 @@ class Recorder:
         try:
             self._retry_at = 0.0
             if not self._flush() or self._connection is None:
+                logger.warning("the recording %r ends before its run does: what came last could not be written", self.path)
                 return
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("UPDATE sessions SET ended = ? WHERE id = ?", (time.time(), self._session))
@@ -359,7 +360,7 @@ def _refuse_impossible(path: str) -> None:
     except OSError as error:
         raise RecordError(f"{path!r} cannot be recorded to: {error.strerror or error}") from error
     if not os.access(path if there else directory, os.W_OK) or not os.access(directory, os.W_OK):
-        raise RecordError(f"{path!r} cannot be recorded to: {'it' if there else directory!r} may not be written; give another path")
+        raise RecordError(f"{path!r} cannot be recorded to: {'it' if there else repr(directory)} may not be written; give another path")
 
 
 def _identity(path: str) -> tuple[int, int] | None:

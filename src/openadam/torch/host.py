@@ -22,7 +22,7 @@ from ..errors import HyperparameterError, HyperparameterWarning, ParameterError
 from ..hyperparameters import checked, refuse_no_reset
 from ..measures import Measure
 from ..reports import StepReport
-from ..step import alone, as_loss, begin_recording, check_dtype
+from ..step import alone, as_loss, begin_recording, check_dtype, told_loss
 from ..worked.following import Followable
 from . import loading
 from .members import Member
@@ -272,8 +272,10 @@ class Host(Followable, _Base):
             GradientError: A gradient cannot be used: sparse, of another shape, or (unless ``nonfinite`` says otherwise) not finite.
                 Parameters, states and counters are as they were, on every process that takes part.
             ParameterError, AliasError: A parameter or a state is not what a step can change.
-            HyperparameterError: A group's setting is out of range.
+            HyperparameterError: A group's setting is out of range, or the loss that is told is not one number.
         """
+        if loss is not None:
+            loss = told_loss(loss)
         result = None
         if closure is not None:
             with torch.enable_grad():

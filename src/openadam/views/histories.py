@@ -23,8 +23,8 @@ __all__ = [
 READINGS = {
     name: ALL[name]
     for name in (
-        "surprise", "direction", "disagreement", "eps_share", "grad_over_eps", "update_weight", "grad_rms", "param_rms", "spikes", "swallowed",
-        "zero_grad",
+        "nonfinite", "surprise", "direction", "disagreement", "eps_share", "grad_over_eps", "update_weight", "grad_rms", "param_rms", "spikes",
+        "swallowed", "zero_grad",
     )
 }  # fmt: skip
 """Those that are shown, in this order."""

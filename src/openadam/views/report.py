@@ -35,7 +35,7 @@ COLUMNS = (8, 200)  # of a tensor's history, at least and at most
 MOST_TRACKS, MOST_TENSORS, MOST_SPREADS, MOST_FINDINGS, SHOWN_FINDINGS = 8, 150, 12, 100, 3
 MOST_EVENTS, MOST_MARKS, LONGEST_TEXT = 200, 30, 300
 
-CARDS = ("surprise", "direction", "disagreement", "eps_share", "update_weight", "spikes", "swallowed")
+CARDS = ("nonfinite", "surprise", "direction", "disagreement", "eps_share", "update_weight", "spikes", "swallowed")
 NOT_ENDED = {"running": "running when this was written", "killed": "never ended: its process is gone", "open": "not ended when this was written"}
 WORDS = {"alarm": "Alarm", "look": "Worth a look", "fine": "Fine", "unknown": "Nothing to hold it against"}
 TIMELINES = (
@@ -283,7 +283,7 @@ def _counts(events: Sequence[Happening]) -> str:
 def _cards(seen: Sight) -> list[str]:
     """A card for each reading that has limits: where it is highest, its null value, and a verdict."""
     track, tensors, first, last, found = seen.track, seen.tensors, seen.first, seen.last, seen.found
-    quarter = max(0, len(first) - max(1, len(first) // 4))
+    quarter = min(int(np.searchsorted(last, last[-1] - (last[-1] - first[0]) / 4)), len(last) - 1)
     limits = limits_of(track, tensors, len(first) - quarter)
     cards = []
     for name in CARDS:

@@ -14,12 +14,13 @@ from ..readings import Limits, trouble
 from ..record import Finding, Session, TrackData
 from ..record.settings import groups_of
 from ..theory import betas_of
-from .histories import READINGS, happened, histories, latest, limits_of, null_of, overhead, scalar
+from .histories import READINGS, happened, histories, latest, limits_of, mean, null_of, overhead, scalar
 from .text import printable, shortened, shown
 
 __all__ = ["Findings", "News", "line", "screen", "sparkline"]
 
 BARS = "▁▂▃▄▅▆▇█"
+GAP = "·"
 SIGNS = {"alarm": "!", "look": "?", "fine": "", "unknown": ""}
 COLOURS = {"alarm": "bold red", "look": "yellow", "fine": "", "unknown": ""}
 RECENT = 5.0  # seconds over which the speed is told
@@ -59,18 +60,18 @@ COLUMNS = (
 def sparkline(values: Sequence[float], width: int, bounds: tuple[float, float] | None = None) -> str:
     """The values in so many characters, from their least to their greatest, or within bounds.
 
-    >>> sparkline([1, 2, 3, 2, 1], 5)
-    '▁▅█▅▁'
+    >>> sparkline([1, 2, 3, 2, 1, math.nan], 6)
+    '▁▅█▅▁·'
     """
     known = np.asarray(values, float)
-    known = known[np.isfinite(known)]
-    if not len(known) or width < 1:
+    if not np.isfinite(known).any() or width < 1:
         return ""
-    parts = np.array_split(known, min(width, len(known)))
-    means = np.array([part.mean() for part in parts])
-    low, high = bounds or (float(means.min()), float(means.max()))
-    places = np.zeros(len(means), int) if high == low else np.clip((means - low) / (high - low) * len(BARS), 0, len(BARS) - 1).astype(int)
-    return "".join(BARS[k] for k in places)
+    means = np.array([mean(part) for part in np.array_split(known, min(width, len(known)))])
+    there = np.isfinite(means)
+    low, high = bounds or (float(means[there].min()), float(means[there].max()))
+    shares = np.zeros(len(means)) if high == low else (np.where(there, means, low) - low) / (high - low)
+    places = np.clip(shares * len(BARS), 0, len(BARS) - 1).astype(int)
+    return "".join(BARS[k] if here else GAP for k, here in zip(places, there, strict=True))
 
 
 class Findings:
@@ -131,8 +132,8 @@ def line(session: Session, track: str | None) -> str:
         if ranking.names and ranking.scores[0] > 0:
             values = ", ".join(f"{column.head} {_cell(ranking, column, 0)}" for column in COLUMNS[:5])
             told.append(f"worst {printable(ranking.names[0])}: {values}")
-        bad = {word: sum(event.kind == kind for event in each.events) for kind, word in (("skipped", "skipped"), ("failed", "refused"))}
-        told += [f"{count} {kind}" for kind, count in bad.items() if count]
+        words = [event.word for event in happened(each)]
+        told += [f"{words.count(word)} {word}" for word in ("skipped", "refused", "stopped") if word in words]
         parts.append(f"{printable(each.name)}: " + "  ".join(told))
     return " | ".join(parts) or "nothing is recorded yet"
 
@@ -156,7 +157,7 @@ def _panel(session: Session, track: TrackData, width: int, height: int, findings
     if names:
         lines.append(_table(track, ranking, shown_rows, width))
         left = len(names) - shown_rows
-        lines.append(_text("! alarm  ? worth a look" + (f"  {left} more tensors" if left > 0 else ""), "dim"))
+        lines.append(_text("! beyond its threshold now  ? half-way there" + (f"  and {left} more" if left > 0 else ""), "dim"))
         lines.append(_text("dir: 1 where all signs stay" + _noise(track, names), "dim"))
     else:
         lines.append(_text("no step was measured yet", "dim"))
@@ -197,13 +198,15 @@ def _table(track: TrackData, ranking: Ranking, rows: int, width: int) -> Any:
 def _cell(ranking: Ranking, column: Column, k: int) -> str:
     """A reading as text, with a sign that does without colour where it is beyond its limits."""
     reading, number, none = READINGS[column.reading], float(ranking.readings[column.reading][k]), float(ranking.limits[column.reading].null[k])
-    text = shown(number, reading.share)
+    text = "nan" if math.isnan(number) and ranking.readings["nonfinite"][k] > 0 else shown(number, reading.share)
     if column.reading == "disagreement":
-        text = shown(number) if np.isnan(none) or np.isnan(number) else f"{number - none:+.2f}"
+        text = text if np.isnan(none) or np.isnan(number) else f"{number - none:+.2f}"
     return SIGNS[_state(ranking, column, k)] + text
 
 
 def _state(ranking: Ranking, column: Column, k: int) -> str:
+    if ranking.readings["nonfinite"][k] > 0:
+        return "alarm"
     return ranking.limits[column.reading].at(k).level(float(ranking.readings[column.reading][k]))
 
 
@@ -226,7 +229,7 @@ def _numbers(track: TrackData) -> list[tuple[str, str]]:
     for name, label in (("loss", "loss"), ("grad_norm", "|g|"), ("clip_factor", "clip"), *((rate, rate) for rate in rates[:2])):
         series = scalar(track, name)
         if series is not None:
-            told.append((label, shown(float(series.mid[-1]))))
+            told.append((label, shown(float(series.mid[-1])) if math.isfinite(series.mid[-1]) else "nan"))
     return told
 
 
@@ -303,7 +306,8 @@ def _news(track: TrackData, findings: Sequence[Finding], most: int, width: int) 
         sign = "?" if each.severity == "hint" else "!"
         lines = [_text(f"{sign} {printable(head)}", style), _text(f"    {printable(each.seen)}"), _text(f"    → {printable(each.remedy)}")]
         told.append((each.first_step or 0, lines))
-    for event in happened(track)[:most]:
+    told_of = {each.id for each in findings}
+    for event in [each for each in happened(track) if each.evidence is None or each.evidence.get("rule") not in told_of][:most]:
         text = f"{'  ' if event.kind == 'event' else '! '}step {event.step}  {event.word}: {printable(event.in_full)}"
         told.append((event.step, [_text(text, "" if event.kind == "event" else "bold red" if event.kind == "alarm" else "yellow")]))
     told.sort(key=lambda pair: (pair[1][0].plain.startswith("?"), -pair[0]))  # hints come last
