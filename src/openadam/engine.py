@@ -263,6 +263,11 @@ class NativeEngine:
     def kernel(self, program: Program) -> int | None:
         return self._kernels.get((program.name, program.digest)) if self.current else None
 
+    def mover(self, program: Program) -> int | None:
+        """The kernel of a program, or `OWN` where it can be interpreted; None where it is neither."""
+        fits = self.current and len(program.states) <= _native.MAX_STATES and len(program.memory) <= _native.MAX_MEMORY
+        return NativeEngine.kernel(self, program) or (OWN if fits else None)
+
     def table(self, clip_value: float) -> Any:
         return _native.Table(self.index, self.team, clip_value)
 
@@ -273,8 +278,10 @@ class InterpreterEngine(NativeEngine):
     name = "interpreter"
 
     def kernel(self, program: Program) -> int | None:
-        fits = len(program.states) <= _native.MAX_STATES and len(program.memory) <= _native.MAX_MEMORY
-        return OWN if fits and self.current else None
+        return OWN if self.mover(program) is not None else None
+
+    def mover(self, program: Program) -> int | None:
+        return OWN if super().mover(program) is not None else None
 
 
 class ReferenceEngine:
@@ -523,13 +530,18 @@ def native() -> Any:
     return _native
 
 
-def native_engine(team: int = 0) -> NativeEngine | None:
+def native_engine(team: int = 0, *, interpreter: bool = False) -> NativeEngine | None:
     """The native engine, whatever kernels it has; None where there is none or ``OPENADAM_ENGINE`` says so.
 
-    ``team`` is the address of a host's ``GOMP_parallel``, if its threads are to do the work.
+    Args:
+        team: The address of a host's ``GOMP_parallel``, if its threads are to do the work.
+        interpreter: Interpret every program.
     """
-    native = _native_engine(None) if engine_of_environment() != "reference" else None
-    return _native_engine_at(native.index, team) if native is not None else None
+    chosen = engine_of_environment()
+    native = _native_engine(None) if chosen != "reference" else None
+    if native is None:
+        return None
+    return InterpreterEngine(native.index, team) if interpreter or chosen == "interpreter" else _native_engine_at(native.index, team)
 
 
 def resolve_threads(threads: int | None) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -26,9 +26,13 @@ from .errors import (
     NonFiniteStateError,
     OpenAdamError,
     RecordError,
+    RuleError,
     TooManySkipsError,
 )
+from .language.intervals import Interval
+from .language.rule import Rule
 from .measures import GRAD_SUM_SQUARES, INSIDE, MEASURES, Measure
+from .ranges import Foresight
 from .reports import Measured, StepReport, Subjects
 
 __all__ = ["MAX_STEP", "Coordinate", "Stepper", "alone", "as_loss", "begin_recording", "check_dtype", "told_loss"]
@@ -119,15 +123,22 @@ def alone(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any,
 
 
 class Stepper:
-    """Takes steps over the rows of a table."""
+    """Takes steps over the rows of a table.
 
-    def __init__(self, *, clip_norm: float | None, clip_value: float | None, nonfinite: str, max_skips: int | None) -> None:
+    Args:
+        rule: Theirs, or one of them where all are of the family.
+        clip_norm, clip_value, nonfinite, max_skips: As the hosts tell.
+    """
+
+    def __init__(self, rule: Rule, *, clip_norm: float | None, clip_value: float | None, nonfinite: str, max_skips: int | None) -> None:
+        self.rule = rule
         self.clip_norm, self.clip_value, self.nonfinite, self.max_skips = clip_norm, clip_value, nonfinite, max_skips
         self.table: Any = None
         self.latest_skips = [0, 0]  # steps taken before the latest skips, and how many these were in a row
         self.updates: list[Update] = []  # of each group that which decays, and that which does not
         self.observer: Any = None  # who records what the steps see
         self.followed: Any = None  # the coordinates that somebody follows
+        self.foresight: Foresight | None = None  # of a rule of one's own, where it is not looked at what was computed before that is written
 
     # --- what a host tells -----------------------------------------------------------------------------------------
 
@@ -170,11 +181,28 @@ class Stepper:
         return any(self.dtype(i) == np.float64 for i in range(self.count))
 
     def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
-        """The gradient of row i and what this step would make of each state and of ``p``, by public name, before and after.
+        """The gradient of row i and what this step would make of ``p`` and of each state, by the rule's names, before and after.
 
         All flat, in one order of elements. Nothing is written.
         """
         raise NotImplementedError
+
+    def public(self, name: str) -> str:
+        """What the host calls a state of the rule."""
+        raise NotImplementedError
+
+    def numbers(self, i: int) -> Sequence[float]:
+        """How many steps row i has taken, and its scalar states."""
+        raise NotImplementedError
+
+    def contents(self, i: int) -> Mapping[str, Interval] | None:
+        """The least and the greatest element of ``p`` and of each state of row i; None where that cannot be told."""
+        raise NotImplementedError
+
+    @property
+    def active_count(self) -> int:
+        """Rows that take part in this step."""
+        return self.table.active_count  # type: ignore[no-any-return]
 
     def look(self, key: Any, index: tuple[int, ...]) -> Coordinate | str:
         """An element of the row that the host knows by a key, before the step; or why it does not take part in it."""
@@ -307,6 +335,8 @@ class Stepper:
             for index, update in enumerate(self.updates):
                 update.tell_inside(self.table, index, inside)
         unbounded = unbounded or self.prepare(clip * scale, wanted, inside)
+        if self.foresight is not None and unbounded is None:
+            unbounded = self.agreed(self._doubted(clip * scale, threads))
         if checks and unbounded is not None:
             if self.nonfinite == "raise":
                 raise unbounded
@@ -401,8 +431,43 @@ class Stepper:
                         return bad
         return None
 
+    def _doubted(self, factor: float, threads: int) -> NonFiniteStateError | None:
+        """What a step of a rule of one's own would leave not finite, of the rows of which it is not known that they stay in order.
+
+        Raises:
+            RuleError: A state would not be what the rule says of it.
+        """
+        assert self.foresight is not None
+        if self.nonfinite == "propagate":
+            if not self.foresight.words:
+                return None
+            if self.clip_norm is None:  # nobody has looked at the gradients yet
+                self.measure(threads)
+        clip_value = math.inf if self.clip_value is None else self.clip_value
+        bad = None
+        for i in self.foresight.doubtful(self, factor, clip_value, all_active=self.active_count == self.count):
+            gradient, outcomes = self.preview(i, factor)
+            for name, before, after in outcomes:
+                self.refuse_broken_word(i, name, after)
+                if bad is None and self.nonfinite != "propagate":
+                    bad = self.unbounded(i, gradient, name, before, after)
+        return bad
+
+    def refuse_broken_word(self, i: int, name: str, after: Array) -> None:
+        """Refuse a state that is not what the rule says of it: it could be saved, and not be loaded again."""
+        update = self.updates[self.place(i)]
+        low, high = self.rule.words.get(name, (-math.inf, math.inf))
+        outside = np.flatnonzero((after < low) | (after > high))
+        if outside.size:
+            index, value = int(outside[0]), float(after[outside[0]])
+            index = self.element(i, index) if name in update.program.states else index
+            says = f"`nonnegative` has {name!r}" if value < low else f"`at_most` has {name!r} at {high:g}"
+            found = f"the state of parameter {self.name(i)!r} would be {value:g} at flat index {index}, at step {self.steps + 1}"
+            raise RuleError(f"rule {self.rule.name!r}: {says}, and {found}; nothing was changed")
+
     def unbounded(self, i: int, gradient: Array, what: str, before: Array, after: Array) -> NonFiniteStateError | None:
         """The error that names an element of a state, or of the parameter (``p``), that was finite and would not be."""
+        what = what if what == "p" else self.public(what)
         finite = np.isfinite(after)
         if finite.all():
             return None

@@ -434,7 +434,11 @@ class Optimizer(Followable):
                 targets.append(row.numbers)
                 values.append(np.array([0.0, *(self._initial(name, settings) for name in self._traced.scalar_states)]))
         engines.assign_all(targets, values)
-        self._stepper.forget_ranges()
+        self._states_changed()
+
+    def _states_changed(self) -> None:
+        if self._stepper.foresight is not None:
+            self._stepper.foresight.forget()
 
     def _chosen_rows(self, what: str, names: Any) -> list[Row]:
         """The rows that are meant by names or arrays, each once; None: all."""
@@ -472,7 +476,7 @@ class Optimizer(Followable):
         steps, skipped, in_a_row = loaded.counts
         targets += [stepper.table.counts, stepper.latest_skips, self.groups]
         engines.assign_all(targets, [*values, np.array([steps, skipped]), [steps, in_a_row], loaded.groups])
-        stepper.forget_ranges()
+        self._states_changed()
 
     def save(self, path: Any, *, parameters: bool = True) -> None:
         """Write the state, and the parameters unless told not to, to one safetensors file, atomically.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import engine as engines
-from ..errors import AliasError, HyperparameterError, NonFiniteStateError, RuleError
+from ..errors import AliasError, HyperparameterError, NonFiniteStateError
+from ..language.intervals import Interval
 from ..language.rule import Rule, Traced
 from ..measures import Measure, places
 from ..memory import Piece, first_meeting
-from ..ranges import Ranges
+from ..ranges import Foresight
 from ..row_sparse import Rows
 from ..rules import FAMILY
 from ..step import MAX_STEP, Coordinate, Stepper
@@ -41,12 +42,12 @@ class ArrayStepper(Stepper):
         nonfinite: str,
         max_skips: int | None,
     ) -> None:
-        super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips)
+        super().__init__(rule, clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips)
         # Not the optimizer itself, which would then live until the garbage collector comes.
-        self._engine, self._rule, self._rows, self._state_names = engine, rule, rows, state_names
+        self._engine, self._rows, self._state_names = engine, rows, state_names
         self.table = engine.table(math.inf if clip_value is None else clip_value)
-        self._ranges: dict[tuple[int, np.dtype[Any]], tuple[list[int], Ranges]] = {}  # by class and dtype, of a rule of one's own
-        self._together = False  # whether all rows have taken as many steps
+        if engine.name == "interpreter" and rule not in FAMILY:  # whose steps are known to stay finite
+            self.foresight = Foresight(rule)
         self._gradients: list[Any] = []  # of the step under way, as they were given
         self._looked_at: list[int] = []  # rows that were not plain in it
 
@@ -56,32 +57,19 @@ class ArrayStepper(Stepper):
             self.updates.append(engines.Update(traced, coupling, self._engine.kernel(engines.compiled(traced)[0]) or 0))
         for i, row in enumerate(self._rows):
             row.update = self.updates[self.place(i)]
+        if self.foresight is not None:
+            self.foresight.forget()
         if not self._engine.is_native:
             self.table.rows = self._rows
             return
         for index, update in enumerate(self.updates):
             update.introduce(self.table, index)
-        self._ranges = {}
-        rule = self._rule
-        if self._engine.name != "native" and rule not in FAMILY:  # whose steps are known to stay finite
-            words = {name: (0.0 if name in rule.nonnegative else -math.inf, rule.at_most.get(name, math.inf)) for name in traced.states}
-            for i, row in enumerate(self._rows):
-                assert row.update is not None
-                key = self.place(i), row.view.dtype
-                self._ranges.setdefault(key, ([], Ranges(row.update, row.view.dtype, words)))[0].append(i)
-        self.forget_ranges()
         self.table.resize(len(self._rows))
         for i, row in enumerate(self._rows):
             self.table.set_row(i, self.place(i), row.array)
             addresses = [state.__array_interface__["data"][0] for state in row.states]
             numbers = row.numbers.__array_interface__["data"][0]
             engines.native().set_memory(self.table, i, row.view.size, engines.DTYPES[row.view.dtype], addresses, numbers, row.numbers.size - 1)
-
-    def forget_ranges(self) -> None:
-        """States or counters have been changed by other means than a step."""
-        self._together = len({row.numbers.tobytes() for row in self._rows}) == 1
-        for _, ranges in self._ranges.values():
-            ranges.forget()
 
     def tell(self, group: int, values: dict[str, Any]) -> None:
         """The hyperparameters of a group."""
@@ -199,61 +187,25 @@ class ArrayStepper(Stepper):
         return self.table.update(factor, measures, threads, places(inside)[-1])  # type: ignore[no-any-return]
 
     def prepare(self, factor: float, measures: list[int], inside: tuple[Measure, ...]) -> NonFiniteStateError | None:
-        """On the reference what is computed is looked at before it is written; so it is of rules of one's own elsewhere, unless it is foreseen."""
-        if self._engine.is_native:
-            tried: Iterable[tuple[int, str, Array, Array]] = self._tried_out(factor)
-        else:
-            tried = self.table.compute(factor, measures, inside)
+        """On the reference what is computed is looked at before it is written."""
         bad = None
-        for i, name, before, after in tried:
-            self._refuse_broken_word(i, name, after)
-            if bad is None and self.nonfinite != "propagate":
-                bad = self.unbounded(i, self._canonical(i).reshape(-1), self._state_names.get(name, name), before, after)
+        if not self._engine.is_native:
+            for i, name, before, after in self.table.compute(factor, measures, inside):
+                self.refuse_broken_word(i, name, after)
+                if bad is None and self.nonfinite != "propagate":
+                    bad = self.unbounded(i, self._canonical(i).reshape(-1), name, before, after)
         return bad
 
-    def _tried_out(self, factor: float) -> Iterator[tuple[int, str, Array, Array]]:
-        """What the step would write, of the rows of which it is not foreseen that this is in order."""
-        clip_value = math.inf if self.clip_value is None else self.clip_value
-        if self._ranges and self.nonfinite == "propagate" and self.clip_norm is None:
-            self.measure(1)
-        self._together &= self.table.active_count == len(self._rows)
-        for which, ranges in self._ranges.values():
-            active = which if self._together else [i for i in which if self.is_active(i)]
-            if not active:
-                continue
-            update = self._rows[active[0]].update
-            assert update is not None
-            counts = {tuple(self._rows[i].numbers.tolist()) for i in (active[:1] if self._together else active)}
-            steps = [update.once(t + 1, factor, clip_value, memory) for t, *memory in counts]
-            largest = math.sqrt(self.tallies()[active, 0].max()) * (1 + 1e-12)
-            states = update.program.states
-            arrays = ({"p": self._rows[i].view, **dict(zip(states, self._rows[i].states, strict=True))} for i in which)
-            if ranges.foresees(largest, steps, arrays):
-                continue
-            for i in active:
-                row = self._rows[i]
-                t, *memory = row.numbers.tolist()
-                once = update.once(t + 1, factor, clip_value, memory)
-                before = [row.touched(array) for array in (*row.states, row.view)]
-                with np.errstate(all="ignore"):
-                    outputs = engines.outcome(update.program, self._canonical(i).reshape(-1), before[-1], before[:-1], once)
-                for name, array in zip((*states, "p"), before, strict=True):
-                    yield i, name, array, outputs[name]
-                for k, (name, number) in enumerate(zip(update.program.memory, once.memory, strict=True)):
-                    yield i, name, row.numbers[k + 1 : k + 2], np.array([number])
+    def public(self, name: str) -> str:
+        return self._state_names.get(name, name)
 
-    def _refuse_broken_word(self, i: int, name: str, after: Array) -> None:
-        """Refuse a state that is not what the rule says of it: it could be saved, and not be loaded again."""
-        low, high = 0.0 if name in self._rule.nonnegative else -math.inf, self._rule.at_most.get(name, math.inf)
-        if (low, high) == (-math.inf, math.inf):
-            return
-        outside = np.flatnonzero((after < low) | (after > high))
-        if outside.size:
-            row, index, value = self._rows[i], int(outside[0]), float(after[outside[0]])
-            index = self.element(i, index) if name in self.updates[0].program.states else index
-            says = f"`nonnegative` has {name!r}" if value < low else f"`at_most` has {name!r} at {high:g}"
-            found = f"the state of parameter {row.name!r} would be {value:g} at flat index {index}, at step {self.steps + 1}"
-            raise RuleError(f"rule {self._rule.name!r}: {says}, and {found}; nothing was changed")
+    def numbers(self, i: int) -> Sequence[float]:
+        return self._rows[i].numbers.tolist()  # type: ignore[no-any-return]
+
+    def contents(self, i: int) -> Mapping[str, Interval] | None:
+        row = self._rows[i]
+        arrays = {"p": row.view, **dict(zip(self.updates[0].program.states, row.states, strict=True))}
+        return {name: (float(array.min()), float(array.max())) for name, array in arrays.items() if array.size}
 
     def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
         row, g = self._rows[i], self._canonical(i).reshape(-1)
@@ -263,5 +215,7 @@ class ArrayStepper(Stepper):
         before = [row.touched(array) for array in (*row.states, row.view)]
         with np.errstate(all="ignore"):
             outputs = engines.outcome(row.update.program, g, before[-1], before[:-1], once)
-        names = (*row.update.program.states, "p")
-        return g, [(self._state_names.get(name, name), array, outputs[name]) for name, array in zip(names, before, strict=True)]
+        found = [(name, array, outputs[name]) for name, array in zip((*row.update.program.states, "p"), before, strict=True)]
+        for k, (name, number) in enumerate(zip(row.update.program.memory, once.memory, strict=True)):
+            found.append((name, row.numbers[k + 1 : k + 2], np.array([number])))
+        return g, found

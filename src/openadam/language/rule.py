@@ -146,6 +146,12 @@ class Rule:
     def name(self) -> str:
         return self.function.__name__
 
+    @property
+    def words(self) -> dict[str, tuple[float, float]]:
+        """The states that are declared to keep to a range, with that."""
+        low, high = dict.fromkeys(self.nonnegative, 0.0), self.at_most
+        return {name: (low.get(name, -math.inf), high.get(name, math.inf)) for name in (*low, *high)}
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A decorated rule is found again under its own name, as a function is; one that is not there can only be carried by value.
         place = (self.function.__module__, self.function.__qualname__)

@@ -14,8 +14,9 @@ except ImportError as error:
 from . import members
 from .host import Host
 from .observing import observe as observe
+from .own import Optimizer
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "SparseAdam"]
 
 
 class Adam(Host, torch.optim.Adam):

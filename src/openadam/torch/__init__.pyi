@@ -13,8 +13,9 @@ from typing_extensions import Unpack
 from .host import Host
 from .observing import observe as observe
 from .options import Engine, NoDecay, NonFinite
+from .own import Optimizer as Optimizer
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SparseAdam"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "SparseAdam"]
 
 class _Options(TypedDict, total=False):
     clip_norm: float | None

@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from .options import (
     NoDecay,
     NonFinite,
     Predicate,
+    accepted,
     as_python_numbers,
     as_recorded,
     check_kinds,
@@ -81,14 +82,15 @@ class Host(Followable, _Base):
         threads: Most threads of a step; default ``OPENADAM_NUM_THREADS``, else ``torch.get_num_threads()``.
         sharded: Whether plain tensors given here are a part of those of a model, the rest of which other processes of the default
             group hold, as under ``ZeroRedundancyOptimizer``; norm and checks then go over all of them. DTensors tell by themselves.
-        engine: ``native``, or ``graph`` for the same rules in torch operations, which also serve whatever the native kernels do not
-            reach, or ``compiled`` for these under ``torch.compile``; default native where there is a kernel, else, for what lies in
-            this machine's memory, the NumPy reference.
+        engine: ``native``, or ``interpreter``, which runs the same rules instruction by instruction, or ``graph`` for them in torch
+            operations, which also serve whatever the native kernels do not reach, or ``compiled`` for these under ``torch.compile``;
+            default native where there is a kernel, else interpreted, and without native code, for what lies in this machine's memory, the
+            NumPy reference.
         record: Where to record what the steps see: a path, an `openadam.record.Recorder`, or a pair of one of these and a name for
             this optimizer; default ``OPENADAM_RECORD``, else nowhere. A recorded run is the same run, to the bit.
     """
 
-    member: ClassVar[Member]
+    member: Member
     _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to the step
     _counted = (0, 0, 0)  # steps taken, skipped, and skipped in a row before this object had a stepper: in a copy
     _observer: Any  # who records the steps
@@ -127,14 +129,15 @@ class Host(Followable, _Base):
             engines.warn_of_no_kernels(stacklevel=3)
         if not self.member.decays and not (isinstance(no_decay, tuple) and not no_decay):
             raise HyperparameterError(f"no_decay={no_decay!r:.80} would do nothing: {type(self).__name__} has no weight decay")
-        refuse_unknown(type(self), settings, OPTIONS)
+        accepts = self._accepts()
+        refuse_unknown(type(self).__name__, accepts, settings, OPTIONS)
         refuse_modes(type(self).__name__, settings)
-        arguments = check_kinds(type(self), arguments, settings)
+        arguments = check_kinds(accepts, self.member, arguments, settings)
         if isinstance(params, (set, frozenset)):
             raise TypeError("optimizer parameters need to be organized in ordered collections: a set has no order; give a list")
         self._options: dict[str, Any] = options
         self._begin()
-        super().__init__(params, *arguments, **settings)
+        self._construct(params, *arguments, **settings)
         as_python_numbers(self.defaults)
         for own in self.state.values():  # torch's Adagrad makes its sum at once, in the parameter's dtype; one of 16 bits would stall
             if own["sum"].dtype in (torch.bfloat16, torch.float16):
@@ -143,6 +146,14 @@ class Host(Followable, _Base):
         check_names(options["no_decay"], self.param_groups)
         self._constructed = True
         begin_recording(self, record)
+
+    def _accepts(self) -> list[str]:
+        """The keywords beside those that come on top."""
+        return accepted(type(self))
+
+    def _construct(self, params: Any, *arguments: Any, **settings: Any) -> None:
+        """As torch does."""
+        super().__init__(params, *arguments, **settings)
 
     def record(self, record: Any) -> None:
         """Record the steps from here on, as the keyword of this name does from the first; None: no more."""
@@ -361,7 +372,9 @@ class Host(Followable, _Base):
     def _make_stepper(self) -> TensorStepper:
         options = self._options
         own_threads = options["threads"] is not None or bool(os.environ.get("OPENADAM_NUM_THREADS"))
-        native = engines.native_engine(0 if own_threads else _team_of_torch()) if options["engine"] in (None, "native") else None
+        native = None
+        if options["engine"] in (None, "native", "interpreter"):
+            native = engines.native_engine(0 if own_threads else _team_of_torch(), interpreter=options["engine"] == "interpreter")
         how = options["engine"] if options["engine"] in ("graph", "compiled") else "blocks"
         return TensorStepper(
             self.member, native, how=how, no_decay=options["no_decay"], sharded=options["sharded"],
@@ -441,8 +454,12 @@ class Host(Followable, _Base):
 
     @uncompiled
     def state_dict(self) -> dict[str, Any]:
-        """Torch's state dict; with ``max_skips``, also ``skips_in_a_row``, which torch's classes leave aside."""
+        """Torch's state dict; with ``max_skips``, also ``skips_in_a_row``, and of a rule of one's own what it computes, as ``program``; torch's
+        classes leave them aside.
+        """
         state = super().state_dict()
+        if self.member.program is not None:
+            state["program"] = self.member.program
         if self.member.counts_in_ints:
             for key, own in state["state"].items():
                 if isinstance(own, dict) and isinstance(own.get("step"), Tensor):

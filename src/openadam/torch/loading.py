@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from copy import deepcopy
@@ -38,6 +39,9 @@ def read(own: Groups, defaults: Mapping[str, Any], member: Member, given: Any, *
     """
     if not isinstance(given, Mapping) or not isinstance(given.get("state"), Mapping) or not isinstance(given.get("param_groups"), (list, tuple)):
         raise CheckpointMismatchError("not the state_dict of an optimizer: it must have `state`, a dict, and `param_groups`, a list")
+    program = given.get("program", member.program)
+    if program != member.program:
+        raise CheckpointMismatchError(f"the state dict is that of another rule than {whose}'s: it computes something else")
     groups: Groups = []
     for index, group in enumerate(given["param_groups"]):
         if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
@@ -150,8 +154,10 @@ def _state(p: Any, described: str, group: Mapping[str, Any], member: Member, fou
             raise CheckpointMismatchError(f"the state of {described} lacks {public!r}")
         value = given.pop(public)
         number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
-            raise CheckpointCorruptError(f"{public!r} of {described} is {value!r:.80}, not a finite number that is not negative")
+        low, high = member.word(name)
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not (low <= number <= high and math.isfinite(number)):
+            kind = "a finite number that is not negative" if low == 0 else "a finite number"
+            raise CheckpointCorruptError(f"{public!r} of {described} is {value!r:.80}, not {kind}")
         kept = value.dtype in (torch.float32, torch.float64) if isinstance(value, Tensor) else False
         result[public] = torch.tensor(float(number), dtype=value.dtype if kept else scalar_dtype(), device="cpu")
     for name in (each for each in traced.states if each in traced.element_states):

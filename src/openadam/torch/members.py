@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +12,12 @@ import numpy as np
 import torch
 
 from .. import family, rules
+from ..engine import compiled
 from ..errors import HyperparameterError
 from ..hyperparameters import checked
 from ..language.rule import Rule, Traced
 
-__all__ = ["ADAGRAD", "ADAM", "ADAMAX", "MEMBERS", "NADAM", "RADAM", "RMSPROP", "SGD", "SPARSE_ADAM", "Member", "as_pair"]
+__all__ = ["ADAGRAD", "ADAM", "ADAMAX", "MEMBERS", "NADAM", "RADAM", "RMSPROP", "SGD", "SPARSE_ADAM", "Member", "as_pair", "member_of"]
 
 Group = Mapping[str, Any]
 Sparse: TypeAlias = Literal["refused", "taken", "required"]
@@ -36,12 +38,18 @@ class Member:
     decays: bool = True  # whether it has weight decay
     sparse: Sparse = "refused"  # gradients
     made_at_once: bool = False  # whether torch makes the states with the optimizer, not in the first step
+    own_coupling: str | None = None  # of a rule of one's own: how weight decay joins the gradient, since no group says so
+    program: str | None = None  # of a rule of one's own: what it computes, to tell it from others of its name
 
     @cached_property
     def state_keys(self) -> frozenset[str]:
         """What torch may keep for a parameter, whatever the flags."""
         traces = [rule.trace(**choice) for rule in self.rules for choice in rule.variants()]
         return frozenset(self.states.get(name, name) for traced in traces for name in traced.states) | ({"step"} if self.counts else set())
+
+    def word(self, state: str) -> tuple[float, float]:
+        """The range that a scalar state keeps to."""
+        return next((rule.words[state] for rule in self.rules if state in rule.words), (-math.inf, math.inf))
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -74,7 +82,7 @@ class Member:
             yield "step", 0.0
 
     def coupling(self, group: Group) -> str:
-        return "decoupled" if group.get("decoupled_weight_decay") else "coupled"
+        return self.own_coupling or ("decoupled" if group.get("decoupled_weight_decay") else "coupled")
 
     def settings(self, index: int, group: Group) -> dict[str, Any]:
         """A group's hyperparameters as checked numbers under the family's names, and ``maximize``.
@@ -107,6 +115,15 @@ class Member:
         if not one or float(ascends) not in (0.0, 1.0):
             raise HyperparameterError(f"maximize={ascends!r} in group {index} is neither True nor False")
         return found | {"maximize": bool(group.get("maximize", False))}
+
+
+def member_of(rule: Rule, options: Mapping[str, str], coupling: str) -> Member:
+    """A rule as if it were a class of ``torch.optim``: hyperparameters and states have the names that the rule gives them."""
+    traced = rule.trace(**options)
+    starts = [start for start in traced.initial.values() if isinstance(start, str)]
+    numbers = {name: (name, None) for name in dict.fromkeys([*traced.hyperparameters, *starts]) if name not in ("lr", "weight_decay")}
+    program = compiled(traced)[0].digest
+    return Member(rule.name, lambda group: (rule, dict(options)), numbers, {}, (rule,), own_coupling=coupling, program=program)
 
 
 def as_pair(value: Any) -> tuple[Any, Any] | None:

@@ -24,6 +24,7 @@ __all__ = [
     "NoDecay",
     "NonFinite",
     "Predicate",
+    "accepted",
     "as_python_numbers",
     "as_recorded",
     "check_kinds",
@@ -43,7 +44,7 @@ ELSEWHERE = {
 }
 """Which class has what this one lacks."""
 T = TypeVar("T")
-Engine: TypeAlias = Literal["native", "graph", "compiled"]
+Engine: TypeAlias = Literal["native", "interpreter", "graph", "compiled"]
 NonFinite: TypeAlias = Literal["raise", "skip", "propagate"]
 Predicate: TypeAlias = Callable[[str, Tensor], bool]
 NoDecay: TypeAlias = str | Tensor | Iterable[str | Tensor] | Predicate
@@ -56,8 +57,8 @@ def read_options(
     for name, value, known in (("nonfinite", nonfinite, get_args(NonFinite)), ("engine", engine, (None, *get_args(Engine)))):
         if value not in known:
             raise HyperparameterError(f"{name}={value!r} is none of {', '.join(map(repr, known))}")
-    if engine == "native" and engines.native_engine() is None:
-        raise HyperparameterError("engine='native': there is no native code here; leave it out to run on torch operations")
+    if engine in ("native", "interpreter") and engines.native_engine() is None:
+        raise HyperparameterError(f"engine={engine!r}: there is no native code here; leave it out to run on torch operations")
     return {
         "clip_norm": limit("clip_norm", clip_norm),
         "clip_value": limit("clip_value", clip_value),
@@ -80,22 +81,19 @@ def accepted(cls: type) -> list[str]:
     return [name for name in inspect.signature(torch_class(cls).__init__).parameters if name not in ("self", "params")]
 
 
-def refuse_unknown(cls: type, settings: Iterable[str], own: Sequence[str]) -> None:
+def refuse_unknown(whose: str, known: Sequence[str], settings: Iterable[str], own: Sequence[str]) -> None:
     """Refuse keywords that neither torch nor we know, with the nearest one that exists."""
-    known = accepted(cls)
     own = [name for name in own if name != "no_decay" or "weight_decay" in known]
     for name in settings:
         if name not in known:
-            raise suggest(cls.__name__, name, [*known, *own], ELSEWHERE)
+            raise suggest(whose, name, [*known, *own], ELSEWHERE)
 
 
-def check_kinds(cls: type, arguments: tuple[Any, ...], settings: dict[str, Any]) -> tuple[Any, ...]:
+def check_kinds(names: Sequence[str], member: Member, arguments: tuple[Any, ...], settings: dict[str, Any]) -> tuple[Any, ...]:
     """Refuse what is no number where torch would fail over comparing it; returns the arguments with pairs as tuples of floats."""
-    names = accepted(cls)
     as_python_numbers(settings)
     arguments = tuple(value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value for value in arguments)
     given = {**dict(zip(names, arguments, strict=False)), **settings}
-    member: Member = cls.member  # type: ignore[attr-defined]
     if "betas" in given:
         pair = as_pair(given["betas"])
         if pair is None:

@@ -326,9 +326,9 @@ class Row:
         local = local_part(p)
         # 16-bit averages stall (at beta2 = 0.999 a bfloat16 second moment stays at a quarter of what it should be), so these are wider.
         dtype = torch.float32 if local.dtype in (torch.bfloat16, torch.float16) else local.dtype
-        return with_layout_of(p, make_state(local, dtype, self._first(rule_name)))
+        return with_layout_of(p, make_state(local, dtype, self.first_value(rule_name)))
 
-    def _first(self, rule_name: str) -> float:
+    def first_value(self, rule_name: str) -> float:
         """The first value of a state."""
         start = self.update.traced.initial[rule_name]
         return float(self.update.values[start]) if isinstance(start, str) else float(start)
@@ -342,13 +342,16 @@ class Row:
         for key, rule_name in zip(self.number_keys, self.update.program.memory, strict=True):
             given = own.get(key)
             if given is None:
-                given = reached.new[key] = torch.full((), self._first(rule_name), dtype=scalar_dtype(), device="cpu")
+                dtype = scalar_dtype() if self.member.program is None else torch.float64
+                given = reached.new[key] = torch.full((), self.first_value(rule_name), dtype=dtype, device="cpu")
             elif not isinstance(given, Tensor):
                 given = reached.new[key] = torch.tensor(float(given), dtype=torch.float64, device="cpu")
             self._refuse_lost(key, name, given)
-            value = float(given.detach()) if has_numbers(given) else self._first(rule_name)
-            if not 0 <= value < float("inf"):
-                raise CheckpointCorruptError(f"{key!r} of parameter {name!r} is {value!r}, not a finite number that is not negative")
+            value = float(given.detach()) if has_numbers(given) else self.first_value(rule_name)
+            low, high = self.member.word(rule_name)
+            if not (low <= value <= high and math.isfinite(value)):
+                kind = "a finite number that is not negative" if low == 0 else "a finite number"
+                raise CheckpointCorruptError(f"{key!r} of parameter {name!r} is {value!r}, not {kind}")
             reached.memory.append(value)
             reached.numbers = (*reached.numbers, given)
 

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from .. import engine as engines
 from ..errors import AliasError, GradientError, NonFiniteGradientError, NonFiniteStateError, OpenAdamError, ParameterError
+from ..language.intervals import Interval
 from ..measures import Measure, places
 from ..memory import Piece, first_meeting, first_shared
 from ..no_decay import predicate
+from ..ranges import Foresight
+from ..rules import FAMILY
 from ..step import Coordinate, Stepper
 from . import graph
 from .members import Member
@@ -46,7 +49,7 @@ class TensorStepper(Stepper):
         self, member: Member, native: engines.NativeEngine | None, *, how: str, no_decay: Any, sharded: bool,
         clip_norm: float | None, clip_value: float | None, nonfinite: str, max_skips: int | None, counted: tuple[int, int, int],
     ) -> None:  # fmt: skip
-        super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips)
+        super().__init__(member.rules[0], clip_norm=clip_norm, clip_value=clip_value, nonfinite=nonfinite, max_skips=max_skips)
         self.member = member
         self._native = native if FRAMEWORK is not None else None
         self._how, self._spared, self._sharded = how, predicate(no_decay), sharded
@@ -70,6 +73,9 @@ class TensorStepper(Stepper):
         self._observed: Array | None = None  # and what was seen inside them
         self._seen_inside: dict[int, Array] = {}  # inside those that do
         self._seen: Any = None  # what was last found to share no memory, as numbers
+        if self.rule not in FAMILY:  # whose steps are known to stay finite
+            self.foresight = Foresight(self.rule)
+        self._foreseen_of: Any = None  # the states whose contents are known, and their versions
 
     # --- groups ----------------------------------------------------------------------------------------------------
 
@@ -101,7 +107,7 @@ class TensorStepper(Stepper):
 
     def _update(self, traced: Any, coupling: str) -> engines.Update:
         program = engines.compiled(traced)[0]
-        return engines.Update(traced, coupling, (self._native.kernel(program) or 0) if self._native is not None else 0)
+        return engines.Update(traced, coupling, (self._native.mover(program) or 0) if self._native is not None else 0)
 
     def _regroup(self) -> None:
         """Rows for the parameters that the groups hold now."""
@@ -157,6 +163,8 @@ class TensorStepper(Stepper):
         doubtful, suspects = self.table.settle() if self._native is not None else (False, [])
         if doubtful or suspects or self._given:
             self._refuse_shared(doubtful, suspects)
+        if self.foresight is not None and ((now := self._versions()) is None or now != self._foreseen_of):
+            self.foresight.forget()
 
     def _read(self, threads: int) -> list[int] | None:
         if self._native is not None:
@@ -259,6 +267,8 @@ class TensorStepper(Stepper):
 
     def forget(self) -> None:
         """Tensors are the caller's; keep none alive."""
+        if self.foresight is not None:
+            self._foreseen_of = self._versions()
         self._reached, self._given, self._computed, self._tallies, self._observed = {}, {}, {}, None, None
         self.groups, self.state, self._parameters = (), {}, []
         if self._native is not None:
@@ -302,11 +312,48 @@ class TensorStepper(Stepper):
     def preview(self, i: int, factor: float) -> tuple[Array, Iterable[tuple[str, Array, Array]]]:
         row = self.rows[i]
         reached = self._reached.get(i) or row.reach(self.parameter(i), self.groups, self.state, None)
-        values, _ = graph.stepped(reached, factor, self._bound, self._how)
-        found = zip((*row.keys, "p"), reached.targets, values, strict=True)
-        return as_array(reached.gradient).reshape(-1), [
+        values, memory = graph.stepped(reached, factor, self._bound, self._how)
+        found = zip((*row.update.program.states, "p"), reached.targets, values, strict=True)
+        outcomes = [
             (name, as_array(reached.touched(before)).reshape(-1), as_array(after.to(before.dtype)).reshape(-1)) for name, before, after in found
         ]
+        for name, was, will_be in zip(row.update.program.memory, reached.memory, memory, strict=True):
+            outcomes.append((name, np.array([was]), np.array([will_be])))
+        return as_array(reached.gradient).reshape(-1), outcomes
+
+    def public(self, name: str) -> str:
+        return self.member.states.get(name, name)
+
+    @operations()
+    def numbers(self, i: int) -> Sequence[float]:
+        row = self.rows[i]
+        if i not in self._reached and not row.update.program.memory:
+            return [self.table.t(i) - 1]
+        reached = self._reached.get(i) or row.reach(self.parameter(i), self.groups, self.state, None)
+        return [reached.steps, *reached.memory]
+
+    @operations()
+    def contents(self, i: int) -> Mapping[str, Interval] | None:
+        row, p = self.rows[i], self.parameter(i)
+        if p.dtype is torch.float16 or not has_numbers(p):  # whose range is less than that of the arithmetic
+            return None
+        own, found = self.state.get(p) or {}, {}
+        for name, key in (("p", None), *zip(row.update.program.states, row.keys, strict=True)):
+            tensor = p if key is None else own.get(key)
+            if tensor is None:
+                first = row.first_value(name)
+                found[name] = first, first
+            elif tensor.numel():
+                low, high = torch.aminmax(real(local_part(tensor.detach())))
+                found[name] = float(low), float(high)
+        return found
+
+    def _versions(self) -> Any:
+        """Which states there are, and how often torch's operations have written to them; None where that is not counted."""
+        try:
+            return [(id(each), each._version) for p in self.state for each in self.state[p].values() if isinstance(each, Tensor) and each.dim()]
+        except (RuntimeError, AttributeError):
+            return None
 
     @operations()
     def look(self, key: int, index: tuple[int, ...]) -> Coordinate | str:
