@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import pytest
 
 torch = pytest.importorskip("torch")
-CLASSES = importlib.import_module("openadam.torch").__all__
+CLASSES = [name for name in importlib.import_module("openadam.torch").__all__ if name != "Optimizer"]  # which says its own
 
 RIGHT = """
 from typing import Any
@@ -160,7 +160,7 @@ def stub() -> Any:
 def test_the_stub_names_what_there_is(stub: Any) -> None:
     package = importlib.import_module("openadam.torch")
     assert stub.__all__ == package.__all__
-    for name in stub.__all__:
+    for name in CLASSES:
         assert getattr(stub, name).__bases__ == getattr(package, name).__bases__
         assert not [key for key in vars(getattr(stub, name)) if not key.startswith("_")]  # all else is said in the modules themselves
 

@@ -19,8 +19,8 @@ import openadam.torch
 torch.set_num_threads(1)  # tests run side by side; those about threads say how many they want
 
 BETAS = {"betas": (0.9, 0.97), "eps": 1e-3}
-CLASSES = tuple(name for name in openadam.torch.__all__ if name != "SparseAdam")
-"""Those that take dense gradients; of the other, see test_lazy.py."""
+CLASSES = tuple(name for name in openadam.torch.__all__ if name not in ("SparseAdam", "Optimizer"))
+"""Those that take dense gradients; of the others, see test_torch_sparse.py and test_torch_own_rules.py."""
 SIZES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (7,), (3, 5), (16,), (17,), (10, 100), (4099,))
 """No axes, no elements, lengths around one and two vectors, and more than one block."""
 
