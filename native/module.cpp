@@ -6,6 +6,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <type_traits>
+
 #include "dispatch.hpp"
 #include "loop.hpp"
 #include "memory.hpp"
@@ -108,6 +110,8 @@ void bind_table(nb::module_& m) {
           "counts", [](openadam::Table& table) { return nb::ndarray<std::int64_t, nb::numpy, nb::shape<2>>(table.counts, {2}, nb::find(table)); },
           "Steps taken and skipped, as an array over both.")
       .def_ro("version", &openadam::Table::version, "Grows when `settle` sees other numbers than before.")
+      .def_prop_ro(
+          "isa", [](const openadam::Table& table) { return table.kernels().isa; }, "The instruction set of its kernels.")
       .def_prop_ro("active_count", &openadam::Table::active_count, "Rows that take part in the step under way.")
       .def(
           "is_active",
@@ -149,7 +153,7 @@ void bind_table(nb::module_& m) {
           "set_program",
           [](openadam::Table& table, std::size_t index, const std::vector<std::int64_t>& plain, const std::vector<std::int64_t>& measured,
              const std::vector<std::int64_t>& outputs, std::int64_t slots, const Scalars& scalars, std::int64_t hyperparameters, std::int64_t states,
-             std::int64_t memory) {
+             std::int64_t memory, const std::vector<std::uintptr_t>& functions) {
             openadam::Interpreted program;
             program.scalars = scalar_code(scalars, hyperparameters, memory);
             const auto elements = [&](const std::vector<std::int64_t>& instructions, const std::vector<std::int64_t>& joined) {
@@ -157,10 +161,19 @@ void bind_table(nb::module_& m) {
             };
             program.plain = elements(plain, {});
             program.measured = elements(measured, outputs);
-            table.set_program(index, states, memory, std::move(program));
+            openadam::require_sound(functions.empty() || functions.size() == 2 * openadam::kDtypes);
+            openadam::UpdateKernel compiled{};
+            for (std::size_t k = 0; k < functions.size() / 2; ++k) {
+              compiled.run[k] = reinterpret_cast<std::remove_reference_t<decltype(compiled.run[0])>>(functions[k]);
+              compiled.run_measured[k] =
+                  reinterpret_cast<std::remove_reference_t<decltype(compiled.run_measured[0])>>(functions[openadam::kDtypes + k]);
+            }
+            table.set_program(index, states, memory, std::move(program), compiled);
           },
           nb::arg("index"), nb::arg("plain"), nb::arg("measured"), nb::arg("outputs"), nb::arg("slots"), nb::arg("scalars"),
-          nb::arg("hyperparameters"), nb::arg("states"), nb::arg("memory"), "The program of an update that has no kernel.")
+          nb::arg("hyperparameters"), nb::arg("states"), nb::arg("memory"), nb::arg("functions"),
+          "The program of an update that has no kernel, and the addresses of its functions where it was compiled: for each dtype, plain, then "
+          "measured.")
       .def(
           "set_observer",
           [](openadam::Table& table, std::size_t index, const std::vector<std::int64_t>& instructions, const std::vector<std::int64_t>& outputs,

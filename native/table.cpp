@@ -154,10 +154,11 @@ void Table::set_update(std::size_t index, std::int64_t kernel, std::vector<doubl
     if (items_[i].update == index) rows_[i].mover = mover;
 }
 
-void Table::set_program(std::size_t index, std::int64_t states, std::int64_t memory, Interpreted program) {
+void Table::set_program(std::size_t index, std::int64_t states, std::int64_t memory, Interpreted program, const UpdateKernel& compiled) {
   if (states < 0 || states > kMaxStates || memory < 0 || memory > kMaxMemory) throw std::invalid_argument("too many states");
   if (index >= updates_.size()) updates_.resize(index + 1);
   updates_[index].program = std::move(program);
+  updates_[index].compiled = compiled;
   const std::size_t place = static_cast<std::size_t>(kernels_->update_count) + index;
   if (place >= movers_.size()) movers_.resize(place + 1);
   movers_[place] = {states, updates_[index].program.scalars.outputs(), memory, nullptr, {}, {}};  // `pass` points to the code
@@ -387,7 +388,7 @@ void Table::place_scalars(double factor) {
         scale = 1.0;  // it has been applied
       }
       update.scalars = static_cast<std::int64_t>(scalars_.size());
-      if (mover.printed) {
+      if (update.mover < kernels_->update_count) {
         const ScalarProgram& program = scalar_programs()[update.mover];
         scalars_.resize(scalars_.size() + static_cast<std::size_t>(program.outputs));
         program.run(update.hyperparameters.data(), memory, item.t, scale, scalars_.data() + update.scalars);
@@ -413,6 +414,7 @@ void Table::pass(bool update, int threads) {
     Mover& mover = movers_[static_cast<std::size_t>(each.mover)];
     mover.plain = each.program.plain.code();
     mover.measured = each.program.measured.code();
+    mover.printed = each.compiled.run[0] ? &each.compiled : nullptr;
   }
   Request request;
   request.kernels = kernels_;

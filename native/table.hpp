@@ -146,8 +146,9 @@ struct Update {
   nanobind::object count_name;
   std::vector<nanobind::object> state_names;
   std::vector<nanobind::object> memory_names;
-  Interpreted program;  // where there is no kernel
-  Observer observer;    // of what is to be seen inside, if anything is
+  Interpreted program;      // where there is no kernel here
+  UpdateKernel compiled{};  // for this program; without functions where it is interpreted
+  Observer observer;        // of what is to be seen inside, if anything is
   // The scalars last computed in the step under way, and what for.
   bool placed = false;
   double t = 0;
@@ -178,8 +179,8 @@ class Table {
   void set_row(std::size_t row, std::size_t update, nanobind::object array);
   void set_row(std::size_t row, std::size_t update, std::uintptr_t identity, bool repeated);
   void set_update(std::size_t index, std::int64_t kernel, std::vector<double> hyperparameters, double coupled_decay, bool maximize);
-  // The program of an update that has no kernel, which `set_update` then calls -1.
-  void set_program(std::size_t index, std::int64_t states, std::int64_t memory, Interpreted program);
+  // The program of an update that has no kernel here, which `set_update` then calls -1, and where it was compiled, its functions.
+  void set_program(std::size_t index, std::int64_t states, std::int64_t memory, Interpreted program, const UpdateKernel& compiled);
   void set_observer(std::size_t index, Observer observer) { updates_[update_at(index)].observer = std::move(observer); }
   void set_names(std::size_t index, nanobind::object count, std::vector<nanobind::object> states, std::vector<nanobind::object> memory);
 

@@ -40,6 +40,7 @@ __all__ = [
     "Step",
     "StepReport",
     "WarmUp",
+    "compile",
     "errors",
     "exp",
     "log",
@@ -60,11 +61,14 @@ __all__ = [
 
 if _typing.TYPE_CHECKING:
     from . import record as record
+    from .compiling import compile_rule as compile
 
 
 def __getattr__(name: str) -> object:
     if name == "record":  # who records nothing needs no database
         return _importlib.import_module(".record", __name__)
+    if name == "compile":
+        return _importlib.import_module(".compiling", __name__).compile_rule
     if name == "torch":
         raise AttributeError("openadam.torch is there once it is imported: import openadam.torch, or from openadam.torch import AdamW")
     for known in MEMBERS.values():

@@ -60,7 +60,10 @@ PARAMETER, GRADIENT, LENGTH, DTYPE, KERNEL, SCALARS, PREPARATION, LAYOUT, ACTIVE
 COLUMNS = STATES + 4
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
 MAX_THREADS = 64
-OWN = -1  # in the place of a kernel: a program that is interpreted
+OWN = -1  # in the place of a kernel: a program that is interpreted, or was compiled where it is used
+
+COMPILED: dict[tuple[str, str], list[int]] = {}
+"""The addresses of what was compiled here, by the digest of a program and the instruction set; see `compiling`."""
 
 ENGINES = ("native", "interpreter", "reference")
 LOWEST = round(math.log2(OCTAVES[0]))
@@ -160,7 +163,8 @@ class Update:
             (plain, measured), program = _code(self.traced), self.program
             sizes = len(program.hyperparameters), len(program.states), len(program.memory)
             slots = max(plain.slots, measured.slots)
-            table.set_program(index, plain.instructions, measured.instructions, measured.outputs, slots, measured.scalars, *sizes)
+            functions = COMPILED.get((program.digest, table.isa), [])
+            table.set_program(index, plain.instructions, measured.instructions, measured.outputs, slots, measured.scalars, *sizes, functions)
             self._placed = table
         table.set_update(index, self.kernel, numbers if self.kernel else [], coupled_decay, maximize)
 

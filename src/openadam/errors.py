@@ -168,4 +168,4 @@ class HyperparameterWarning(UserWarning):
 
 
 class NativeMissingWarning(UserWarning):
-    """There are no native kernels; steps run on the slower NumPy reference, with the same bits."""
+    """There are no native kernels, or none can be compiled of a rule of one's own; steps run on what is slower, with the same bits."""

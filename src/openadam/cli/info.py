@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import engine as engines
 from .._version import __version__
+from ..compiling import kept_kernels, kernels_folder
 from ..errors import NativeMissingWarning
 from ..family import MEMBERS
 from ..rules import update_program
@@ -53,8 +54,9 @@ def run(given: argparse.Namespace) -> int:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
+    kept = kept_kernels()
     if given.json:
-        print_json(facts)
+        print_json({**facts, "compiled": [{"rule": each.rule, "isa": each.isa, "bytes": each.bytes, "file": str(each.path)} for each in kept]})
         return 0
     available = f"this processor runs {', '.join(isas)}" if isas else "none available"
     shown = {
@@ -62,6 +64,7 @@ def run(given: argparse.Namespace) -> int:
         "engine": f"{used.name} ({reason})",
         "isa": f"{used.isa} ({available})",
         **{name: facts[name] for name in ("threads", "numpy", "python")},
+        "compiled": f"{', '.join(f'{each.rule} ({each.isa})' for each in kept)}: in {kernels_folder()}" if kept else "no rules of your own",
     }
     print_columns(shown.items())
     return 0

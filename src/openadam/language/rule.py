@@ -343,6 +343,7 @@ def rule(
     nonnegative: tuple[str, ...] = (),
     at_most: Mapping[str, float] | None = None,
     options: Mapping[str, tuple[str, ...]] | None = None,
+    compile: bool = False,
     **defaults: float,
 ) -> Callable[[Callable[..., Step]], Rule]: ...
 
@@ -355,6 +356,7 @@ def rule(
     nonnegative: tuple[str, ...] = (),
     at_most: Mapping[str, float] | None = None,
     options: Mapping[str, tuple[str, ...]] | None = None,
+    compile: bool = False,
     **defaults: float,
 ) -> Any:
     """Turn a function of ``(g, s, h)`` into an update rule.
@@ -366,6 +368,7 @@ def rule(
         nonnegative: States that are never below 0; a checkpoint in which one is, is refused.
         at_most: Scalar states that are never above a number; a checkpoint in which one is, is refused.
         options: Keyword-only parameters of the function and the choices each has, the default first.
+        compile: Compile it where it is used; see `openadam.compile`.
         **defaults: Defaults of the hyperparameters; one without a default must be given to the optimizer.
 
     Raises:
@@ -388,6 +391,11 @@ def rule(
         for what, given in (("initial", initial), ("at_most", at_most)):
             if given is not None and not isinstance(given, Mapping):
                 raise _located(RuleError(f"{what}={given!r:.80} is not a mapping; write {what}={{'m': 0.0}}"), function)
-        return Rule(function, options if options is not None else {}, dict(initial or {}), nonnegative, dict(at_most or {}), dict(defaults))
+        made = Rule(function, options if options is not None else {}, dict(initial or {}), nonnegative, dict(at_most or {}), dict(defaults))
+        if compile:
+            from ..compiling import compile_rule
+
+            compile_rule(made)
+        return made
 
     return decorate if function is None else decorate(function)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..folders import data_folder
 from .model import whole_seed
 
 __all__ = ["answered", "keep", "progress_file"]
@@ -28,15 +28,10 @@ def progress_file() -> Path | None:
     try:
         if given is not None:
             return Path(given).expanduser() if given else None
-        if sys.platform == "win32":
-            folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            folder = Path.home() / "Library" / "Application Support"
-        else:
-            folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     except RuntimeError:  # nobody's home
         return None
-    return folder / "openadam" / "practice.json"
+    folder = data_folder()
+    return folder / "practice.json" if folder is not None else None
 
 
 def answered() -> dict[str, list[int]]:
