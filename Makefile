@@ -52,6 +52,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/torch_step.py
 	$(BIN)/python benchmarks/small_step.py
 	$(BIN)/python benchmarks/lazy_rows.py
+	$(BIN)/python benchmarks/own_rules.py
 	$(BIN)/python benchmarks/observe.py
 
 lint: .venv/.dev

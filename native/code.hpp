@@ -35,13 +35,18 @@ struct Instruction {
     kLessEqual,
     kEqual,
     kWhere,
+    kFlush,           // a number below the smallest normal one is 0
+    kQuotient,        // a / b, 0 where b is
+    kBlend,           // a * b + c * d of scalars a and c
+    kScaleAdd,        // a * b + c
+    kSubtractScaled,  // c - a * b
     kCopy,
     kJoin,
     kOperations
   };
   std::int32_t operation;
   Operand target;       // a slot, or a tensor that is written; of a join, which output
-  Operand operands[3];  // those that an operation does not have are of slot 0
+  Operand operands[4];  // those that an operation does not have are of slot 0
 };
 
 // How a value is joined over the elements of a tensor.

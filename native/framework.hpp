@@ -67,6 +67,7 @@ struct Anatomy {
   std::int64_t size;
   std::int64_t shared;       // where a storage says that it is copied once somebody writes,
   std::int64_t shared_mark;  // and how
+  std::int64_t version;      // where the counter of what was written to a tensor holds its number; 0: that is not known
 };
 
 // A framework whose tensors can be read: how, and which types are nothing but memory.
@@ -81,15 +82,21 @@ class Framework {
     if (!exchange_) throw nanobind::python_error();
     if (exchange_->major != 1 || !exchange_->view) throw std::invalid_argument("the framework does not speak this exchange interface");
     if (anatomy.empty()) return;
-    if (anatomy.size() != 8 || anatomy[1] < kCounted || anatomy[1] > 8 * 255 || anatomy[1] % 8)
+    if (anatomy.size() != 9 || anatomy[1] < kCounted || anatomy[1] > 8 * 255 || anatomy[1] % 8)
       throw std::invalid_argument("that is no anatomy of a tensor");
-    anatomy_ = Anatomy{anatomy[0], anatomy[1], anatomy[2], anatomy[3], anatomy[4], anatomy[5], anatomy[6], anatomy[7]};
+    anatomy_ = Anatomy{anatomy[0], anatomy[1], anatomy[2], anatomy[3], anatomy[4], anatomy[5], anatomy[6], anatomy[7], anatomy[8]};
   }
 
   void add_type(nanobind::object type) { types_.push_back(std::move(type)); }
 
   // The length of a tensor's description, as far as it is read.
   std::int64_t length_of_description() const { return anatomy_ ? anatomy_->flags + 8 : 0; }
+
+  // Whether it is known how often operations of the framework have written to a tensor.
+  bool counts_versions() const { return anatomy_ && anatomy_->version; }
+
+  // How often, of a tensor that was recognised.
+  std::uint64_t version_of(const Traces::Tensor& known) const { return word<std::uint32_t>(known.version + anatomy_->version); }
 
   bool is_known(PyObject* object) const {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));

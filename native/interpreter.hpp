@@ -76,6 +76,31 @@ class Interpreter {
     for (std::uint64_t i = 0; i < n; ++i) f(static_cast<std::int64_t>(i));
   }
 
+  const T* many(const openadam::Operand& operand) const {
+    return operand.kind == openadam::Operand::kSlot ? slots_ + operand.index * kSlot : static_cast<const T*>(tensors_[operand.index]) + begin_;
+  }
+  T one_of(const openadam::Operand& operand) const {
+    return operand.kind == openadam::Operand::kScalar ? static_cast<T>(scalars_[operand.index]) : smallest_normal<T>;
+  }
+
+  // Of two sums of a product, which is what first and second moments are.
+  void blend(const openadam::Instruction& instruction) const {
+    T* const target = place(instruction.target);
+    const T a = one_of(instruction.operands[0]);
+    const T* const b = many(instruction.operands[1]);
+    const T c = one_of(instruction.operands[2]);
+    const T* const d = many(instruction.operands[3]);
+    each([=](std::int64_t i) { target[i] = a * b[i] + c * d[i]; });
+  }
+
+  template <class F>
+  void scaled(const openadam::Instruction& instruction, F f) const {
+    T* const target = place(instruction.target);
+    const T* const b = many(instruction.operands[1]);
+    const T* const c = many(instruction.operands[2]);
+    with(instruction.operands[0], [=, this](auto a) { each([=](std::int64_t i) { target[i] = f(a[i] * b[i], c[i]); }); });
+  }
+
   T* place(const openadam::Operand& target) const {
     return target.kind == openadam::Operand::kSlot ? slots_ + target.index * kSlot : static_cast<T*>(tensors_[target.index]) + begin_;
   }
@@ -127,6 +152,16 @@ class Interpreter {
         return two(instruction, [](T a, T b) { return a == b ? T(1) : T(0); });
       case Instruction::kWhere:
         return choose(instruction);
+      case Instruction::kFlush:
+        return one(instruction, [](T a) { return absolute(a) < smallest_normal<T> ? T(0) : a; });
+      case Instruction::kQuotient:
+        return two(instruction, [](T a, T b) { return b == T(0) ? T(0) : a / b; });
+      case Instruction::kBlend:
+        return blend(instruction);
+      case Instruction::kScaleAdd:
+        return scaled(instruction, [](T product, T c) { return product + c; });
+      case Instruction::kSubtractScaled:
+        return scaled(instruction, [](T product, T c) { return c - product; });
       case Instruction::kCopy:
         return one(instruction, [](T a) { return a; });
       default:
@@ -167,20 +202,23 @@ void look(const openadam::Code& code, void* const* tensors, const double* scalar
 template <class T>
 void take(const openadam::Code& code, void* const* tensors, std::int64_t count, const double* scalars, std::int64_t n, void* scratch, void* joined) {
   T(*const lanes)[kLanes] = static_cast<T(*)[kLanes]>(joined);
-  const std::int64_t whole = n / kLanes * kLanes;
-  Interpreter<T>(code, tensors, scalars, scratch, lanes, nullptr).run(whole);
-  if (whole == n) return;
-  // What is left, in vectors of its own.
-  alignas(64) T left[openadam::kMaxTensors][kLanes] = {};
+  const std::int64_t direct = n % kLanes == 0 ? n : n / kStrip * kStrip;
+  Interpreter<T>(code, tensors, scalars, scratch, lanes, nullptr).run(direct);
+  if (direct == n) return;
+  // The last strip has no whole number of vectors, so it is worked on in memory of its own.
+  alignas(64) T last[openadam::kMaxTensors][kStrip];
   void* here[openadam::kMaxTensors];
+  const std::int64_t left = n - direct;
+  const std::int64_t padded = (left + kLanes - 1) / kLanes * kLanes;
   for (std::int64_t k = 0; k < count; ++k) {
-    here[k] = left[k];
-    const T* const from = static_cast<const T*>(tensors[k]) + whole;
-    for (std::int64_t i = 0; i < n - whole; ++i) left[k][i] = from[i];
+    here[k] = last[k];
+    const T* const from = static_cast<const T*>(tensors[k]) + direct;
+    for (std::int64_t i = 0; i < left; ++i) last[k][i] = from[i];
+    for (std::int64_t i = left; i < padded; ++i) last[k][i] = 0;
   }
-  Interpreter<T>(code, here, scalars, scratch, lanes, nullptr).run(n - whole);
+  Interpreter<T>(code, here, scalars, scratch, lanes, nullptr).run(left);
   for (std::int64_t k = 2; k < count; ++k) {  // the gradient is not written
-    T* const to = static_cast<T*>(tensors[k]) + whole;
-    for (std::int64_t i = 0; i < n - whole; ++i) to[i] = left[k][i];
+    T* const to = static_cast<T*>(tensors[k]) + direct;
+    for (std::int64_t i = 0; i < left; ++i) to[i] = last[k][i];
   }
 }

@@ -109,6 +109,7 @@ void bind_table(nb::module_& m) {
       .def_prop_ro(
           "counts", [](openadam::Table& table) { return nb::ndarray<std::int64_t, nb::numpy, nb::shape<2>>(table.counts, {2}, nb::find(table)); },
           "Steps taken and skipped, as an array over both.")
+      .def_ro("versions", &openadam::Table::versions, "Changes where operations of torch have written to states, or others have taken their place.")
       .def_ro("version", &openadam::Table::version, "Grows when `settle` sees other numbers than before.")
       .def_prop_ro(
           "isa", [](const openadam::Table& table) { return table.kernels().isa; }, "The instruction set of its kernels.")

@@ -72,7 +72,7 @@ class ElementCode {
   ElementCode(const std::vector<std::int64_t>& instructions, const std::vector<std::int64_t>& outputs, std::int64_t slots, std::int64_t tensors,
               std::int64_t written, std::int64_t scalars, std::int64_t columns)
       : slots_(slots) {
-    require_sound(slots >= 1 && slots <= kMaxSlots && instructions.size() % 9 == 0 && outputs.size() % 2 == 0);
+    require_sound(slots >= 1 && slots <= kMaxSlots && instructions.size() % 11 == 0 && outputs.size() % 2 == 0);
     const auto output_count = static_cast<std::int64_t>(outputs.size() / 2);
     require_sound(output_count <= kMaxOutputs);
     const auto operand = [&](const std::int64_t* pair) {
@@ -80,9 +80,12 @@ class ElementCode {
       require_sound(pair[0] >= 0 && pair[0] < Operand::kKinds && pair[1] >= 0 && pair[1] < bounds[pair[0]]);
       return Operand{static_cast<std::int32_t>(pair[0]), static_cast<std::int32_t>(pair[1])};
     };
-    for (std::size_t k = 0; k < instructions.size(); k += 9) {
+    for (std::size_t k = 0; k < instructions.size(); k += 11) {
       const std::int64_t* each = instructions.data() + k;
       require_sound(each[0] >= 0 && each[0] < Instruction::kOperations);
+      const auto is_scalar = [&](int a) { return each[a] == Operand::kScalar || each[a] == Operand::kTiny; };
+      if (each[0] == Instruction::kBlend) require_sound(is_scalar(3) && !is_scalar(5) && is_scalar(7) && !is_scalar(9));
+      if (each[0] == Instruction::kScaleAdd || each[0] == Instruction::kSubtractScaled) require_sound(!is_scalar(5) && !is_scalar(7));
       if (each[0] == Instruction::kJoin)
         require_sound(each[1] == Operand::kSlot && each[2] >= 0 && each[2] < output_count);
       else
@@ -90,7 +93,7 @@ class ElementCode {
                                                 : each[1] == Operand::kTensor && each[2] >= written && each[2] < tensors);
       instructions_.push_back({static_cast<std::int32_t>(each[0]),
                                {static_cast<std::int32_t>(each[1]), static_cast<std::int32_t>(each[2])},
-                               {operand(each + 3), operand(each + 5), operand(each + 7)}});
+                               {operand(each + 3), operand(each + 5), operand(each + 7), operand(each + 9)}});
     }
     for (std::size_t k = 0; k < outputs.size(); k += 2) {
       require_sound(outputs[k] >= 0 && outputs[k] < Output::kJoins && outputs[k + 1] >= 0 && outputs[k + 1] < columns);

@@ -48,6 +48,7 @@ struct Item {
   std::int64_t seen[3 + kMaxStates] = {};
   std::int64_t seen_gradient[2] = {};
   bool trusted = false;
+  std::uint64_t versions = 1;  // changes where the framework's operations have written to the states, or others have taken their place
 };
 
 // Sends the processor to an address that will be read soon. The empty instruction is for gcc, which takes a function that does nothing else
@@ -222,6 +223,7 @@ class Table {
   std::size_t columns() const { return static_cast<std::size_t>(columns_); }
   std::size_t measured() const { return measures_.size(); }
 
+  std::uint64_t versions = 0;       // of the states of all rows that were read
   std::int64_t version = 0;         // grows when `settle` has seen other numbers than before
   std::int64_t counts[2] = {0, 0};  // steps taken, steps skipped
 

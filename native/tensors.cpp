@@ -198,6 +198,8 @@ class Attribute {
   PyGetSetDef* getter_ = nullptr;
 };
 
+std::uint64_t mixed(std::uint64_t hash, std::uint64_t number) { return (hash ^ number) * 1099511628211u; }
+
 // What has become of a row while the tensors are read.
 enum class Stage : std::uint8_t { kOut, kGathered, kReached, kOdd };
 
@@ -254,6 +256,12 @@ bool reach(const Framework& framework, Table& table, std::size_t i, bool ask) {
     if (!can_count(item.count, steps)) return false;
   }
   item.t = steps + 1;
+  item.versions = 1;
+  for (std::size_t k = 0; framework.counts_versions() && k < update.state_names.size(); ++k) {
+    const Traces::Tensor& state = traces[static_cast<int>(2 + counts + k)];
+    if (!state.version) return true;
+    item.versions = mixed(mixed(item.versions, reinterpret_cast<std::uintptr_t>(state.object)), framework.version_of(state));
+  }
   return true;
 }
 
@@ -313,11 +321,14 @@ std::optional<std::vector<std::int64_t>> read_tensors(const Framework& framework
   if (i != rows) return std::nullopt;
   reach_recognised(framework, table, stages, threads);
   std::vector<std::int64_t> others;
+  table.versions = 0;
   for (i = 0; i < rows; ++i) {
-    if (stages[i] == Stage::kReached || (stages[i] == Stage::kGathered && reach(framework, table, i, true)))
+    if (stages[i] == Stage::kReached || (stages[i] == Stage::kGathered && reach(framework, table, i, true))) {
       table.activate(i, table.item(i).t);
-    else if (stages[i] != Stage::kOut)
+      table.versions = mixed(mixed(table.versions, i), table.item(i).versions);
+    } else if (stages[i] != Stage::kOut) {
       others.push_back(static_cast<std::int64_t>(i));
+    }
   }
   return others;
 }

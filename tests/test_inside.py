@@ -347,7 +347,7 @@ def test_a_damaged_program_is_refused() -> None:
         if constants != measured.scalars.constants:
             continue
         try:
-            table.set_program(0, one, other, outputs, slots, (scalars, constants, roots), *sizes)
+            table.set_program(0, one, other, outputs, slots, (scalars, constants, roots), *sizes, [])
         except ValueError as error:
             assert "damaged" in str(error)  # noqa: PT017 - either way is right
             refused += 1

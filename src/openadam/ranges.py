@@ -97,9 +97,11 @@ class Ranges:
                 found[name] = min(found[name][0], low), max(found[name][1], high)
         return found
 
-    def _rounded(self, scalars: Iterable[float]) -> list[float]:
+    def _rounded(self, scalars: Sequence[float]) -> list[float]:
+        if self._round is np.float64:
+            return list(scalars)
         with np.errstate(over="ignore"):
-            return [float(self._round(scalar)) for scalar in scalars]
+            return np.array(scalars, np.float64).astype(self._round).tolist()  # type: ignore[no-any-return]
 
 
 class Rows(Protocol):
@@ -114,7 +116,6 @@ class Rows(Protocol):
     def dtype(self, i: int, /) -> np.dtype[Any]: ...
     def numbers(self, i: int, /) -> Sequence[float]: ...
     def contents(self, i: int, /) -> Mapping[str, Interval] | None: ...
-    def tallies(self) -> Any: ...
 
 
 class Foresight:
@@ -133,12 +134,13 @@ class Foresight:
         """Tensors, or what they hold, may have been changed by other means than a step."""
         self._rows = None
 
-    def doubtful(self, rows: Rows, factor: float, clip_value: float, *, all_active: bool) -> Iterator[int]:
+    def doubtful(self, rows: Rows, factor: float, largest: float, clip_value: float, *, all_active: bool) -> Iterator[int]:
         """The active rows of which it is not known that the step leaves them in order.
 
         Args:
-            rows: A stepper, whose first tally is the sum of squares of each gradient.
+            rows: A stepper.
             factor: What gradients are multiplied by.
+            largest: A bound of their elements before that.
             clip_value: Largest magnitude of an element of them.
             all_active: Whether every row takes part in the step.
         """
@@ -150,13 +152,12 @@ class Foresight:
                 self._rows.setdefault(key, ([], Ranges(update, rows.dtype(i), self.words)))[0].append(i)
             self._together = len({tuple(rows.numbers(i)) for i in range(rows.count)}) == 1
         self._together &= all_active
-        squares = rows.tallies()[:, 0]
+        largest *= 1 + 1e-12
         for (place, _), (which, ranges) in self._rows.items():
             active = which if self._together else [i for i in which if rows.is_active(i)]
             if not active:
                 continue
             counts = {tuple(rows.numbers(i)) for i in (active[:1] if self._together else active)}
             steps = [rows.updates[place].once(t + 1, factor, clip_value, memory) for t, *memory in counts]
-            largest = math.sqrt(squares[active].max()) * (1 + 1e-12)
             if not ranges.foresees(largest, steps, (rows.contents(i) or {"p": ANYTHING} for i in which)):
                 yield from active

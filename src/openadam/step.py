@@ -336,7 +336,7 @@ class Stepper:
                 update.tell_inside(self.table, index, inside)
         unbounded = unbounded or self.prepare(clip * scale, wanted, inside)
         if self.foresight is not None and unbounded is None:
-            unbounded = self.agreed(self._doubted(clip * scale, threads))
+            unbounded = self.agreed(self._doubted(clip * scale, largest if looks else None, threads))
         if checks and unbounded is not None:
             if self.nonfinite == "raise":
                 raise unbounded
@@ -431,21 +431,25 @@ class Stepper:
                         return bad
         return None
 
-    def _doubted(self, factor: float, threads: int) -> NonFiniteStateError | None:
+    def _doubted(self, factor: float, largest: float | None, threads: int) -> NonFiniteStateError | None:
         """What a step of a rule of one's own would leave not finite, of the rows of which it is not known that they stay in order.
+
+        Args:
+            factor: What gradients are multiplied by.
+            largest: The largest sum of squares of one of them; None where nobody has looked yet.
+            threads: Most threads to look with.
 
         Raises:
             RuleError: A state would not be what the rule says of it.
         """
         assert self.foresight is not None
-        if self.nonfinite == "propagate":
-            if not self.foresight.words:
-                return None
-            if self.clip_norm is None:  # nobody has looked at the gradients yet
-                self.measure(threads)
+        if self.nonfinite == "propagate" and not self.foresight.words:
+            return None
+        if largest is None:
+            _, largest = self.measure(threads)
         clip_value = math.inf if self.clip_value is None else self.clip_value
         bad = None
-        for i in self.foresight.doubtful(self, factor, clip_value, all_active=self.active_count == self.count):
+        for i in self.foresight.doubtful(self, factor, math.sqrt(largest), clip_value, all_active=self.active_count == self.count):
             gradient, outcomes = self.preview(i, factor)
             for name, before, after in outcomes:
                 self.refuse_broken_word(i, name, after)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .graph import postorder
-from .program import Program
+from .program import Instruction, Program
 
 __all__ = ["JOINS", "Code", "Constants", "Scalars", "encode"]
 
-OPERATIONS = ("add", "subtract", "multiply", "divide", "negative", "absolute", "sqrt", "less", "less_equal", "equal", "where", "copy", "join")
+OPERATIONS = (
+    "add", "subtract", "multiply", "divide", "negative", "absolute", "sqrt", "less", "less_equal", "equal", "where", "flush", "quotient", "blend",
+    "scale_add", "subtract_scaled", "copy", "join",
+)  # fmt: skip
 LEAVES = ("constant", "hyperparameter", "memory", "t", "gradient_scale")
 SCALAR_OPERATIONS = (
     *LEAVES, "add", "subtract", "multiply", "divide", "power", "negative", "absolute", "sqrt", "exp", "expm1", "log", "sign", "maximum", "minimum",
@@ -34,7 +38,7 @@ class Scalars(NamedTuple):
 class Code(NamedTuple):
     """A program whose outputs are joined over the elements, or written, as lists of numbers."""
 
-    instructions: list[int]  # operation, kind and index of the target and of three operands, for each
+    instructions: list[int]  # operation, kind and index of the target and of four operands, for each
     outputs: list[int]  # of those that are joined: how, and the column
     slots: int
     scalars: Scalars
@@ -109,19 +113,22 @@ class _Printer:
         self._places: dict[int, Operand] = {}  # of values
         self._free: list[int] = []
         given: Mapping[str, Argument] = program.outputs
-        reads = [_values(each.arguments) for each in program.instructions]  # of each instruction
         written = {name: argument for name, argument in given.items() if name not in joined}
+        instructions = _fused(program)
+        reads = [_values(each.arguments) if each is not None else [] for each in instructions]  # of each instruction
         joins: dict[Argument, list[int]] = {}
         for output, name in enumerate(joined):
             joins.setdefault(given[name], []).append(output)
-        at_once = _written_at_once(program, written, {name for kind, name in joins if kind == "input"})
+        at_once = _written_at_once(instructions, written, {name for kind, name in joins if kind == "input"})
         last = {which: place for place, each in enumerate(reads) for which in each}
         last |= {which: len(reads) for name, argument in written.items() for which in _values([argument]) if at_once.get(which) != name}
         kept = {name: self._copied(argument) for name, argument in written.items() if argument[0] == "input" and argument[1] != name}
         for argument, places in joins.items():
             if argument[0] != "value":
                 self._join(argument, places)
-        for place, each in enumerate(program.instructions):
+        for place, each in enumerate(instructions):
+            if each is None:
+                continue
             operands = [self._operand(argument) for argument in each.arguments]
             for which in {which for which in reads[place] if last[which] == place}:
                 self._release(which)
@@ -167,7 +174,7 @@ class _Printer:
 
     def _add(self, operation: str, target: Operand, operands: list[Operand]) -> None:
         self.instructions.extend([OPERATIONS.index(operation), *target])
-        for operand in (operands + [(SLOT, 0)] * 3)[:3]:
+        for operand in (operands + [(SLOT, 0)] * 4)[:4]:
             self.instructions.extend(operand)
 
 
@@ -175,11 +182,68 @@ def _values(arguments: Iterable[tuple[str, Any]]) -> list[int]:
     return [which for kind, which in arguments if kind == "value"]
 
 
-def _written_at_once(program: Program, written: Mapping[str, Argument], joined: set[str]) -> dict[int, str]:
+def _written_at_once(instructions: Sequence[Instruction | None], written: Mapping[str, Argument], joined: set[str]) -> dict[int, str]:
     """Which values are written to their tensor as soon as they are known: nothing reads it afterwards."""
-    read = {which: place for place, each in enumerate(program.instructions) for kind, which in each.arguments if kind == "input"}
+    read: dict[Any, int] = {}
+    for place, each in enumerate(instructions):
+        read |= {which: place for kind, which in (each.arguments if each is not None else ()) if kind == "input"}
     found: dict[int, str] = {}
     for name, (kind, which) in written.items():
         if kind == "value" and which not in found and read.get(name, -1) <= which and name not in joined:
             found[which] = name
+    return found
+
+
+ZERO: Argument = ("constant", 0.0)
+
+
+def _fused(program: Program) -> list[Instruction | None]:
+    """The instructions, each in its place, where some that belong together have become one: with the same roundings, and less to fetch and store."""
+    found: list[Instruction | None] = list(program.instructions)
+    uses = collections.Counter(which for each in program.instructions for which in _values(each.arguments))
+    uses.update(_values(program.outputs.values()))
+
+    def made(argument: Argument, operation: str) -> Any:
+        """The instruction that makes a value for this use alone."""
+        kind, which = argument
+        each = found[which] if kind == "value" and uses[which] == 1 else None
+        return each if each is not None and each.operation == operation else None
+
+    def is_scalar(argument: Argument) -> bool:
+        return argument[0] in ("scalar", "constant")
+
+    def product(argument: Argument) -> Any:
+        """Its two sides, a scalar first."""
+        each = made(argument, "multiply")
+        return None if each is None else sorted(each.arguments, key=lambda side: not is_scalar(side))
+
+    def merged(place: int, operation: str, arguments: Sequence[Argument], gone: Sequence[Argument]) -> None:
+        found[place] = Instruction(operation, tuple(arguments))
+        for _, which in gone:
+            found[which] = None
+
+    for place, each in enumerate(program.instructions):
+        arguments: Any = each.arguments
+        if each.operation == "where" and repr(arguments[1]) == repr(ZERO):
+            condition, _, other = arguments
+            below, zero, quotient = made(condition, "less"), made(condition, "equal"), made(other, "divide")
+            if below is not None and below.arguments[1] == ("constant", "smallest_normal"):
+                size = made(below.arguments[0], "absolute")
+                if size is not None and size.arguments[0] == other:
+                    merged(place, "flush", [other], [condition, below.arguments[0]])
+            elif zero is not None and quotient is not None and zero.arguments[1] == ZERO and quotient.arguments[1] == zero.arguments[0]:
+                merged(place, "quotient", quotient.arguments, [condition, other])
+        elif each.operation == "add":
+            first, second = map(product, arguments)
+            if first is not None and second is not None and all(is_scalar(a) and not is_scalar(b) for a, b in (first, second)):
+                merged(place, "blend", [*first, *second], arguments)
+            else:
+                for sides, whole, other in ((first, arguments[0], arguments[1]), (second, arguments[1], arguments[0])):
+                    if sides is not None and not is_scalar(sides[1]) and not is_scalar(other):
+                        merged(place, "scale_add", [*sides, other], [whole])
+                        break
+        elif each.operation == "subtract":
+            sides = product(arguments[1])
+            if sides is not None and not is_scalar(sides[1]) and not is_scalar(arguments[0]):
+                merged(place, "subtract_scaled", [*sides, arguments[0]], [arguments[1]])
     return found

@@ -134,9 +134,9 @@ def _anatomy() -> list[int]:
     """How a tensor object lies in memory, for the native reader.
 
     Where the object keeps its description; where in that the mark of showing other numbers than the memory holds, and the mark; where the
-    storage; and where in that the address of the memory, its size, and the mark of being copied once somebody writes, and that mark. Offsets
-    in bytes, found by looking for what tensors say of themselves, and by comparing tensors that differ in nothing else; empty where that
-    does not lead to one place each, and then every tensor is asked by its methods.
+    storage; and where in that the address of the memory, its size, and the mark of being copied once somebody writes, and that mark; and where the
+    counter of versions has its number, or 0. Offsets in bytes, found by looking for what tensors say of themselves, and by comparing tensors that
+    differ in nothing else; empty where that does not lead to one place each, and then every tensor is asked by its methods.
     """
     try:
         usable = ctypes.CDLL(None).malloc_usable_size
@@ -185,7 +185,21 @@ def _anatomy() -> list[int]:
         8 * length,
         8 * shared[0],
         int(lazy_words[0][shared[0]].view(np.int64)),
+        _version_at(words, storage_at),
     ]
+
+
+def _version_at(words: Any, storage_at: int) -> int:
+    """Where in the counter that stands behind the storage the number is by which a tensor's version is told."""
+    tensor = torch.zeros(3, device="cpu")
+    counter = int(words(tensor._cdata)[storage_at + 3])
+    found = None
+    for _ in range(3):
+        tensor.add_(1)
+        numbers = np.frombuffer(ctypes.string_at(counter, 24), np.uint32)
+        here = set(np.flatnonzero(numbers == tensor._version).tolist())
+        found = here if found is None else found & here
+    return 4 * found.pop() if found is not None and len(found) == 1 else 0
 
 
 def _framework() -> Any:

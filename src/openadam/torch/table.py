@@ -163,8 +163,12 @@ class TensorStepper(Stepper):
         doubtful, suspects = self.table.settle() if self._native is not None else (False, [])
         if doubtful or suspects or self._given:
             self._refuse_shared(doubtful, suspects)
-        if self.foresight is not None and ((now := self._versions()) is None or now != self._foreseen_of):
-            self.foresight.forget()
+        if self.foresight is not None:
+            versions = self._versions()
+            plain = self.table.versions if self._native is not None else 0
+            if versions is None or not plain or (versions, plain) != self._foreseen_of:
+                self.foresight.forget()
+            self._foreseen_of = (versions, plain)
 
     def _read(self, threads: int) -> list[int] | None:
         if self._native is not None:
@@ -267,8 +271,8 @@ class TensorStepper(Stepper):
 
     def forget(self) -> None:
         """Tensors are the caller's; keep none alive."""
-        if self.foresight is not None:
-            self._foreseen_of = self._versions()
+        if self._reached and self._foreseen_of is not None:  # these were written to by operations of torch
+            self._foreseen_of = (self._versions(), self._foreseen_of[1])
         self._reached, self._given, self._computed, self._tallies, self._observed = {}, {}, {}, None, None
         self.groups, self.state, self._parameters = (), {}, []
         if self._native is not None:
@@ -324,12 +328,12 @@ class TensorStepper(Stepper):
     def public(self, name: str) -> str:
         return self.member.states.get(name, name)
 
-    @operations()
     def numbers(self, i: int) -> Sequence[float]:
         row = self.rows[i]
         if i not in self._reached and not row.update.program.memory:
             return [self.table.t(i) - 1]
-        reached = self._reached.get(i) or row.reach(self.parameter(i), self.groups, self.state, None)
+        with operations():
+            reached = self._reached.get(i) or row.reach(self.parameter(i), self.groups, self.state, None)
         return [reached.steps, *reached.memory]
 
     @operations()
@@ -349,9 +353,10 @@ class TensorStepper(Stepper):
         return found
 
     def _versions(self) -> Any:
-        """Which states there are, and how often torch's operations have written to them; None where that is not counted."""
+        """The states of rows that are not plain, and how often torch's operations have written to them; None if that is not counted."""
         try:
-            return [(id(each), each._version) for p in self.state for each in self.state[p].values() if isinstance(each, Tensor) and each.dim()]
+            held = [self.state.get(self.parameter(i)) or {} for i in self._reached]
+            return [(id(each), each._version) for own in held for each in own.values() if isinstance(each, Tensor) and each.dim()]
         except (RuntimeError, AttributeError):
             return None
 
