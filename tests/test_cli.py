@@ -215,9 +215,9 @@ def test_info(run, monkeypatch):
     facts = strict_json(text)
     assert code == 0
     assert err == ""
-    assert list(shown) == ["openadam", "engine", "isa", "threads", "numpy", "python"]
+    assert list(shown) == ["openadam", "engine", "isa", "threads", "numpy", "python", "compiled"]
     assert (shown["openadam"], shown["threads"], shown["numpy"]) == (openadam.__version__, "3", np.__version__)
-    assert list(facts) == ["version", "engine", "reason", "isa", "isas", "threads", "numpy", "python"]
+    assert list(facts) == ["version", "engine", "reason", "isa", "isas", "threads", "numpy", "python", "compiled"]
     assert facts["threads"] == 3
     assert shown["engine"] == f"{facts['engine']} ({facts['reason']})"
     if facts["engine"] == "native":

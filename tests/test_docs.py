@@ -5,7 +5,9 @@ import importlib.util
 import io
 import re
 import shlex
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,3 +178,16 @@ def test_the_commands_and_pictures_of_the_tutorial_are_there():
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", TUTORIAL.read_text())
     assert len(pictures) == 2
     assert all(0 < (TUTORIAL.parent / picture).stat().st_size < 100_000 for picture in pictures)
+
+
+def test_the_page_on_own_rules_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code: dict[str, Any] = {}
+    page = tmp_path / "page.py"  # a rule is read from the file that it stands in
+    page.write_text("\n\n".join(blocks("docs/own-rules.md", "python")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", openadam.errors.NativeMissingWarning)  # there may be no compiler here
+        exec(compile(page.read_text(), str(page), "exec"), code)
+    assert code["w"].tolist() == pytest.approx([0.98889, -1.98889], abs=1e-4)
+    assert code["optimizer"].last_step.step == 1

@@ -129,6 +129,10 @@ class Optimizer(Followable):
         for name, value in options.items():
             if value not in chosen.options[name]:
                 raise HyperparameterError(f"{name}={value!r} is none of {', '.join(map(repr, chosen.options[name]))}")
+        if chosen.compile:
+            from ..compiling import compile_rule
+
+            compile_rule(chosen)
         self._traced = chosen.trace(**options)
         self._options = options
         self._program = engines.compiled(self._traced)[0]

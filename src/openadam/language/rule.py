@@ -86,6 +86,7 @@ class Rule:
     nonnegative: tuple[str, ...] = ()
     at_most: Mapping[str, float] = field(default_factory=dict)
     defaults: Mapping[str, float] = field(default_factory=dict)
+    compile: bool = False  # as soon as an optimizer uses it
     _traces: dict[tuple[str, ...], Traced] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -170,6 +171,7 @@ class Rule:
             self.nonnegative,
             self.at_most,
             self.defaults,
+            self.compile,
         )  # a function is carried by cloudpickle only
 
     def __deepcopy__(self, memo: object) -> Rule:
@@ -368,7 +370,7 @@ def rule(
         nonnegative: States that are never below 0; a checkpoint in which one is, is refused.
         at_most: Scalar states that are never above a number; a checkpoint in which one is, is refused.
         options: Keyword-only parameters of the function and the choices each has, the default first.
-        compile: Compile it where it is used; see `openadam.compile`.
+        compile: Compile it when an optimizer first uses it; see `openadam.compile`.
         **defaults: Defaults of the hyperparameters; one without a default must be given to the optimizer.
 
     Raises:
@@ -391,11 +393,7 @@ def rule(
         for what, given in (("initial", initial), ("at_most", at_most)):
             if given is not None and not isinstance(given, Mapping):
                 raise _located(RuleError(f"{what}={given!r:.80} is not a mapping; write {what}={{'m': 0.0}}"), function)
-        made = Rule(function, options if options is not None else {}, dict(initial or {}), nonnegative, dict(at_most or {}), dict(defaults))
-        if compile:
-            from ..compiling import compile_rule
-
-            compile_rule(made)
-        return made
+        choices, starts, most = options if options is not None else {}, dict(initial or {}), dict(at_most or {})
+        return Rule(function, choices, starts, nonnegative, most, dict(defaults), compile)
 
     return decorate if function is None else decorate(function)

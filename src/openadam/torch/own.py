@@ -60,6 +60,10 @@ class Optimizer(Host, torch.optim.Optimizer):
             raise TypeError("Optimizer needs rule=…: one of openadam.rules, or a function decorated with @openadam.rule")
         if coupling not in ("coupled", "decoupled"):
             raise HyperparameterError(f"coupling={coupling!r} is neither 'coupled' nor 'decoupled'")
+        if rule.compile:
+            from ..compiling import compile_rule
+
+            compile_rule(rule)
         self._rule, self._coupling, self._rule_options = rule, coupling, {}
         for name in rule.options:
             if name in hyperparameters:
