@@ -490,7 +490,7 @@ def alarm() -> Iterator[Alarm]:
 @every_engine
 def test_c6_a_signal_at_any_time(engine: str, alarm: Alarm) -> None:
     """Real signals at random moments: the parameters show as many steps as the counters say."""
-    size = LARGE if engine == "native" else 20_000
+    size = 20_000 if engine == "reference" else LARGE
     w, gradient = np.zeros(size, np.float32), np.ones(size, np.float32)
     optimizer = openadam.Momentum({"w": w, "b": np.zeros(1)}, lr=1.0, momentum=0.5, engine=engine, threads=2)
     random = np.random.default_rng(0)

@@ -319,7 +319,7 @@ def test_the_version_stands_in_one_place_and_links_lead_home() -> None:
         file = re.sub(rf"^{re.escape(address)}/(?:blob|raw)/main/", "", link).partition("#")[0]
         assert (ROOT / file).exists(), link
     assert f"]({address}/raw/main/docs/digits.png)" in text
-    exporters = {"pandas", "parquet", "tensorboard", "wandb", "mlflow", "trackio"}
+    exporters = {"check", "pandas", "parquet", "tensorboard", "wandb", "mlflow", "trackio"}
     assert set(metadata.get_all("Provides-Extra") or ()) == {"files", "demo", "torch", "studies", "integrations", "dev", *exporters}
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "Step",
     "StepReport",
     "WarmUp",
+    "check",
     "compile",
     "errors",
     "exp",
@@ -61,12 +62,15 @@ __all__ = [
 
 if _typing.TYPE_CHECKING:
     from . import record as record
+    from .checking import check as check
     from .compiling import compile_rule as compile
 
 
 def __getattr__(name: str) -> object:
     if name == "record":  # who records nothing needs no database
         return _importlib.import_module(".record", __name__)
+    if name == "check":
+        return _importlib.import_module(".checking", __name__).check
     if name == "compile":
         return _importlib.import_module(".compiling", __name__).compile_rule
     if name == "torch":

@@ -30,6 +30,7 @@ COMMANDS = {
     "trace": "work an optimizer through by hand, every line with its numbers",
     "practice": "ask questions about Adam, give hints from real traces, and judge answers",
     "show": "print an update rule as it is written, as LaTeX, or as the C++ that is compiled",
+    "check": "tell what a rule does with gradients of all kinds, before it is trusted",
     "list": "list the members of the family with their defaults",
     "inspect": "tell what a checkpoint file holds",
     "report": "draw a recording as one HTML page that needs no network",
