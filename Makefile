@@ -70,7 +70,7 @@ notebooks: .venv/.dev
 	$(BIN)/python -m openadam.practice.notebooks docs/practice
 
 documents: .venv/.dev
-	$(BIN)/python docs/refresh.py docs/applications.md docs/doctor.md docs/tutorial-dead-transformer.md
+	$(BIN)/python docs/refresh.py docs/applications.md docs/doctor.md docs/tutorial-dead-transformer.md docs/own-rules.md
 
 mutants: .venv/.dev
 	$(BIN)/python tests/mutants.py

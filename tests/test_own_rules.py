@@ -14,7 +14,7 @@ import pytest
 
 import openadam
 from openadam import Step
-from openadam.errors import CheckpointMismatchError, NonFiniteStateError, RuleError
+from openadam.errors import CheckpointCorruptError, CheckpointMismatchError, HyperparameterError, NonFiniteStateError, RuleError
 
 
 @openadam.rule
@@ -93,6 +93,12 @@ DEFINITIONS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: openadam.rule(options={"form": ("a", "b")})(lambda g, s, h, *, form="b": Step(g)),
         r"default form='b' is not the first of the choices \('a', 'b'\)",
     ),
+    "ranges of nothing": (lambda: openadam.rule(ranges={"beta9": "beta1"})(plain), "`ranges` has 'beta9'.* did you mean 'beta1'"),
+    "ranges of every rule": (lambda: openadam.rule(ranges={"lr": (0, 1)})(plain), "`ranges` has 'lr'"),
+    "a range as nothing that is known": (lambda: openadam.rule(ranges={"beta1": "betas"})(plain), "two numbers, the least and the greatest"),
+    "a range that is empty": (lambda: openadam.rule(ranges={"beta1": (1, 0)})(plain), "two numbers"),
+    "a range that is no pair": (lambda: openadam.rule(ranges={"beta1": 1.0})(plain), "two numbers"),  # type: ignore[dict-item]
+    "ranges as a list": (lambda: openadam.rule(ranges=[("beta1", (0, 1))])(plain), "is not a mapping"),  # type: ignore[arg-type]
     "a hyperparameter called as the gradient": (lambda: openadam.rule(lambda g, s, h: Step(g * h.gradient)), "cannot be named `gradient`"),
     "an intermediate called as a hyperparameter": (lambda: openadam.rule(lambda g, s, h: Step(g * h.beta, beta=2 * g)), "named `beta`"),
 }
@@ -291,3 +297,76 @@ def test_a_local_rule_gets_the_advice_though_cloudpickle_is_there() -> None:
     local = openadam.rule(lr=0.1)(lambda g, s, h: Step(g))
     with pytest.raises(pickle.PicklingError, match="pickle with cloudpickle"):
         pickle.dumps(openadam.Optimizer(np.ones(1), rule=local))
+
+
+# --- what hyperparameters may be -----------------------------------------------------------------------------------------
+
+
+@openadam.rule(ranges={"beta3": "beta1", "mix": (0, 1)}, lr=0.1, beta3=0.5)
+def mixed(g: Any, s: Any, h: Any) -> Step:
+    m = h.beta3 * s.m + (1 - h.beta3) * g
+    return Step(h.mix * g + (1 - h.mix) * m, m=m)
+
+
+def test_a_rule_says_what_its_hyperparameters_may_be(tmp_path: Path) -> None:
+    for wrong, says in (
+        ({"mix": 1.5}, "mix=1.5 is out of range: it must be from 0 to 1"),
+        ({"mix": -0.1}, "from 0 to 1"),
+        ({"mix": 0.5, "beta3": 1.0}, "beta3=1.0 is out of range: it must be from 0 up to, but not, 1"),
+    ):
+        with pytest.raises(HyperparameterError, match=says):
+            openadam.Optimizer(np.zeros(2), rule=mixed, **wrong)
+    optimizer = openadam.Optimizer({"w": np.zeros(2)}, rule=mixed, mix=1.0)
+    optimizer.step({"w": np.ones(2)})
+    optimizer.groups[0]["mix"] = 2.0
+    with pytest.raises(HyperparameterError, match=r"mix=2.0 in group 0 is out of range"):
+        optimizer.step({"w": np.ones(2)})
+    optimizer.groups[0]["mix"] = lambda t: 0.5 * t
+    optimizer.step({"w": np.ones(2)})
+    with pytest.raises(HyperparameterError, match=r"from its schedule at t=3"):
+        optimizer.step({"w": np.ones(2)})
+    with pytest.raises(HyperparameterError, match="in group 0"):
+        openadam.Optimizer([{"params": np.zeros(2), "mix": 7.0}], rule=mixed, mix=0.5)
+    optimizer.groups[0]["mix"] = 0.5
+    state = optimizer.state_dict()
+    state["groups"][0]["mix"] = 7.0
+    with pytest.raises(CheckpointCorruptError, match="mix"):
+        optimizer.load_state_dict(state)
+    assert pickle.loads(pickle.dumps(mixed)) is mixed
+    torch = pytest.importorskip("torch")
+    from openadam.torch import Optimizer
+
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(HyperparameterError, match=r"mix=1.5 is out of range"):
+        Optimizer([p], rule=mixed, mix=1.5)
+    made = Optimizer([p], rule=mixed, mix=0.5)
+    made.param_groups[0]["beta3"] = 1.0
+    p.grad = torch.ones(2)
+    with pytest.raises(HyperparameterError, match=r"beta3=1.0 in group 0 is out of range"):
+        made.step()
+
+
+TYPED = """
+import numpy as np
+import openadam
+from openadam import Expression, Namespace, Step, sqrt
+from openadam.torch import Optimizer
+
+
+@openadam.rule(nonnegative=("v",), ranges={"mix": (0.0, 1.0)}, beta2=0.99)
+def typed(g: Expression, s: Namespace, h: Namespace) -> Step:
+    v = h.beta2 * s.v + (1 - h.beta2) * g**2
+    return Step(h.mix * g / (sqrt(v) + 1e-8), v=v)
+
+
+openadam.Optimizer(np.zeros(2), rule=typed, lr=0.1, mix=0.5).step(np.ones(2))
+made = openadam.compile(typed)
+verdict: bool = openadam.check(made, mix=0.5).is_fine
+"""
+
+
+def test_a_typed_rule_passes_the_strict_checker(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    (tmp_path / "mine.py").write_text(TYPED)
+    said, complaints, code = api.run(["--strict", "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "mine.py")])
+    assert (code, complaints) == (0, ""), said

@@ -10,7 +10,7 @@ from .arrays.optimizer import Optimizer, StepReport
 from .errors import *  # noqa: F403
 from .errors import __all__ as _errors
 from .family import MEMBERS, SGD, Adagrad, Adam, AdaMax, AdamW, AMSGrad, Momentum, NAdam, NAdamW, RAdam, RAdamW, RMSProp
-from .language.expression import exp, log, maximum, minimum, sign, sqrt, where
+from .language.expression import Expression, Namespace, exp, log, maximum, minimum, sign, sqrt, where
 from .language.rule import Step, rule
 from .measures import Measure
 from .row_sparse import Rows
@@ -27,11 +27,13 @@ __all__ = [
     "Adam",
     "AdamW",
     "Cosine",
+    "Expression",
     "Linear",
     "Measure",
     "Momentum",
     "NAdam",
     "NAdamW",
+    "Namespace",
     "Optimizer",
     "RAdam",
     "RAdamW",

@@ -7,7 +7,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = [
     "Hyperparameter",
     "checked",
     "checked_or_schedule",
+    "kinds_of",
     "limit",
     "limit_of_skips",
     "nearest",
@@ -78,24 +79,42 @@ def number(name: str, value: Any, *, where: str = "", advice: str = ADVICE) -> f
         raise HyperparameterError(f"{name}={value!r}{where} is too large for a float") from None
 
 
-def checked(name: str, value: Any, *, where: str = "", advice: str = ADVICE) -> float:
+def kinds_of(ranges: Mapping[str, str | tuple[float, float]]) -> dict[str, Hyperparameter]:
+    """The hyperparameters of which a rule says what they may be: as others are, or from a number to another."""
+    return {
+        name: HYPERPARAMETERS[kind] if isinstance(kind, str) else replace(_ANY, low=float(kind[0]), high=float(kind[1]), high_allowed=True)
+        for name, kind in ranges.items()
+    }
+
+
+Kinds = Mapping[str, Hyperparameter]
+
+
+def checked(name: str, value: Any, *, where: str = "", advice: str = ADVICE, kinds: Kinds = MappingProxyType({})) -> float:
     """The value as a float within its range; -0.0 is 0.0.
 
+    Args:
+        name: Of the hyperparameter.
+        value: What was given.
+        where: Is added to the message.
+        advice: What to give instead of what is no number.
+        kinds: Of hyperparameters that a rule knows better.
+
     Raises:
-        HyperparameterError: It is not one real number, not finite, or out of range; ``where`` is added to the message.
+        HyperparameterError: It is not one real number, not finite, or out of range.
     """
     result = number(name, value, where=where, advice=advice)
-    known = HYPERPARAMETERS.get(name, _ANY)
+    known = kinds.get(name) or HYPERPARAMETERS.get(name, _ANY)
     within = known.low <= result < known.high or (known.high_allowed and result == known.high)
     if not within or not math.isfinite(result):
         raise HyperparameterError(f"{name}={value!r}{where} is out of range: it must be {known.describe_range()}")
     return result + 0.0
 
 
-def checked_or_schedule(name: str, value: Any, *, where: str = "") -> float | Callable[[int], float]:
+def checked_or_schedule(name: str, value: Any, *, where: str = "", kinds: Kinds = MappingProxyType({})) -> float | Callable[[int], float]:
     """As `checked`, but a function of t is let through: its values are checked at every step."""
     if not callable(value):
-        return checked(name, value, where=where)
+        return checked(name, value, where=where, kinds=kinds)
     refuse_no_schedule(name, value, where=where)
     return value  # type: ignore[no-any-return]
 

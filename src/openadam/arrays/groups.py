@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import HyperparameterError, HyperparameterWarning, ParameterError, UnknownHyperparameterError
-from ..hyperparameters import checked, checked_or_schedule, suggest
+from ..hyperparameters import Hyperparameter, checked, checked_or_schedule, suggest
 from ..step import check_dtype
 from .parameters import Structure
 from .rows import Row
@@ -27,9 +27,11 @@ class Groups:
         names: The hyperparameters that every group has.
         coupling: How weight decay joins the gradient.
         chosen: What is one for all groups: what the constructor takes beside hyperparameters, and the options of the rule.
+        kinds: The hyperparameters that the rule knows better.
     """
 
-    def __init__(self, names: Sequence[str], coupling: str, chosen: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], coupling: str, chosen: Sequence[str], kinds: Mapping[str, Hyperparameter]) -> None:
+        self._kinds = kinds
         self.names = tuple(names)
         self.settings: list[Settings] = []
         self.structures: list[Structure] = []
@@ -44,7 +46,7 @@ class Groups:
         values = dict(base)
         for name, value in given.items():
             self._refuse_unknown(index, name)
-            values[name] = value if name == "maximize" else checked_or_schedule(name, value, where=f" in group {index}")
+            values[name] = value if name == "maximize" else checked_or_schedule(name, value, where=f" in group {index}", kinds=self._kinds)
         maximize = values.pop("maximize")
         return {**values, "maximize": maximize}
 
@@ -84,7 +86,7 @@ class Groups:
             self.check(self.settings)
         self._told = []
         for index, group in enumerate(self.settings):
-            numbers = {name: at(name, group[name], t) for name in self.names}
+            numbers = {name: at(name, group[name], t, self._kinds) for name in self.names}
             check_dtype(index, numbers, self._singles.get(index))
             if callable(group["lr"]) or callable(group["weight_decay"]):
                 self._warn_of_overshoot(index, numbers["lr"], numbers["weight_decay"])
@@ -105,7 +107,8 @@ class Groups:
             for name in group:
                 if name != "params":
                     self._refuse_unknown(index, name)
-            numbers = {name: checked_or_schedule(name, group[name], where=f" in group {index}") for name in self.names}
+            where = f" in group {index}"
+            numbers = {name: checked_or_schedule(name, group[name], where=where, kinds=self._kinds) for name in self.names}
             if not isinstance(group["maximize"], (bool, np.bool_)):
                 raise HyperparameterError(f"maximize={group['maximize']!r} in group {index} is neither True nor False")
             check_dtype(index, numbers, singles.get(index))
@@ -138,6 +141,6 @@ class Groups:
             warnings.warn(f"lr * weight_decay = {lr * decay:g} in group {index}: decay overshoots zero", HyperparameterWarning, stacklevel=6)
 
 
-def at(name: str, value: Any, t: int) -> float:
+def at(name: str, value: Any, t: int, kinds: Mapping[str, Hyperparameter]) -> float:
     """The value of a hyperparameter at step t: a number as it is, a schedule asked and checked."""
-    return checked(name, value(t), where=f" (from its schedule at t={t})") if callable(value) else float(value)
+    return checked(name, value(t), where=f" (from its schedule at t={t})", kinds=kinds) if callable(value) else float(value)

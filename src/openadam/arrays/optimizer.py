@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .. import engine as engines
 from ..errors import CheckpointMismatchError, GradientError, HyperparameterError, OpenAdamError, ParameterError
-from ..hyperparameters import checked_or_schedule, limit, limit_of_skips, nearest, refuse_no_reset, suggest
+from ..hyperparameters import checked_or_schedule, kinds_of, limit, limit_of_skips, nearest, refuse_no_reset, suggest
 from ..language.rule import Rule
 from ..measures import Measure
 from ..no_decay import predicate, read_no_decay, refuse_strangers
@@ -155,18 +155,19 @@ class Optimizer(Followable):
             raise TypeError(f"{type(self).__name__}.state_names gives two states one name, or one the name 'step': {', '.join(public)}")
         initial = [value for value in self._traced.initial.values() if isinstance(value, str)]
         self._names = tuple(dict.fromkeys(["lr", *self._traced.hyperparameters, *initial, "weight_decay"]))
+        self._kinds = kinds_of(chosen.ranges)
         self._base: dict[str, Any] = {"weight_decay": 0.0, "maximize": self._maximize}
         for name, value in merged.items():
             if name not in self._names:
                 if name not in hyperparameters and (chosen is not type(self).rule or name in chosen.hyperparameters):
                     continue  # a default that this rule, or this variant of it, has no use for
                 raise suggest(type(self).__name__, name, [*self._names, *chosen.options, *OWN_KEYWORDS], ELSEWHERE)
-            self._base[name] = checked_or_schedule(name, value)
+            self._base[name] = checked_or_schedule(name, value, kinds=self._kinds)
         missing = [name for name in self._names if name not in self._base]
         if missing:
             raise HyperparameterError(f"{type(self).__name__} needs {', '.join(f'{name}=…' for name in missing)}: the rule has no default for it")
 
-        self._groups = Groups(self._names, self._coupling, [*chosen.options, *OWN_KEYWORDS])
+        self._groups = Groups(self._names, self._coupling, [*chosen.options, *OWN_KEYWORDS], self._kinds)
         self._guard = threading.Lock()
         self._in_use = False
         self._following = None
@@ -264,7 +265,7 @@ class Optimizer(Followable):
 
     def _initial(self, state: str, values: Mapping[str, Any]) -> float:
         start = self._traced.initial[state]
-        return at(start, values[start], 1) if isinstance(start, str) else float(start)
+        return at(start, values[start], 1, self._kinds) if isinstance(start, str) else float(start)
 
     # --- the step --------------------------------------------------------------------------------------------------
 

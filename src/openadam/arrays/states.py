@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..engine import compiled
 from ..errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointVersionError, HyperparameterError
-from ..hyperparameters import checked
+from ..hyperparameters import checked, kinds_of
 from ..language.rule import Rule, Traced
 from ..rules import FAMILY
 from ..step import MAX_STEP
@@ -193,7 +193,9 @@ def _settings(contents: Contents, index: int, group: Any) -> dict[str, Any]:
             raise CheckpointMismatchError(f"{name} in group {index} is {value!r} in the state, and follows the schedule {here}")
         else:
             try:
-                result[name] = checked(name, value, where=f" in group {index}", advice="a state dict holds numbers")
+                result[name] = checked(
+                    name, value, where=f" in group {index}", advice="a state dict holds numbers", kinds=kinds_of(contents.rule.ranges)
+                )
             except HyperparameterError as error:
                 raise CheckpointCorruptError(str(error)) from error
     return result

@@ -38,7 +38,17 @@ UFUNCS = {"add": "add", "subtract": "subtract", "multiply": "multiply", "divide"
 
 
 class Expression(Node):
-    """A node that one calculates with: operators make nodes, and what the language lacks is refused by name."""
+    """A node that one calculates with: operators make nodes, and what the language lacks is refused by name.
+
+    The gradient ``g`` of a rule is one, and whatever is made of it; numbers are taken as they are.
+
+    >>> import openadam
+    >>> @openadam.rule
+    ... def sign_descent(g: openadam.Expression, s: openadam.Namespace, h: openadam.Namespace) -> openadam.Step:
+    ...     return openadam.Step(openadam.where(g < 0, -h.size, h.size))
+    >>> sign_descent.hyperparameters
+    ['lr', 'weight_decay', 'size']
+    """
 
     __slots__ = ()
 
@@ -292,7 +302,16 @@ def substitute(
 
 
 class Namespace:
-    """The ``s`` and ``h`` of a rule: reading any name gives its symbol, and is remembered."""
+    """The ``s`` and ``h`` of a rule: reading any name gives its symbol, and is remembered.
+
+    >>> import openadam
+    >>> @openadam.rule
+    ... def heavy_ball(g: openadam.Expression, s: openadam.Namespace, h: openadam.Namespace) -> openadam.Step:
+    ...     m = h.momentum * s.m + g
+    ...     return openadam.Step(m, m=m)
+    >>> heavy_ball.traces()[0].states
+    ('m',)
+    """
 
     def __init__(self, space: str) -> None:
         self._space = space

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, overload
 
 from ..errors import RuleError
+from ..hyperparameters import HYPERPARAMETERS
 from .expression import Expression, Namespace, as_expression, symbol
 from .graph import postorder
 
@@ -87,6 +88,7 @@ class Rule:
     at_most: Mapping[str, float] = field(default_factory=dict)
     defaults: Mapping[str, float] = field(default_factory=dict)
     compile: bool = False  # as soon as an optimizer uses it
+    ranges: Mapping[str, str | tuple[float, float]] = field(default_factory=dict)
     _traces: dict[tuple[str, ...], Traced] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -135,6 +137,13 @@ class Rule:
                 raise RuleError(f"`initial` lets {name!r} start at {start!r:.80}; give a finite number, or the name of a hyperparameter")
             elif name in self.nonnegative and start < 0:
                 raise RuleError(f"`initial` lets {name!r} start at {start!r}, and `nonnegative` says that it is never below 0")
+        given_ranges: Mapping[str, Any] = self.ranges
+        for name, kind in given_ranges.items():
+            if name not in known or name in ALWAYS_THERE:
+                raise RuleError(f"`ranges` has {name!r}, which is no hyperparameter of the rule; {_nearest(name, known, 'hyperparameters')}")
+            numbers_given = isinstance(kind, (tuple, list)) and len(kind) == 2 and all(isinstance(each, numbers.Real) for each in kind)
+            if not (kind in HYPERPARAMETERS if isinstance(kind, str) else numbers_given and kind[0] < kind[1]):
+                raise RuleError(f"`ranges` has {name!r} as {kind!r:.80}; give two numbers, the least and the greatest, or a name as 'beta1'")
         for name, value in self.defaults.items():
             if name in self.options:
                 raise RuleError(f"{name}={value!r}: the default of an option is the first of its choices, {self.options[name]!r}; put it there")
@@ -172,6 +181,7 @@ class Rule:
             self.at_most,
             self.defaults,
             self.compile,
+            self.ranges,
         )  # a function is carried by cloudpickle only
 
     def __deepcopy__(self, memo: object) -> Rule:
@@ -345,6 +355,7 @@ def rule(
     nonnegative: tuple[str, ...] = (),
     at_most: Mapping[str, float] | None = None,
     options: Mapping[str, tuple[str, ...]] | None = None,
+    ranges: Mapping[str, str | tuple[float, float]] | None = None,
     compile: bool = False,
     **defaults: float,
 ) -> Callable[[Callable[..., Step]], Rule]: ...
@@ -358,6 +369,7 @@ def rule(
     nonnegative: tuple[str, ...] = (),
     at_most: Mapping[str, float] | None = None,
     options: Mapping[str, tuple[str, ...]] | None = None,
+    ranges: Mapping[str, str | tuple[float, float]] | None = None,
     compile: bool = False,
     **defaults: float,
 ) -> Any:
@@ -370,6 +382,8 @@ def rule(
         nonnegative: States that are never below 0; a checkpoint in which one is, is refused.
         at_most: Scalar states that are never above a number; a checkpoint in which one is, is refused.
         options: Keyword-only parameters of the function and the choices each has, the default first.
+        ranges: Hyperparameters and what they may be: from a number to another, both included, as ``{"mix": (0, 1)}``, or as one that is known, as
+            ``{"beta3": "beta1"}``. Others may be any finite number, unless their name is known.
         compile: Compile it when an optimizer first uses it; see `openadam.compile`.
         **defaults: Defaults of the hyperparameters; one without a default must be given to the optimizer.
 
@@ -390,10 +404,10 @@ def rule(
     def decorate(function: Callable[..., Step]) -> Rule:
         if not inspect.isfunction(function):
             raise TypeError(f"@rule decorates a function, not {function!r}")
-        for what, given in (("initial", initial), ("at_most", at_most)):
+        for what, given in (("initial", initial), ("at_most", at_most), ("ranges", ranges)):
             if given is not None and not isinstance(given, Mapping):
                 raise _located(RuleError(f"{what}={given!r:.80} is not a mapping; write {what}={{'m': 0.0}}"), function)
         choices, starts, most = options if options is not None else {}, dict(initial or {}), dict(at_most or {})
-        return Rule(function, choices, starts, nonnegative, most, dict(defaults), compile)
+        return Rule(function, choices, starts, nonnegative, most, dict(defaults), compile, dict(ranges or {}))
 
     return decorate if function is None else decorate(function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -14,7 +14,7 @@ import torch
 from .. import family, rules
 from ..engine import compiled
 from ..errors import HyperparameterError
-from ..hyperparameters import checked
+from ..hyperparameters import Hyperparameter, checked, kinds_of
 from ..language.rule import Rule, Traced
 
 __all__ = ["ADAGRAD", "ADAM", "ADAMAX", "MEMBERS", "NADAM", "RADAM", "RMSPROP", "SGD", "SPARSE_ADAM", "Member", "as_pair", "member_of"]
@@ -39,6 +39,7 @@ class Member:
     sparse: Sparse = "refused"  # gradients
     made_at_once: bool = False  # whether torch makes the states with the optimizer, not in the first step
     own_coupling: str | None = None  # of a rule of one's own: how weight decay joins the gradient, since no group says so
+    kinds: Mapping[str, Hyperparameter] = field(default_factory=dict)  # of a rule of one's own: hyperparameters that it knows better
     program: str | None = None  # of a rule of one's own: what it computes, to tell it from others of its name
 
     @cached_property
@@ -109,7 +110,8 @@ class Member:
             if name == "lr" and _is_rounding(value, group.get("initial_lr", 0.0)):
                 found[name] = float(value)  # as torch: it moves nothing
                 continue
-            found[name] = checked(name, value, where=f" ({key} of group {index})" if name != key else f" in group {index}")
+            where = f" ({key} of group {index})" if name != key else f" in group {index}"
+            found[name] = checked(name, value, where=where, kinds=self.kinds)
         ascends = group.get("maximize", False)
         one = isinstance(ascends, (int, float, np.bool_)) or (isinstance(ascends, torch.Tensor) and ascends.numel() == 1)
         if not one or float(ascends) not in (0.0, 1.0):
@@ -123,7 +125,8 @@ def member_of(rule: Rule, options: Mapping[str, str], coupling: str) -> Member:
     starts = [start for start in traced.initial.values() if isinstance(start, str)]
     numbers = {name: (name, None) for name in dict.fromkeys([*traced.hyperparameters, *starts]) if name not in ("lr", "weight_decay")}
     program = compiled(traced)[0].digest
-    return Member(rule.name, lambda group: (rule, dict(options)), numbers, {}, (rule,), own_coupling=coupling, program=program)
+    kinds = kinds_of(rule.ranges)
+    return Member(rule.name, lambda group: (rule, dict(options)), numbers, {}, (rule,), own_coupling=coupling, kinds=kinds, program=program)
 
 
 def as_pair(value: Any) -> tuple[Any, Any] | None:

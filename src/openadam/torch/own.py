@@ -89,7 +89,7 @@ class Optimizer(Host, torch.optim.Optimizer):
         as_python_numbers(defaults)
         for name in self.member.required:
             if not isinstance(defaults[name], torch.Tensor):
-                checked(name, defaults[name])
+                checked(name, defaults[name], kinds=self.member.kinds)
         torch.optim.Optimizer.__init__(self, params, defaults)
 
     def __repr__(self) -> str:
