@@ -46,7 +46,10 @@ from openadam import (
     NonFiniteGradientError,
     NonFiniteStateError,
     ParameterError,
+    RuleError,
     SparseGradientError,
+    Step,
+    sqrt,
 )
 
 with warnings.catch_warnings():
@@ -214,6 +217,61 @@ def test_fsdp2_is_one_process_for_every_member() -> None:
             assert optimizer.last_step.grad_norm == pytest.approx(alone.last_step.grad_norm, rel=1e-14), name
             agree(optimizer.last_step)
         assert all(isinstance(value, DTensor) for p in model.parameters() for key, value in optimizer.state[p].items() if value.dim())
+
+
+@openadam.rule(nonnegative=("v",), beta1=0.9, beta2=0.99, eps=1e-8)
+def belief(g: Any, s: Any, h: Any) -> Step:
+    m = h.beta1 * s.m + (1 - h.beta1) * g
+    v = h.beta2 * s.v + (1 - h.beta2) * (g - m) ** 2 + h.eps
+    return Step(m / (1 - h.beta1**h.t) / (sqrt(v / (1 - h.beta2**h.t)) + h.eps), m=m, v=v)
+
+
+@openadam.rule(nonnegative=("a",))
+def fragile(g: Any, s: Any, h: Any) -> Step:
+    """Keeps its word, and finite, as long as no gradient is below 0 or near 7."""
+    return Step(g + openadam.where(abs(g - 7) < 0.5, 1e30, 0.0) * 1e30 * g, a=s.a + g)
+
+
+@processes(4)
+def test_rules_of_ones_own_are_one_process() -> None:
+    over = mesh()
+    for engine in ("interpreter", "graph", None) if openadam.engine.native_isas() else ("graph", None):
+        for wrap in (fully_shard, DistributedDataParallel):
+            inner, single = network(), network()
+            model = inner if wrap is fully_shard else wrap(inner)
+            if wrap is fully_shard:
+                fully_shard(inner[2], mesh=over)
+                fully_shard(inner, mesh=over)
+            settings: dict[str, Any] = {"rule": belief, "lr": 0.05, "weight_decay": 0.1, "coupling": "decoupled", "clip_norm": 0.5, "engine": engine}
+            optimizer, alone = (openadam.torch.Optimizer(m.parameters(), **settings) for m in (inner, single))
+            for step in range(4):
+                for each, m in ((optimizer, model), (alone, single)):
+                    backward(each, m, step)
+                    each.step()
+                for p, q in zip(parameters_of(optimizer), parameters_of(alone), strict=True):
+                    assert torch.allclose(whole(p), q, rtol=1e-6, atol=1e-8)
+                agree(optimizer.last_step)
+
+
+@processes(3)
+def test_what_a_rule_of_ones_own_would_leave_all_refuse() -> None:
+    cases: list[tuple[float, tuple[type[Exception], ...], str]] = [
+        (7.0, (NonFiniteStateError, GradientError), "would not be finite"),
+        (-1.0, (RuleError, GradientError), "`nonnegative` has 'a'"),
+    ]
+    for value, errors, text in cases:
+        model = network()
+        fully_shard(model, mesh=mesh())
+        optimizer = openadam.torch.Optimizer(model.named_parameters(), rule=fragile, lr=0.1)
+        for p in model.parameters():
+            p.grad = spread(torch.full(p.shape, 0.25), p)
+        optimizer.step()
+        spoil(next(model.parameters()), value, 1)
+        refused(optimizer, *errors, text=text)
+        for p in model.parameters():
+            p.grad = spread(torch.full(p.shape, 0.25), p)
+        optimizer.step()
+        assert all(float(own["step"]) == 2 for own in optimizer.state.values())
 
 
 @processes(3)

@@ -337,6 +337,8 @@ class Stepper:
         unbounded = unbounded or self.prepare(clip * scale, wanted, inside)
         if self.foresight is not None and unbounded is None:
             unbounded = self.agreed(self._doubted(clip * scale, largest if looks else None, threads))
+            if unbounded is not None and (isinstance(unbounded, RuleError) or not checks):
+                raise unbounded
         if checks and unbounded is not None:
             if self.nonfinite == "raise":
                 raise unbounded
@@ -431,16 +433,14 @@ class Stepper:
                         return bad
         return None
 
-    def _doubted(self, factor: float, largest: float | None, threads: int) -> NonFiniteStateError | None:
-        """What a step of a rule of one's own would leave not finite, of the rows of which it is not known that they stay in order.
+    def _doubted(self, factor: float, largest: float | None, threads: int) -> Exception | None:
+        """The error that names what a step of a rule of one's own would leave not finite, or otherwise than the rule says of it; only rows are looked
+        at of which it is not known that they stay in order.
 
         Args:
             factor: What gradients are multiplied by.
             largest: The largest sum of squares of one of them; None where nobody has looked yet.
             threads: Most threads to look with.
-
-        Raises:
-            RuleError: A state would not be what the rule says of it.
         """
         assert self.foresight is not None
         if self.nonfinite == "propagate" and not self.foresight.words:
@@ -452,22 +452,25 @@ class Stepper:
         for i in self.foresight.doubtful(self, factor, math.sqrt(largest), clip_value, all_active=self.active_count == self.count):
             gradient, outcomes = self.preview(i, factor)
             for name, before, after in outcomes:
-                self.refuse_broken_word(i, name, after)
+                broken = self.broken_word(i, name, after)
+                if broken is not None:
+                    return broken
                 if bad is None and self.nonfinite != "propagate":
                     bad = self.unbounded(i, gradient, name, before, after)
         return bad
 
-    def refuse_broken_word(self, i: int, name: str, after: Array) -> None:
-        """Refuse a state that is not what the rule says of it: it could be saved, and not be loaded again."""
+    def broken_word(self, i: int, name: str, after: Array) -> RuleError | None:
+        """The error that names a state that is not what the rule says of it: it could be saved, and not be loaded again."""
         update = self.updates[self.place(i)]
         low, high = self.rule.words.get(name, (-math.inf, math.inf))
         outside = np.flatnonzero((after < low) | (after > high))
-        if outside.size:
-            index, value = int(outside[0]), float(after[outside[0]])
-            index = self.element(i, index) if name in update.program.states else index
-            says = f"`nonnegative` has {name!r}" if value < low else f"`at_most` has {name!r} at {high:g}"
-            found = f"the state of parameter {self.name(i)!r} would be {value:g} at flat index {index}, at step {self.steps + 1}"
-            raise RuleError(f"rule {self.rule.name!r}: {says}, and {found}; nothing was changed")
+        if not outside.size:
+            return None
+        index, value = int(outside[0]), float(after[outside[0]])
+        index = self.element(i, index) if name in update.program.states else index
+        says = f"`nonnegative` has {name!r}" if value < low else f"`at_most` has {name!r} at {high:g}"
+        found = f"the state of parameter {self.name(i)!r} would be {value:g} at flat index {index}, at step {self.steps + 1}"
+        return RuleError(f"rule {self.rule.name!r}: {says}, and {found}; nothing was changed")
 
     def unbounded(self, i: int, gradient: Array, what: str, before: Array, after: Array) -> NonFiniteStateError | None:
         """The error that names an element of a state, or of the parameter (``p``), that was finite and would not be."""

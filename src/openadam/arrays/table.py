@@ -191,7 +191,9 @@ class ArrayStepper(Stepper):
         bad = None
         if not self._engine.is_native:
             for i, name, before, after in self.table.compute(factor, measures, inside):
-                self.refuse_broken_word(i, name, after)
+                broken = self.broken_word(i, name, after)
+                if broken is not None:
+                    raise broken
                 if bad is None and self.nonfinite != "propagate":
                     bad = self.unbounded(i, self._canonical(i).reshape(-1), name, before, after)
         return bad

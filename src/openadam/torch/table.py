@@ -347,9 +347,14 @@ class TensorStepper(Stepper):
             if tensor is None:
                 first = row.first_value(name)
                 found[name] = first, first
-            elif tensor.numel():
-                low, high = torch.aminmax(real(local_part(tensor.detach())))
-                found[name] = float(low), float(high)
+                continue
+            try:
+                local = real(local_part(tensor.detach()))
+                if local.numel():
+                    low, high = torch.aminmax(local)
+                    found[name] = float(low), float(high)
+            except (RuntimeError, NotImplementedError, TypeError):  # a kind of tensor that does not tell: the step is tried out
+                return None
         return found
 
     def _versions(self) -> Any:
