@@ -203,6 +203,14 @@ def test_without_a_compiler_it_is_interpreted_and_said_once(compiler: str, says:
     assert compiling.kept_kernels() == []
 
 
+def test_a_compiler_with_arguments(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
+    monkeypatch.setenv("CXX", f"{shutil.which('env')} LANG=C '{found}'")
+    made = openadam.compile(rules()["belief"])
+    assert len(engine.COMPILED) == 1
+    assert steps(made, 17, np.float32) == steps(made, 17, np.float32, engine="reference")
+
+
 def test_where_nobody_is_at_home(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "cache_folder", lambda: None)
     with pytest.warns(NativeMissingWarning, match="no folder for caches"):

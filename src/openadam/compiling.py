@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -132,7 +133,7 @@ def _built(name: str, program: Program, isa: str) -> Path:
     """The file of a program's kernel: that in the cache, or a new one."""
     compiler, flags = _compiler(), [*FLAGS, *([f"-march={isa.replace('_', '-')}"] if isa.startswith("x86_64") else [])]
     source = _source(program)
-    what = hashlib.sha256("\n".join([__version__, compiler, *flags, source]).encode()).hexdigest()[:20]
+    what = hashlib.sha256("\n".join([__version__, *compiler, *flags, source]).encode()).hexdigest()[:20]
     stem = f"{re.sub(r'[^0-9A-Za-z_]', '_', name)[:40]}-{isa}-{what}"
     folder = kernels_folder()
     if folder is None:
@@ -146,7 +147,7 @@ def _built(name: str, program: Program, isa: str) -> Path:
             path.unlink()  # damaged, or another's
         with tempfile.TemporaryDirectory(dir=folder) as place:
             made = Path(place) / f"made{ENDING}"
-            _compile([compiler, *flags, "-x", "c++", "-", "-o", str(made)], source)
+            _compile([*compiler, *flags, "-x", "c++", "-", "-o", str(made)], source)
             made.chmod(0o500)
             path = folder / f"{stem}-{_checksum(made)}{ENDING}"
             made.replace(path)
@@ -163,15 +164,23 @@ def _source(program: Program) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _found_compiler(given: str | None) -> str | None:
-    return next((found for name in ((given,) if given else ("c++", "g++", "clang++")) if (found := shutil.which(name)) is not None), None)
+def _found_compiler(given: str | None) -> list[str] | None:
+    """The command: as in a makefile, ``CXX`` may have arguments."""
+    for program, *arguments in [shlex.split(given)] if given else [["c++"], ["g++"], ["clang++"]]:
+        found = shutil.which(program)
+        if found is not None:
+            return [found, *arguments]
+    return None
 
 
-def _compiler() -> str:
+def _compiler() -> list[str]:
     if sys.platform == "win32":
         raise _CannotCompileError("on Windows rules are not compiled")
-    given = os.environ.get("CXX") or None
-    found = _found_compiler(given)
+    given = os.environ.get("CXX", "").strip() or None
+    try:
+        found = _found_compiler(given)
+    except ValueError:  # a quotation that does not end
+        found = None
     if found is None:
         raise _CannotCompileError(f"CXX={given!r} is no program here" if given else "there is no C++ compiler here (c++, g++ or clang++, or CXX=…)")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -97,6 +96,3 @@ class Optimizer(Host, torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_rule": self._rule, "_rule_options": self._rule_options, "_coupling": self._coupling}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(dict(state))
