@@ -370,3 +370,25 @@ def test_a_typed_rule_passes_the_strict_checker(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(TYPED)
     said, complaints, code = api.run(["--strict", "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "mine.py")])
     assert (code, complaints) == (0, ""), said
+
+
+# --- the same answers everywhere, where they are not numbers -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [0.0, -0.0, 2.0, -3.0, 1e300])
+def test_scalars_have_the_answers_of_c(start: float) -> None:
+    """Powers of 0 and of less, and what overflows: as the native scalars have them."""
+
+    @openadam.rule(initial={"c": start, "d": start})
+    def powers(g: Any, s: Any, h: Any) -> Step:
+        return Step(g, c=s.c**-1 + s.d**-2, d=s.d**3)
+
+    found = []
+    for engine in ("interpreter", "reference"):
+        if engine == "interpreter" and not openadam.engine.native_isas():
+            pytest.skip("no native code here")
+        optimizer = openadam.Optimizer(np.ones(3), rule=powers, lr=0.1, nonfinite="propagate", engine=engine)
+        for _ in range(3):
+            optimizer.step(np.ones(3))
+        found.append([repr(optimizer.state["0"][name]) for name in ("c", "d")])
+    assert found[0] == found[1]

@@ -363,3 +363,15 @@ def test_many_optimizers_of_different_rules_live_together() -> None:
         train(made, net, 2)
         torch.save(made.state_dict(), buffer)
         assert made.member.name == each.name, name
+
+
+def test_a_number_over_a_tensor_is_rounded_once_in_torch_operations_too() -> None:
+    over = openadam.rule(lambda g, s, h: Step(1e-3 / (abs(g) + h.shift), m=3.0 / (g - 7.0) + 0 * s.m + where(g < 0, 0.1, -1.5)))
+    found = []
+    for chosen in ("graph", None):
+        p = torch.nn.Parameter(torch.zeros(5000))
+        made = Optimizer([p], rule=over, lr=1.0, shift=0.37, engine=chosen)
+        p.grad = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+        made.step()
+        found.append((p.detach().numpy().tobytes(), made.state[p]["m"].numpy().tobytes()))
+    assert found[0] == found[1]

@@ -35,6 +35,16 @@ def _divide(a: float, b: float) -> float:
     return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a) * math.copysign(1.0, b)
 
 
+def _power(a: float, b: float) -> float:
+    odd = b == math.floor(b) and b % 2 == 1
+    try:
+        return math.pow(a, b)
+    except OverflowError:
+        return -math.inf if a < 0 and odd else math.inf
+    except ValueError:  # 0 to a power below 0, or a root of less than 0
+        return math.nan if a != 0 else math.copysign(math.inf, a) if odd else math.inf
+
+
 def _choose(a_wins: bool, a: float, b: float) -> float:
     return math.nan if math.isnan(a) or math.isnan(b) else a if a_wins else b
 
@@ -44,7 +54,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     "subtract": operator.sub,
     "multiply": operator.mul,
     "divide": _divide,
-    "power": _total(math.pow),
+    "power": _power,
     "negative": operator.neg,
     "absolute": abs,
     "sqrt": _total(math.sqrt),
@@ -120,7 +130,7 @@ def run(program: Program, arrays: Mapping[str, Any], scalars: Sequence[Any], np:
     tiny = np.finfo(dtype).smallest_normal
     rounded = [number(scalar) for scalar in scalars]
     functions: dict[str, Callable[..., Any]] = {
-        "add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "divide": operator.truediv,
+        "add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "divide": np.divide,
         "negative": operator.neg, "absolute": np.abs, "sqrt": np.sqrt,
         "less": operator.lt, "less_equal": operator.le, "equal": operator.eq,
     }  # fmt: skip

@@ -40,7 +40,7 @@ def _sqrt(x: Tensor) -> Tensor:
         return torch.as_tensor(np.sqrt(array_over(x.contiguous())))
 
 
-EAGER = types.SimpleNamespace(abs=torch.abs, sqrt=_sqrt, where=torch.where, zeros=torch.zeros, finfo=torch.finfo)
+EAGER = types.SimpleNamespace(abs=torch.abs, sqrt=_sqrt, where=torch.where, zeros=torch.zeros, finfo=torch.finfo, divide=torch.divide)
 
 
 @functools.lru_cache(maxsize=256)
@@ -49,10 +49,14 @@ def _kernel(program: Program, compile: bool) -> Kernel:
     module = torch if compile else EAGER
 
     def update(tensors: Mapping[str, Tensor], scalars: Sequence[Tensor], prepare: Sequence[Tensor] | None) -> dict[str, Tensor]:
+        def number(value: Any) -> Tensor:
+            """A constant as a tensor: torch has other roundings, and other dtypes, for numbers of Python's."""
+            return value if isinstance(value, Tensor) else tensors["p"].new_full((), value)
+
         if prepare is not None:
-            prepared = run(PREPARE, {"g": tensors["g"], "p": tensors["p"]}, prepare, module, _unchanged)["prepared"]
+            prepared = run(PREPARE, {"g": tensors["g"], "p": tensors["p"]}, prepare, module, number)["prepared"]
             tensors = {**tensors, "g": prepared}
-        return run(program, tensors, scalars, module, _unchanged)
+        return run(program, tensors, scalars, module, number)
 
     return torch.compile(update, dynamic=True) if compile else update
 
